@@ -1,0 +1,3 @@
+//! The pure logic of Anabranch.
+
+pub mod store;
