@@ -1,5 +1,15 @@
 //! The pure logic of Anabranch.
 
+pub mod admission;
+pub mod change;
+pub mod clock;
+pub mod codec;
+pub mod digest;
+pub mod genesis;
+pub mod header;
 pub mod id;
+pub mod relay;
 pub mod schema;
+pub mod shape;
 pub mod store;
+pub mod wire;

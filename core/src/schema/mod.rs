@@ -9,3 +9,6 @@ mod model;
 pub use model::{
     BlobRule, Bound, EntityType, Field, FieldKind, FieldType, Group, Keep, Policy, ScalarType, Schema, Tie,
 };
+
+mod stub;
+pub use stub::*;

@@ -1,0 +1,245 @@
+//! The header index: who wrote which change of an entity, when, and on top of what.
+//!
+//! It answers ancestry without Automerge, on devices and on the relay. Headers stand in
+//! causal order: a change's dependencies come before it, so a search backwards can stop
+//! early.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use automerge::{ActorId, ChangeHash};
+
+use crate::change::{Change, Role, TxMark};
+use crate::clock::Hlc;
+use crate::id::{Author, DeviceId};
+
+/// One actor of an entity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ActorEntry {
+    /// The actor.
+    pub actor: ActorId,
+    /// Whose it is.
+    pub author: Author,
+    /// Index of its newest change.
+    pub newest: Option<u32>,
+}
+
+/// What is kept of one change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The change.
+    pub hash: ChangeHash,
+    /// Index of its actor.
+    pub actor: u32,
+    /// Its place among the actor's changes.
+    pub seq: u64,
+    /// When it was written.
+    pub time: Hlc,
+    /// Counter of its last operation.
+    pub max_op: u64,
+    /// In which role.
+    pub role: Role,
+    /// Whether it revives a deleted entity.
+    pub revives: bool,
+    /// Its transaction.
+    pub tx: Option<TxMark>,
+    /// Indices of its dependencies, genesis changes left out.
+    pub deps: Vec<u32>,
+    /// Whether the relay has admitted it (always so on the relay).
+    pub admitted: bool,
+}
+
+/// The headers of one entity.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderIndex {
+    headers: Vec<Header>,
+    actors: Vec<ActorEntry>,
+    by_hash: BTreeMap<ChangeHash, u32>,
+}
+
+impl HeaderIndex {
+    /// An index without changes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// From what was stored. Returns `None` where the parts don't fit each other.
+    pub fn from_parts(headers: Vec<Header>, actors: Vec<(ActorId, Author)>) -> Option<Self> {
+        let mut index = Self {
+            headers: Vec::with_capacity(headers.len()),
+            actors: actors
+                .into_iter()
+                .map(|(actor, author)| ActorEntry { actor, author, newest: None })
+                .collect(),
+            by_hash: BTreeMap::new(),
+        };
+        for header in headers {
+            let place = index.headers.len() as u32;
+            if header.deps.iter().any(|dep| *dep >= place) {
+                return None;
+            }
+            index.actors.get_mut(header.actor as usize)?.newest = Some(place);
+            index.by_hash.insert(header.hash, place);
+            index.headers.push(header);
+        }
+        Some(index)
+    }
+
+    /// How many changes it knows.
+    pub fn len(&self) -> usize {
+        self.headers.len()
+    }
+
+    /// Whether it knows none.
+    pub fn is_empty(&self) -> bool {
+        self.headers.is_empty()
+    }
+
+    /// The headers in causal order.
+    pub fn headers(&self) -> &[Header] {
+        &self.headers
+    }
+
+    /// The actors in order of their first change here.
+    pub fn actors(&self) -> &[ActorEntry] {
+        &self.actors
+    }
+
+    /// The header at a place.
+    pub fn get(&self, place: u32) -> Option<&Header> {
+        self.headers.get(place as usize)
+    }
+
+    /// Where a change stands.
+    pub fn place(&self, hash: &ChangeHash) -> Option<u32> {
+        self.by_hash.get(hash).copied()
+    }
+
+    /// A change's header.
+    pub fn by_hash(&self, hash: &ChangeHash) -> Option<&Header> {
+        self.get(self.place(hash)?)
+    }
+
+    /// Whether the change is known.
+    pub fn contains(&self, hash: &ChangeHash) -> bool {
+        self.by_hash.contains_key(hash)
+    }
+
+    /// The entry of an actor.
+    pub fn actor(&self, actor: &ActorId) -> Option<&ActorEntry> {
+        self.actors.iter().find(|entry| entry.actor == *actor)
+    }
+
+    /// Who wrote a change.
+    pub fn author(&self, header: &Header) -> Author {
+        self.actors[header.actor as usize].author
+    }
+
+    /// Which device wrote a change.
+    pub fn device(&self, header: &Header) -> DeviceId {
+        self.author(header).device
+    }
+
+    /// Adds a change whose dependencies are all known (or genesis changes). `author` is the
+    /// author of its actor. Returns its place.
+    pub fn push(&mut self, change: &Change, author: Author, admitted: bool) -> u32 {
+        let place = self.headers.len() as u32;
+        let actor = match self.actors.iter().position(|entry| entry.actor == *change.actor()) {
+            Some(actor) => actor,
+            None => {
+                self.actors.push(ActorEntry { actor: change.actor().clone(), author, newest: None });
+                self.actors.len() - 1
+            }
+        };
+        self.actors[actor].newest = Some(place);
+        let note = change.note();
+        self.headers.push(Header {
+            hash: change.hash(),
+            actor: actor as u32,
+            seq: change.seq(),
+            time: change.time(),
+            max_op: change.max_op(),
+            role: note.role,
+            revives: note.revives,
+            tx: note.tx,
+            deps: change.deps().iter().filter_map(|dep| self.place(dep)).collect(),
+            admitted,
+        });
+        self.by_hash.insert(change.hash(), place);
+        place
+    }
+
+    /// Marks a change as admitted by the relay. Returns its place if it was not so before.
+    pub fn admit(&mut self, hash: &ChangeHash) -> Option<u32> {
+        let place = self.place(hash)?;
+        let header = &mut self.headers[place as usize];
+        (!std::mem::replace(&mut header.admitted, true)).then_some(place)
+    }
+
+    /// Whether the change at `ancestor` was seen by the author of the one at `descendant`.
+    /// A change is not its own ancestor.
+    pub fn is_ancestor(&self, ancestor: u32, descendant: u32) -> bool {
+        if ancestor >= descendant {
+            return false;
+        }
+        let old = &self.headers[ancestor as usize];
+        let mut seen = BTreeSet::new();
+        let mut open = vec![descendant];
+        while let Some(place) = open.pop() {
+            let header = &self.headers[place as usize];
+            // A change depends on all earlier ones of its own actor.
+            if header.actor == old.actor && place != ancestor {
+                return header.seq > old.seq;
+            }
+            for dep in &header.deps {
+                if *dep == ancestor {
+                    return true;
+                }
+                if *dep > ancestor && seen.insert(*dep) {
+                    open.push(*dep);
+                }
+            }
+        }
+        false
+    }
+
+    /// The changes that nothing else depends on, in byte order.
+    pub fn heads(&self) -> Vec<ChangeHash> {
+        self.heads_where(|_| true)
+    }
+
+    /// The heads of what the relay admitted, in byte order.
+    pub fn admitted_heads(&self) -> Vec<ChangeHash> {
+        self.heads_where(|header| header.admitted)
+    }
+
+    fn heads_where(&self, keep: impl Fn(&Header) -> bool) -> Vec<ChangeHash> {
+        let mut covered = vec![false; self.headers.len()];
+        for header in self.headers.iter().filter(|h| keep(h)) {
+            for dep in &header.deps {
+                covered[*dep as usize] = true;
+            }
+        }
+        let mut heads: Vec<ChangeHash> = self
+            .headers
+            .iter()
+            .zip(&covered)
+            .filter(|(header, covered)| keep(header) && !**covered)
+            .map(|(header, _)| header.hash)
+            .collect();
+        heads.sort_unstable();
+        heads
+    }
+
+    /// Everything that depends on one of `roots`, them included.
+    pub fn descendants(&self, roots: &BTreeSet<ChangeHash>) -> BTreeSet<ChangeHash> {
+        let mut found = vec![false; self.headers.len()];
+        let mut hashes = BTreeSet::new();
+        for (place, header) in self.headers.iter().enumerate() {
+            if roots.contains(&header.hash) || header.deps.iter().any(|dep| found[*dep as usize]) {
+                found[place] = true;
+                hashes.insert(header.hash);
+            }
+        }
+        hashes
+    }
+}

@@ -1,0 +1,141 @@
+//! What a relay decides: who may do what, what is admitted, in which order it is fed to whom.
+//!
+//! No sockets, no clock, no threads: the daemon turns the world into [`Input`]s and carries
+//! out the [`Output`]s. A reply that promises something leaves only when the commit it
+//! promises is durable; per connection, outputs keep their order.
+//!
+//! ```text
+//! loop {
+//!     relay.handle(now, input)?;
+//!     while let Some(output) = relay.poll_output() { carry_out(output) }
+//!     // and call handle(now, Input::Tick) at relay.next_wakeup()
+//! }
+//! ```
+
+use crate::clock::{MonoMs, Now, WallMs};
+use crate::id::DeviceId;
+use crate::store::{CommitNo, StoreError};
+use crate::wire::{FaultCode, GrantRole};
+
+/// A connection's number, chosen by the host, never used twice while the relay runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ConnId(pub u64);
+
+/// What happens to the relay.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A device connected and proved its key.
+    Connected {
+        /// The connection.
+        conn: ConnId,
+        /// The device's key.
+        device: DeviceId,
+    },
+    /// A message arrived.
+    Received {
+        /// The connection.
+        conn: ConnId,
+        /// Its bytes.
+        bytes: Vec<u8>,
+    },
+    /// One earlier [`Output::Send`] was handed to the network: there is room for more.
+    Sent {
+        /// The connection.
+        conn: ConnId,
+    },
+    /// A connection ended.
+    Disconnected {
+        /// The connection.
+        conn: ConnId,
+    },
+    /// The store made everything up to this commit durable.
+    Durable(CommitNo),
+    /// Time passed.
+    Tick,
+    /// The relay shall stop: sessions are told to go away.
+    Drain,
+}
+
+/// What the host must do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send a message. The host answers with [`Input::Sent`] once it was written.
+    Send {
+        /// The connection.
+        conn: ConnId,
+        /// Its bytes.
+        bytes: Vec<u8>,
+    },
+    /// The device signed in: messages up to the full bound may be taken from it.
+    RaiseLimit {
+        /// The connection.
+        conn: ConnId,
+    },
+    /// Close the connection, after what was sent before.
+    Close {
+        /// The connection.
+        conn: ConnId,
+        /// Why.
+        code: FaultCode,
+        /// For people.
+        reason: String,
+    },
+}
+
+/// What a valid token says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claims {
+    /// The workspace.
+    pub workspace: String,
+    /// The user.
+    pub user: String,
+    /// The role.
+    pub role: GrantRole,
+    /// The token's own id, for single use.
+    pub token_id: String,
+    /// Whether the first device to use it is the only one.
+    pub single_use: bool,
+    /// From when it holds.
+    pub not_before: WallMs,
+    /// Until when it holds.
+    pub expires: WallMs,
+}
+
+/// Checks tokens: signature, issuer, audience, times. Implemented by the daemon, so that
+/// core knows no token format.
+pub trait TokenVerifier: Send {
+    /// The claims of a valid token, or why it is not one.
+    fn verify(&self, token: &str, now: WallMs) -> Result<Claims, (FaultCode, String)>;
+}
+
+/// Settings of a relay. Every bound says what happens at it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RelayConfig {
+    /// Name and version that sessions see.
+    pub software: String,
+    /// How long a grant holds after a sign-in, in milliseconds.
+    pub grant_ms: u64,
+    /// Whether changes are refused until a schema was pushed. Without it, an unknown schema
+    /// means that only shape, identity and order are checked.
+    pub require_schema: bool,
+    /// Messages that may wait for one connection's network; beyond, its feed pauses.
+    pub send_window: usize,
+    /// Workspaces that one connection may open; more are refused with a quota fault.
+    pub channels_max: usize,
+    /// Entities whose header index is kept in memory.
+    pub cached_entities: usize,
+}
+
+impl Default for RelayConfig {
+    fn default() -> Self {
+        Self {
+            software: format!("anabranch-relay/{}", env!("CARGO_PKG_VERSION")),
+            grant_ms: 30 * 24 * 60 * 60 * 1000,
+            require_schema: true,
+            send_window: 16,
+            channels_max: 64,
+            cached_entities: 10_000,
+        }
+    }
+}
