@@ -47,6 +47,8 @@ impl Keyspace {
     pub const FEED: Keyspace = Keyspace(11);
     /// Grants and used invites.
     pub const GRANT: Keyspace = Keyspace(12);
+    /// Parts of values too large for one record.
+    pub const SPILL: Keyspace = Keyspace(14);
     /// Schemas by workspace.
     pub const SCHEMA: Keyspace = Keyspace(13);
 }

@@ -1,0 +1,800 @@
+//! From intents to a change.
+
+use std::collections::BTreeMap;
+
+use automerge::transaction::{CommitOptions, Transactable, Transaction};
+use automerge::{ActorId, Author as DocAuthor, ChangeHash, ObjId, PatchLog, ROOT, ReadDoc, ScalarValue};
+use serde_json::Value as Json;
+
+use super::Entity;
+use super::resolve::{Life, Reader, compare_numbers, register_key};
+use crate::admission::INCREMENT_MAX;
+use crate::change::{CHANGE_BYTES_MAX, Change, Note, Role, TxMark};
+use crate::clock::{Hlc, WallMs};
+use crate::id::Author;
+use crate::intent::Intent;
+use crate::schema::{EntityType, Field, FieldKind, Policy, Tie};
+use crate::shape::{self, RootKey, TOMBSTONE};
+
+/// Everything that an edit needs to know beside the entity.
+#[derive(Clone, Copy, Debug)]
+pub struct EditContext<'a> {
+    /// The entity's type.
+    pub ty: &'a EntityType,
+    /// Who edits.
+    pub author: Author,
+    /// In which role.
+    pub role: Role,
+    /// The corrected wall clock.
+    pub wall: WallMs,
+    /// The newest reading of this device's clock: the edit is later.
+    pub after: Hlc,
+    /// The transaction.
+    pub tx: Option<TxMark>,
+    /// The version that the user saw; none is the present, an empty one is the entity before
+    /// its first change.
+    pub based_on: Option<&'a [ChangeHash]>,
+    /// Whether rules of the schema and the role are checked. Off only in tests that prove the
+    /// relay's own check.
+    pub checked: bool,
+}
+
+/// A change that was made, and what it means.
+#[derive(Clone, Debug)]
+pub struct Edited {
+    /// The change.
+    pub change: Change,
+    /// Its intents, assignments to whole containers written as what they changed.
+    pub intents: Vec<Intent>,
+}
+
+/// Why an edit was not made. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EditError {
+    /// It breaks a rule of the schema.
+    #[error("{0}")]
+    Validation(String),
+    /// The field waits for a person.
+    #[error("{field} is in conflict; resolve it before writing to it")]
+    Conflict {
+        /// The field or group.
+        field: String,
+    },
+    /// The entity is deleted, or was never created.
+    #[error("{0}")]
+    NotFound(String),
+    /// The version named is none of this entity's.
+    #[error("the version is not one of {0}; read it again and use the version that comes with it")]
+    UnknownVersion(String),
+    /// Larger than a change may be.
+    #[error("the edit takes {bytes} bytes, more than {CHANGE_BYTES_MAX}; split it")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+    /// A fault of the document library.
+    #[error("the document refused the edit: {0}")]
+    Document(String),
+}
+
+fn invalid<T>(message: impl Into<String>) -> Result<T, EditError> {
+    Err(EditError::Validation(message.into()))
+}
+
+/// One operation, decided before the transaction opens.
+enum Step {
+    /// Write a register or a map's entry: `fresh` removes what is there first, so that the
+    /// write carries a new time even where the value stays.
+    Put {
+        obj: ObjId,
+        key: String,
+        value: ScalarValue,
+        fresh: bool,
+    },
+    Remove {
+        obj: ObjId,
+        key: String,
+    },
+    Increment {
+        key: String,
+        by: i64,
+    },
+    /// Insert items; none as position appends.
+    Insert {
+        obj: ObjId,
+        at: Option<usize>,
+        items: Vec<ScalarValue>,
+    },
+    RemoveItems {
+        obj: ObjId,
+        at: usize,
+        count: usize,
+    },
+    Splice {
+        obj: ObjId,
+        at: usize,
+        delete: usize,
+        insert: String,
+    },
+}
+
+impl Entity {
+    /// Makes one change of the intents, or none where nothing would change. The change is in
+    /// the document and the header index when this returns.
+    pub fn edit(
+        &mut self,
+        context: &EditContext<'_>,
+        intents: &[Intent],
+    ) -> Result<Option<Edited>, EditError> {
+        let heads = self.headers.heads();
+        let base = match context.based_on {
+            Some(base) => {
+                if base.iter().any(|head| !self.headers.contains(head))
+                    || (base.is_empty() && !heads.is_empty())
+                {
+                    return Err(EditError::UnknownVersion(self.key.to_string()));
+                }
+                let mut sorted = base.to_vec();
+                sorted.sort_unstable();
+                sorted.dedup();
+                (sorted != heads).then_some(sorted)
+            }
+            None => None,
+        };
+        let intents = &expand(&self.reader(base.as_deref()), context.ty, intents)?[..];
+        self.begin_containers(context.ty, intents)?;
+        let time = self.time_of(context, base.as_deref().unwrap_or(&heads));
+        let isolated = base.map(|base| self.with_containers(base, intents));
+        let steps = self.plan(context, intents, isolated.as_deref(), time)?;
+        if steps.is_empty() {
+            return Ok(None);
+        }
+        let revives = intents.iter().any(|intent| matches!(intent, Intent::Revive));
+        let note = Note { role: context.role, revives, tx: context.tx };
+        let change = self.commit(context.author, isolated.as_deref(), note, time, steps)?;
+        self.headers.push(&change, context.author, false);
+        Ok(Some(Edited { change, intents: intents.to_vec() }))
+    }
+
+    fn time_of(&self, context: &EditContext<'_>, base: &[ChangeHash]) -> Hlc {
+        let mut after = base
+            .iter()
+            .filter_map(|head| self.headers.by_hash(head))
+            .map(|h| h.time)
+            .fold(context.after, Hlc::max);
+        // The chain of our own changes goes on whatever version the edit is based on.
+        let actor = context.author.actor(&self.workspace, &self.key);
+        if let Some(own) = self.headers.actor(&actor).and_then(|entry| self.headers.get(entry.newest?)) {
+            after = after.max(own.time);
+        }
+        Hlc::at_least(context.wall, after)
+    }
+
+    /// Puts the containers that the intents need into the document.
+    fn begin_containers(&mut self, ty: &EntityType, intents: &[Intent]) -> Result<(), EditError> {
+        for name in intents.iter().filter_map(Intent::field) {
+            let name = name.split('.').next().unwrap_or(name);
+            if !ty.fields.contains_key(name) || self.begun.contains(name) {
+                continue;
+            }
+            if let Some(genesis) = self.genesis.get(name) {
+                let applied = self.doc.apply_changes([genesis.change().clone()]);
+                applied.map_err(|error| EditError::Document(error.to_string()))?;
+                self.begun.insert(name.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// A version that also includes the containers which the intents need.
+    fn with_containers(&self, mut base: Vec<ChangeHash>, intents: &[Intent]) -> Vec<ChangeHash> {
+        let mut missing: Vec<ChangeHash> = intents
+            .iter()
+            .filter_map(Intent::field)
+            .filter_map(|field| self.genesis.get(field.split('.').next().unwrap_or(field)))
+            .filter(|genesis| !matches!(self.doc.get_at(ROOT, &*genesis.field, &base), Ok(Some(_))))
+            .map(|genesis| genesis.hash)
+            .collect();
+        missing.sort_unstable();
+        missing.dedup();
+        base.extend(missing);
+        base
+    }
+
+    fn plan(
+        &self,
+        context: &EditContext<'_>,
+        intents: &[Intent],
+        at: Option<&[ChangeHash]>,
+        time: Hlc,
+    ) -> Result<Vec<Step>, EditError> {
+        let reader = self.reader(at);
+        self.check_life(context, intents, &reader)?;
+        let mut plan = Plan {
+            context,
+            reader,
+            time,
+            steps: Vec::new(),
+            groups: BTreeMap::new(),
+            lengths: BTreeMap::new(),
+            key: self.key.to_string(),
+        };
+        for intent in intents {
+            plan.intent(intent)?;
+        }
+        plan.finish_groups()?;
+        let creates = self.headers.is_empty()
+            || at.is_some_and(|at| at.iter().all(|head| !self.headers.contains(head)));
+        if creates && context.checked {
+            plan.check_required(intents)?;
+        }
+        Ok(plan.steps)
+    }
+
+    fn check_life(
+        &self,
+        context: &EditContext<'_>,
+        intents: &[Intent],
+        reader: &Reader<'_>,
+    ) -> Result<(), EditError> {
+        let deletes = intents.iter().any(|intent| matches!(intent, Intent::Delete));
+        let revives = intents.iter().any(|intent| matches!(intent, Intent::Revive));
+        if deletes && intents.len() > 1 {
+            return invalid("a deletion stands alone: make other edits before it or leave them out");
+        }
+        if context.checked && deletes && context.ty.is_server_only() && context.role != Role::Authority {
+            return invalid(format!("{} is reference data: only an authority deletes it", context.ty.name));
+        }
+        if self.headers.is_empty() {
+            return if deletes || revives {
+                Err(EditError::NotFound(format!("{} does not exist", self.key)))
+            } else {
+                Ok(())
+            };
+        }
+        match reader.life() {
+            Life::Alive => Ok(()),
+            // Deleting again confirms a deletion that swallowed edits.
+            Life::Deleted { lost, .. } if deletes && !lost.is_empty() => Ok(()),
+            Life::Deleted { .. } if revives => Ok(()),
+            Life::Deleted { .. } => {
+                Err(EditError::NotFound(format!("{} is deleted; revive it to edit it", self.key)))
+            }
+        }
+    }
+
+    fn commit(
+        &mut self,
+        author: Author,
+        at: Option<&[ChangeHash]>,
+        note: Note,
+        time: Hlc,
+        steps: Vec<Step>,
+    ) -> Result<Change, EditError> {
+        let document = |error: automerge::AutomergeError| EditError::Document(error.to_string());
+        let actor: ActorId = author.actor(&self.workspace, &self.key);
+        self.doc.set_author(Some(DocAuthor::from(author.to_bytes())));
+        self.doc.set_actor(actor);
+        let before = self.doc.get_heads();
+        let mut tx = match at {
+            Some(heads) => self
+                .doc
+                .transaction_at(PatchLog::inactive(), heads)
+                .map_err(|error| EditError::Document(error.to_string()))?,
+            None => self.doc.transaction(),
+        };
+        for step in steps {
+            if let Err(error) = step.carry_out(&mut tx) {
+                tx.rollback();
+                return Err(document(error));
+            }
+        }
+        let options =
+            CommitOptions::default().with_message(note.to_message()).with_time(time.to_change_time());
+        let (hash, _) = tx.commit_with(options);
+        let raw = hash
+            .and_then(|hash| self.doc.get_change_by_hash(&hash))
+            .ok_or_else(|| EditError::Document("nothing was changed".into()))?;
+        let bytes = raw.raw_bytes().len();
+        let change = if bytes > CHANGE_BYTES_MAX {
+            Err(EditError::TooLarge { bytes })
+        } else {
+            Change::from_raw(raw).map_err(|error| EditError::Document(error.to_string()))
+        };
+        if change.is_err() {
+            self.restore(&before).map_err(|error| EditError::Document(error.to_string()))?;
+        }
+        change
+    }
+}
+
+impl Step {
+    fn carry_out(self, tx: &mut Transaction<'_>) -> Result<(), automerge::AutomergeError> {
+        match self {
+            Step::Put { obj, key, value, fresh } => {
+                if fresh {
+                    tx.delete(&obj, &*key)?;
+                }
+                tx.put(&obj, &*key, value)
+            }
+            Step::Remove { obj, key } => tx.delete(&obj, &*key),
+            Step::Increment { key, by } => tx.increment(ROOT, &*key, by),
+            Step::Insert { obj, at, items } => {
+                let start = at.unwrap_or_else(|| tx.length(&obj));
+                for (offset, item) in items.into_iter().enumerate() {
+                    tx.insert(&obj, start + offset, item)?;
+                }
+                Ok(())
+            }
+            Step::RemoveItems { obj, at, count } => {
+                for _ in 0..count {
+                    tx.delete(&obj, at)?;
+                }
+                Ok(())
+            }
+            Step::Splice { obj, at, delete, insert } => {
+                tx.splice_text(&obj, at, isize::try_from(delete).unwrap_or(isize::MAX), &insert)
+            }
+        }
+    }
+}
+
+struct Plan<'a> {
+    context: &'a EditContext<'a>,
+    reader: Reader<'a>,
+    time: Hlc,
+    steps: Vec<Step>,
+    /// Members to write by group.
+    groups: BTreeMap<String, BTreeMap<String, Json>>,
+    /// Lengths of lists and texts as the steps so far leave them.
+    lengths: BTreeMap<String, usize>,
+    key: String,
+}
+
+impl<'a> Plan<'a> {
+    fn intent(&mut self, intent: &Intent) -> Result<(), EditError> {
+        match intent {
+            Intent::Set { field, value } => self.set(field, value),
+            Intent::Increment { field, by } => {
+                let field = self.field(field, FieldKind::Counter, "a counter")?;
+                if by.checked_abs().is_none_or(|by| by > INCREMENT_MAX) {
+                    return invalid(format!("{}: an increment is at most {INCREMENT_MAX}", field.name));
+                }
+                if *by != 0 {
+                    self.steps.push(Step::Increment { key: field.name.clone(), by: *by });
+                }
+                Ok(())
+            }
+            Intent::Add { field, element } => {
+                let field = self.field(field, FieldKind::Set, "a set")?;
+                let element = checked_element(field, element)?;
+                let obj = self.container(field)?;
+                // A new value each time: re-added as it was, it would lose to a removal.
+                let value = ScalarValue::Int(self.time.to_change_time());
+                self.steps.push(Step::Put { obj, key: shape::element_to_key(&element), value, fresh: false });
+                Ok(())
+            }
+            Intent::Remove { field, element } => {
+                let field = self.field(field, FieldKind::Set, "a set")?;
+                let key = shape::element_to_key(&checked_element(field, element)?);
+                let obj = self.container(field)?;
+                if self.reader.keys(&field.name).contains(&key) {
+                    self.steps.push(Step::Remove { obj, key });
+                }
+                Ok(())
+            }
+            Intent::Insert { field, at, items } => {
+                let field = self.field(field, FieldKind::List, "a list")?;
+                let obj = self.container(field)?;
+                let items = items
+                    .iter()
+                    .map(|item| Ok(shape::json_to_scalar(field, &checked_element(field, item)?)))
+                    .collect::<Result<Vec<_>, EditError>>()?;
+                self.stretch(&field.name, *at, 0, items.len())?;
+                if !items.is_empty() {
+                    self.steps.push(Step::Insert { obj, at: *at, items });
+                }
+                Ok(())
+            }
+            Intent::RemoveItems { field, at, count } => {
+                let field = self.field(field, FieldKind::List, "a list")?;
+                let obj = self.container(field)?;
+                self.stretch(&field.name, Some(*at), *count, 0)?;
+                if *count > 0 {
+                    self.steps.push(Step::RemoveItems { obj, at: *at, count: *count });
+                }
+                Ok(())
+            }
+            Intent::Put { field, key, value } => self.put(field, key, value, false),
+            Intent::Splice { field, at, delete, insert } => {
+                let field = self.field(field, FieldKind::Text, "a text")?;
+                let obj = self.container(field)?;
+                self.stretch(&field.name, Some(*at), *delete, insert.chars().count())?;
+                if !insert.is_empty() || *delete > 0 {
+                    self.steps.push(Step::Splice { obj, at: *at, delete: *delete, insert: insert.clone() });
+                }
+                Ok(())
+            }
+            Intent::Delete => {
+                self.tombstone(true);
+                Ok(())
+            }
+            Intent::Revive => {
+                self.tombstone(false);
+                Ok(())
+            }
+            Intent::Resolve { field, value } => self.resolve(field, value),
+        }
+    }
+
+    fn tombstone(&mut self, deleted: bool) {
+        let fresh = !self.reader.candidates(&ROOT, TOMBSTONE).is_empty();
+        self.steps.push(Step::Put {
+            obj: ROOT,
+            key: TOMBSTONE.to_owned(),
+            value: ScalarValue::Boolean(deleted),
+            fresh,
+        });
+    }
+
+    /// A field that may be written by this role.
+    fn writable(&self, name: &str) -> Result<&'a Field, EditError> {
+        let ty = self.context.ty;
+        let Some(field) = ty.fields.get(name) else {
+            let known: Vec<&str> = ty.fields.keys().map(String::as_str).collect();
+            return invalid(format!("{} has no field {name:?}; it has {}", ty.name, known.join(", ")));
+        };
+        let reference = field.policy == Policy::ServerOnly || ty.is_server_only();
+        if self.context.checked && reference && self.context.role != Role::Authority {
+            return invalid(format!("{}.{name} is reference data: only an authority writes it", ty.name));
+        }
+        Ok(field)
+    }
+
+    fn field(&self, name: &str, kind: FieldKind, what: &str) -> Result<&'a Field, EditError> {
+        let field = self.writable(name)?;
+        if field.kind() != kind {
+            return invalid(format!("{}.{name} is not {what}", self.context.ty.name));
+        }
+        Ok(field)
+    }
+
+    fn container(&self, field: &Field) -> Result<ObjId, EditError> {
+        // Not through the reader: a container begins with this edit where it was not there.
+        match self.reader.doc.get(ROOT, &*field.name) {
+            Ok(Some((automerge::Value::Object(_), id))) => Ok(id),
+            _ => Err(EditError::Document(format!("{} has no container", field.name))),
+        }
+    }
+
+    fn set(&mut self, name: &str, value: &Json) -> Result<(), EditError> {
+        let field = self.writable(name)?;
+        let value = self.checked(field, value)?;
+        if let Some(group) = &field.group {
+            self.groups.entry(group.clone()).or_default().insert(name.to_owned(), value);
+            return Ok(());
+        }
+        let scalar = shape::json_to_scalar(field, &value);
+        self.write_register(name, false, field.policy, field.tie, scalar, false)
+    }
+
+    fn checked(&self, field: &Field, value: &Json) -> Result<Json, EditError> {
+        if !self.context.checked {
+            return Ok(field.check(value).unwrap_or_else(|_| value.clone()));
+        }
+        field.check(value).map_err(|error| EditError::Validation(error.to_string()))
+    }
+
+    /// Writes the register that belongs to this role, unless the policy drops or refuses it.
+    fn write_register(
+        &mut self,
+        name: &str,
+        group: bool,
+        policy: Policy,
+        tie: Tie,
+        value: ScalarValue,
+        resolves: bool,
+    ) -> Result<(), EditError> {
+        let shown = self.reader.register(register_key(name, group, policy, Role::Device), policy, tie);
+        if !resolves {
+            if shown.is_open() {
+                return Err(EditError::Conflict { field: format!("{} of {}", name, self.key) });
+            }
+            if !self.moves(policy, shown.value.as_ref(), &value, name)? {
+                return Ok(());
+            }
+        }
+        let key = register_key(name, group, policy, self.context.role).to_key();
+        let held = self.reader.candidates(&ROOT, &key);
+        let fresh = held.len() > 1 || held.iter().any(|candidate| candidate.scalar == value);
+        self.steps.push(Step::Put { obj: ROOT, key, value, fresh });
+        Ok(())
+    }
+
+    /// Whether a write changes anything under the policy.
+    fn moves(
+        &self,
+        policy: Policy,
+        shown: Option<&ScalarValue>,
+        value: &ScalarValue,
+        name: &str,
+    ) -> Result<bool, EditError> {
+        let shown = shown.filter(|shown| **shown != ScalarValue::Null);
+        let same = match shown {
+            Some(shown) => shown == value,
+            None => *value == ScalarValue::Null,
+        };
+        if same {
+            return Ok(false);
+        }
+        match (policy, shown) {
+            (Policy::FirstWrite, Some(_)) if self.context.checked => {
+                invalid(format!("{name} was written before, and the first value stands"))
+            }
+            (Policy::Max | Policy::Min, Some(shown)) => {
+                if *value == ScalarValue::Null {
+                    return invalid(format!("{name} keeps its {} and can't be cleared", policy.name()));
+                }
+                let wanted = if policy == Policy::Max {
+                    std::cmp::Ordering::Greater
+                } else {
+                    std::cmp::Ordering::Less
+                };
+                Ok(compare_numbers(value, shown) == wanted)
+            }
+            _ => Ok(true),
+        }
+    }
+
+    fn put(&mut self, name: &str, key: &str, value: &Json, resolves: bool) -> Result<(), EditError> {
+        let field = self.field(name, FieldKind::Map, "a map")?;
+        field.check_key(key).map_err(|error| EditError::Validation(error.to_string()))?;
+        let value = if value.is_null() { Json::Null } else { checked_element(field, value)? };
+        let value = shape::json_to_scalar(field, &value);
+        let obj = self.container(field)?;
+        let shown = self.reader.entry(field, &obj, key);
+        if !resolves {
+            if shown.is_open() {
+                return Err(EditError::Conflict { field: format!("{name}.{key} of {}", self.key) });
+            }
+            if !self.moves(field.policy, shown.value.as_ref(), &value, &format!("{name}.{key}"))? {
+                return Ok(());
+            }
+        }
+        let held = self.reader.candidates(&obj, key);
+        let fresh = held.len() > 1 || held.iter().any(|candidate| candidate.scalar == value);
+        self.steps.push(Step::Put { obj, key: key.to_owned(), value, fresh });
+        Ok(())
+    }
+
+    fn resolve(&mut self, name: &str, value: &Json) -> Result<(), EditError> {
+        let ty = self.context.ty;
+        if let Some((map, key)) = name.split_once('.') {
+            return self.put(map, key, value, true);
+        }
+        if let Some(group) = ty.groups.get(name) {
+            let Json::Object(given) = value else {
+                return invalid(format!(
+                    "{name} is a group: give an object with its members {}",
+                    group.members.join(", ")
+                ));
+            };
+            let shown =
+                self.reader.register(RootKey::Group { name, shadow: false }, group.policy, group.tie).value;
+            let mut members = shown.as_ref().and_then(shape::group_from_scalar).unwrap_or_default();
+            for (member, value) in given {
+                match ty.fields.get(member).filter(|field| field.group.as_deref() == Some(name)) {
+                    Some(field) => members.insert(member.clone(), self.checked(field, value)?),
+                    None if members.contains_key(member) => members.insert(member.clone(), value.clone()),
+                    None => return invalid(format!("{member:?} is no member of group {name:?}")),
+                };
+            }
+            return self.write_register(
+                name,
+                true,
+                group.policy,
+                group.tie,
+                shape::group_to_scalar(&members),
+                true,
+            );
+        }
+        let field = self.field(name, FieldKind::Register, "a register or a group")?;
+        let value = self.checked(field, value)?;
+        self.write_register(name, false, field.policy, field.tie, shape::json_to_scalar(field, &value), true)
+    }
+
+    fn finish_groups(&mut self) -> Result<(), EditError> {
+        for (name, written) in std::mem::take(&mut self.groups) {
+            let Some(group) = self.context.ty.groups.get(&name) else { continue };
+            let key = RootKey::Group { name: &name, shadow: false };
+            let shown = self.reader.register(key, group.policy, group.tie).value;
+            let mut members = shown.as_ref().and_then(shape::group_from_scalar).unwrap_or_default();
+            members.extend(written);
+            // A cleared member that was never set is nothing new.
+            if shown.is_none() {
+                members.retain(|_, value| !value.is_null());
+                if members.is_empty() {
+                    continue;
+                }
+            }
+            self.write_register(
+                &name,
+                true,
+                group.policy,
+                group.tie,
+                shape::group_to_scalar(&members),
+                false,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn check_required(&self, intents: &[Intent]) -> Result<(), EditError> {
+        for field in self.context.ty.fields.values().filter(|field| field.required) {
+            let given = intents.iter().any(
+                |intent| matches!(intent, Intent::Set { field: name, value } if *name == field.name && !value.is_null()),
+            );
+            if !given {
+                return invalid(format!(
+                    "{}.{} is required; give it a value",
+                    self.context.ty.name, field.name
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks a stretch against the length that the sequence has by now, and notes the new one.
+    fn stretch(
+        &mut self,
+        name: &str,
+        at: Option<usize>,
+        delete: usize,
+        insert: usize,
+    ) -> Result<(), EditError> {
+        let length = match self.lengths.get(name) {
+            Some(length) => *length,
+            None => self.reader.length(name),
+        };
+        let start = at.unwrap_or(length);
+        if start.checked_add(delete).is_none_or(|end| end > length) {
+            return invalid(format!(
+                "{name}: positions {start} to {start}+{delete} are beyond its length {length}"
+            ));
+        }
+        self.lengths.insert(name.to_owned(), length - delete + insert);
+        Ok(())
+    }
+}
+
+fn checked_element(field: &Field, value: &Json) -> Result<Json, EditError> {
+    field.check_element(value).map_err(|error| EditError::Validation(error.to_string()))
+}
+
+/// Writes assignments to whole containers as what they change: the outbox must know that 5
+/// was added to a counter, not that it became 15.
+pub(super) fn expand(
+    reader: &Reader<'_>,
+    ty: &EntityType,
+    intents: &[Intent],
+) -> Result<Vec<Intent>, EditError> {
+    let mut expanded: Vec<Intent> = Vec::with_capacity(intents.len());
+    for intent in intents {
+        let Intent::Set { field: name, value } = intent else {
+            expanded.push(intent.clone());
+            continue;
+        };
+        let Some(field) =
+            ty.fields.get(name).filter(|f| !matches!(f.kind(), FieldKind::Register | FieldKind::GroupMember))
+        else {
+            expanded.push(intent.clone());
+            continue;
+        };
+        if expanded.iter().any(|earlier| earlier.field() == Some(name)) {
+            return invalid(format!("{name} is edited and set as a whole in one edit; do one of them"));
+        }
+        let value = field.check(value).map_err(|error| EditError::Validation(error.to_string()))?;
+        assign(reader, field, &value, &mut expanded);
+    }
+    Ok(expanded)
+}
+
+fn assign(reader: &Reader<'_>, field: &Field, value: &Json, out: &mut Vec<Intent>) {
+    let name = field.name.clone();
+    match field.kind() {
+        FieldKind::Register | FieldKind::GroupMember => {}
+        FieldKind::Counter => {
+            let by = value.as_i64().unwrap_or_default().saturating_sub(reader.counter(&name));
+            if by != 0 {
+                out.push(Intent::Increment { field: name, by });
+            }
+        }
+        FieldKind::Text => {
+            let before: Vec<char> = reader.text(&name).chars().collect();
+            let after: Vec<char> = value.as_str().unwrap_or_default().chars().collect();
+            for (at, delete, insert) in splices(&before, &after) {
+                out.push(Intent::Splice {
+                    field: name.clone(),
+                    at,
+                    delete,
+                    insert: insert.into_iter().collect(),
+                });
+            }
+        }
+        FieldKind::Set => {
+            let before = reader.set(&name);
+            let after = value.as_array().cloned().unwrap_or_default();
+            for element in before.iter().filter(|element| !after.contains(element)) {
+                out.push(Intent::Remove { field: name.clone(), element: element.clone() });
+            }
+            for element in after.into_iter().filter(|element| !before.contains(element)) {
+                out.push(Intent::Add { field: name.clone(), element });
+            }
+        }
+        FieldKind::List => {
+            // Items compare by their canonical text.
+            let text = |items: &[Json]| items.iter().map(crate::schema::canonical_json).collect::<Vec<_>>();
+            let items = value.as_array().cloned().unwrap_or_default();
+            let mut next = 0;
+            for (at, delete, insert) in splices(&text(&reader.list(field)), &text(&items)) {
+                if delete > 0 {
+                    out.push(Intent::RemoveItems { field: name.clone(), at, count: delete });
+                }
+                if !insert.is_empty() {
+                    // `at` is a position in the new list: what stands before it is final.
+                    next = at.max(next);
+                    let items = items[next..next + insert.len()].to_vec();
+                    out.push(Intent::Insert { field: name.clone(), at: Some(at), items });
+                }
+            }
+        }
+        FieldKind::Map => {
+            let before = match reader.row_map(field) {
+                Json::Object(before) => before,
+                _ => serde_json::Map::new(),
+            };
+            let after = value.as_object().cloned().unwrap_or_default();
+            for key in before.keys().filter(|key| !after.contains_key(*key)) {
+                out.push(Intent::Put { field: name.clone(), key: key.clone(), value: Json::Null });
+            }
+            for (key, value) in after {
+                if before.get(&key) != Some(&value) {
+                    out.push(Intent::Put { field: name.clone(), key, value });
+                }
+            }
+        }
+    }
+}
+
+/// The replacements that turn one sequence into another, each (position, deleted, inserted),
+/// in order; a position counts in the sequence as the earlier ones left it.
+fn splices<T: Clone + Eq + std::hash::Hash + Ord>(before: &[T], after: &[T]) -> Vec<(usize, usize, Vec<T>)> {
+    let mut found: Vec<(usize, usize, Vec<T>)> = Vec::new();
+    for op in similar::capture_diff_slices(similar::Algorithm::Myers, before, after) {
+        let (tag, old, new) = op.as_tag_tuple();
+        if tag != similar::DiffTag::Equal {
+            found.push((new.start, old.len(), after[new].to_vec()));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splices_turn_one_text_into_the_other() {
+        for (before, after) in
+            [("", "abc"), ("abc", ""), ("kitten", "sitting"), ("a b c", "c b a"), ("same", "same")]
+        {
+            let mut text: Vec<char> = before.chars().collect();
+            let target: Vec<char> = after.chars().collect();
+            for (at, delete, insert) in splices(&text.clone(), &target) {
+                text.splice(at..at + delete, insert);
+            }
+            assert_eq!(text, target, "{before} -> {after}");
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! An entity: one Automerge document, pure.
+//!
+//! `(snapshot, changes or edits, schema) → new state`. Nothing here reads a clock, draws
+//! entropy or touches a store, so that work on different entities can run side by side and a
+//! run can be repeated to the byte: actor and time are set before every commit.
+
+mod edit;
+mod rebuild;
+mod resolve;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use automerge::{Automerge, ChangeHash, ReadDoc};
+
+use crate::admission::{self, Context, Judge, Refusal, RefusalCode};
+use crate::change::{Change, MalformedChange};
+use crate::genesis::{Genesis, GenesisKind};
+use crate::header::HeaderIndex;
+use crate::id::{Author, EntityKey, WorkspaceId};
+use crate::schema::EntityType;
+
+pub use edit::{EditContext, EditError, Edited};
+pub use rebuild::{Pending, Rebuilt, Rewritten};
+pub use resolve::{Conflict, ConflictKind, Row, Side, WHOLE_ENTITY};
+
+use resolve::Reader;
+
+/// An entity in memory: its document, its header index, its containers.
+#[derive(Clone, Debug)]
+pub struct Entity {
+    workspace: WorkspaceId,
+    key: EntityKey,
+    doc: Automerge,
+    headers: HeaderIndex,
+    /// Containers by field: those of the type, and those that peers named.
+    genesis: BTreeMap<String, Genesis>,
+    /// Fields whose genesis change is in the document.
+    begun: BTreeSet<String>,
+}
+
+/// Why a stored entity can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the document of {entity} {what}")]
+pub struct LoadError {
+    entity: EntityKey,
+    what: String,
+}
+
+/// What became of changes that were received.
+#[derive(Clone, Debug, Default)]
+pub struct Received {
+    /// Applied now, in causal order.
+    pub applied: Vec<ChangeHash>,
+    /// Known before.
+    pub known: Vec<ChangeHash>,
+    /// Refused, each with its reason. Nothing of them is in the document.
+    pub refused: Vec<(ChangeHash, Refusal)>,
+}
+
+impl Entity {
+    /// An entity without changes.
+    pub fn new(workspace: &WorkspaceId, key: &EntityKey, ty: Option<&EntityType>) -> Self {
+        Self {
+            workspace: workspace.clone(),
+            key: key.clone(),
+            doc: Automerge::new(),
+            headers: HeaderIndex::new(),
+            genesis: known_containers(key, ty, &[]),
+            begun: BTreeSet::new(),
+        }
+    }
+
+    /// From a snapshot, the changes stored after it, and the header index. `named` are the
+    /// containers that peers named beyond the type's own.
+    pub fn load(
+        workspace: &WorkspaceId,
+        key: &EntityKey,
+        ty: Option<&EntityType>,
+        snapshot: &[u8],
+        increments: &[Vec<u8>],
+        headers: HeaderIndex,
+        named: &[(String, u8)],
+    ) -> Result<Self, LoadError> {
+        let fail = |what: String| LoadError { entity: key.clone(), what };
+        let doc = catch_unwind(AssertUnwindSafe(|| {
+            let mut doc = if snapshot.is_empty() { Automerge::new() } else { Automerge::load(snapshot)? };
+            let changes: Result<Vec<_>, _> =
+                increments.iter().map(|bytes| automerge::Change::try_from(&bytes[..])).collect();
+            let changes = changes.map_err(|_| automerge::AutomergeError::InvalidHash(ChangeHash([0; 32])))?;
+            doc.apply_changes(changes)?;
+            Ok::<_, automerge::AutomergeError>(doc)
+        }))
+        .map_err(|_| fail("makes the document library panic".into()))?
+        .map_err(|error| fail(format!("can't be loaded: {error}")))?;
+        let mut entity = Self {
+            workspace: workspace.clone(),
+            key: key.clone(),
+            doc,
+            headers,
+            genesis: known_containers(key, ty, named),
+            begun: BTreeSet::new(),
+        };
+        let begun = entity.genesis.values().filter(|g| entity.doc.get_change_meta_by_hash(&g.hash).is_some());
+        entity.begun = begun.map(|g| g.field.clone()).collect();
+        if entity.headers.headers().iter().any(|h| entity.doc.get_change_meta_by_hash(&h.hash).is_none()) {
+            return Err(fail("lacks changes that its header index has".into()));
+        }
+        Ok(entity)
+    }
+
+    /// The whole document as one snapshot.
+    pub fn save(&self) -> Vec<u8> {
+        self.doc.save()
+    }
+
+    /// The snapshot, after proof that it loads to the same document.
+    pub fn save_proved(&self) -> Result<Vec<u8>, LoadError> {
+        let fail = |what: &str| LoadError { entity: self.key.clone(), what: what.to_owned() };
+        let bytes = catch_unwind(AssertUnwindSafe(|| self.doc.save())).map_err(|_| fail("can't be saved"))?;
+        let again = catch_unwind(AssertUnwindSafe(|| Automerge::load(&bytes)))
+            .map_err(|_| fail("makes the document library panic when it is loaded again"))?
+            .map_err(|_| fail("does not load again"))?;
+        if again.get_heads() != self.doc.get_heads() || again.hydrate(None) != self.doc.hydrate(None) {
+            return Err(fail("loads again as something else"));
+        }
+        Ok(bytes)
+    }
+
+    /// The entity's name.
+    pub fn key(&self) -> &EntityKey {
+        &self.key
+    }
+
+    /// Its header index.
+    pub fn headers(&self) -> &HeaderIndex {
+        &self.headers
+    }
+
+    /// Its version: the changes that nothing else builds on.
+    pub fn heads(&self) -> Vec<ChangeHash> {
+        self.headers.heads()
+    }
+
+    /// Marks changes as admitted by the relay. Returns the places that were not so before.
+    pub fn admit(&mut self, hashes: &[ChangeHash]) -> Vec<u32> {
+        hashes.iter().filter_map(|hash| self.headers.admit(hash)).collect()
+    }
+
+    /// What people see.
+    pub fn row(&self, ty: &EntityType) -> Row {
+        self.reader(None).row(ty)
+    }
+
+    /// What someone saw who read the version `heads`.
+    pub fn row_at(&self, ty: &EntityType, heads: &[ChangeHash]) -> Row {
+        self.reader(Some(heads)).row(ty)
+    }
+
+    fn reader<'a>(&'a self, at: Option<&'a [ChangeHash]>) -> Reader<'a> {
+        Reader { doc: &self.doc, headers: &self.headers, at }
+    }
+
+    /// The bytes of changes, in causal order.
+    pub fn changes(&self, hashes: &BTreeSet<ChangeHash>) -> Vec<Vec<u8>> {
+        self.headers
+            .headers()
+            .iter()
+            .filter(|header| hashes.contains(&header.hash))
+            .filter_map(|header| self.doc.get_change_by_hash(&header.hash))
+            .map(|change| change.raw_bytes().to_vec())
+            .collect()
+    }
+
+    /// The containers that `changes` depend on directly, for receivers that don't know them.
+    pub fn genesis_of(&self, changes: &[Change]) -> Vec<(String, u8)> {
+        self.genesis
+            .values()
+            .filter(|genesis| changes.iter().any(|change| change.deps().contains(&genesis.hash)))
+            .map(|genesis| (genesis.field.clone(), genesis.kind.code()))
+            .collect()
+    }
+
+    /// Adds containers that a peer named. Unknown kinds are passed over: the changes that need
+    /// them will miss a dependency.
+    pub fn name_containers(&mut self, named: &[(String, u8)]) {
+        for (field, code) in named {
+            if let Some(kind) = GenesisKind::from_code(*code)
+                && !self.genesis.contains_key(field)
+            {
+                self.genesis.insert(field.clone(), Genesis::new(self.key.type_name(), field, kind));
+            }
+        }
+    }
+
+    /// Containers beyond those that the type has, for storage.
+    pub fn named_containers(&self) -> Vec<(String, u8)> {
+        self.genesis.values().map(|genesis| (genesis.field.clone(), genesis.kind.code())).collect()
+    }
+
+    /// Takes changes that came from outside, in any order. Each is judged (tier 1), then
+    /// applied where a panic is caught (tier 2). A change that is refused, and all that build
+    /// on it, leave no trace in the document.
+    pub fn receive(
+        &mut self,
+        changes: Vec<Change>,
+        ty: Option<&EntityType>,
+        judge: Judge,
+        admitted: bool,
+    ) -> Received {
+        let mut received = Received::default();
+        let mut open = changes;
+        loop {
+            let mut waiting = Vec::new();
+            let mut progress = false;
+            for change in open {
+                if self.headers.contains(&change.hash()) {
+                    received.known.push(change.hash());
+                    continue;
+                }
+                if change.deps().iter().any(|dep| !self.knows(dep)) {
+                    waiting.push(change);
+                    continue;
+                }
+                match self.take(&change, ty, judge, admitted) {
+                    Ok(()) => {
+                        progress = true;
+                        received.applied.push(change.hash());
+                    }
+                    Err(refusal) => received.refused.push((change.hash(), refusal)),
+                }
+            }
+            open = waiting;
+            if !progress || open.is_empty() {
+                break;
+            }
+        }
+        for change in open {
+            let lost = received.refused.iter().any(|(hash, _)| change.deps().contains(hash));
+            let refusal = if lost {
+                Refusal::new(RefusalCode::DependsOnRefused, "it builds on a change that was refused")
+            } else {
+                Refusal::new(RefusalCode::MissingDependency, "something it builds on is not known here")
+            };
+            received.refused.push((change.hash(), refusal));
+        }
+        received
+    }
+
+    fn knows(&self, dep: &ChangeHash) -> bool {
+        self.headers.contains(dep) || self.genesis.values().any(|genesis| genesis.hash == *dep)
+    }
+
+    fn take(
+        &mut self,
+        change: &Change,
+        ty: Option<&EntityType>,
+        judge: Judge,
+        admitted: bool,
+    ) -> Result<(), Refusal> {
+        let context = Context {
+            workspace: &self.workspace,
+            entity: &self.key,
+            ty,
+            genesis: &self.genesis,
+            headers: &self.headers,
+            judge,
+        };
+        let author = admission::judge(change, &context)?;
+        self.apply(change, author, admitted)
+    }
+
+    /// Tier 2: applies a judged change. A document that panicked is dropped and loaded again
+    /// from what it was before.
+    fn apply(&mut self, change: &Change, author: Author, admitted: bool) -> Result<(), Refusal> {
+        let unloadable = || Refusal::new(RefusalCode::Unloadable, "the document can't hold it");
+        let mut changes: Vec<automerge::Change> = Vec::new();
+        for genesis in self.genesis.values() {
+            if change.deps().contains(&genesis.hash) && self.begun.insert(genesis.field.clone()) {
+                changes.push(genesis.change().clone());
+            }
+        }
+        changes.push(change.raw().clone());
+        let before = self.doc.get_heads();
+        let doc = &mut self.doc;
+        let applied = catch_unwind(AssertUnwindSafe(|| {
+            doc.apply_changes(changes).is_ok() && doc.get_change_meta_by_hash(&change.hash()).is_some()
+        }));
+        if !matches!(applied, Ok(true)) {
+            self.restore(&before).map_err(|_| unloadable())?;
+            return Err(unloadable());
+        }
+        self.headers.push(change, author, admitted);
+        Ok(())
+    }
+
+    /// Builds the document again without what came after `heads`.
+    fn restore(&mut self, heads: &[ChangeHash]) -> Result<(), LoadError> {
+        let fail = || LoadError { entity: self.key.clone(), what: "can't be restored after a panic".into() };
+        let doc = catch_unwind(AssertUnwindSafe(|| self.doc.fork_at(heads)))
+            .map_err(|_| fail())?
+            .map_err(|_| fail())?;
+        self.doc = doc;
+        Ok(())
+    }
+
+    /// Judges a change without taking it.
+    pub fn judge(&self, change: &Change, ty: Option<&EntityType>, judge: Judge) -> Result<Author, Refusal> {
+        let context = Context {
+            workspace: &self.workspace,
+            entity: &self.key,
+            ty,
+            genesis: &self.genesis,
+            headers: &self.headers,
+            judge,
+        };
+        admission::judge(change, &context)
+    }
+}
+
+fn known_containers(
+    key: &EntityKey,
+    ty: Option<&EntityType>,
+    named: &[(String, u8)],
+) -> BTreeMap<String, Genesis> {
+    let mut known: BTreeMap<String, Genesis> =
+        ty.map(Genesis::all).unwrap_or_default().into_iter().map(|g| (g.field.clone(), g)).collect();
+    for (field, code) in named {
+        if let Some(kind) = GenesisKind::from_code(*code) {
+            known.entry(field.clone()).or_insert_with(|| Genesis::new(key.type_name(), field, kind));
+        }
+    }
+    known
+}
+
+/// Parses the bytes of changes; a malformed one is reported under its place.
+pub fn parse_changes(bytes: &[Vec<u8>]) -> Vec<Result<Change, MalformedChange>> {
+    bytes.iter().map(|bytes| Change::parse(bytes)).collect()
+}

@@ -1,0 +1,553 @@
+//! From a document to what people see: the policies.
+//!
+//! Everything here is a pure function of the document, its header index and the schema, so
+//! that every device and the relay compute the same row whatever the order of arrival.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+
+use automerge::{Automerge, ChangeHash, ObjId, ROOT, ReadDoc, ScalarValue, Value};
+use serde_json::Value as Json;
+
+use crate::change::Role;
+use crate::clock::Hlc;
+use crate::header::HeaderIndex;
+use crate::id::DeviceId;
+use crate::schema::{EntityType, Field, FieldKind, Policy, Tie};
+use crate::shape::{self, RootKey, TOMBSTONE};
+
+/// The name under which the loss of edits to a deletion stands in the inbox.
+pub const WHOLE_ENTITY: &str = "*";
+
+/// What people see of an entity.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// Every field of the schema, with its default or null where nothing was written.
+    pub fields: BTreeMap<String, Json>,
+    /// Whether it is deleted; the fields then show what a revival would bring back.
+    pub deleted: bool,
+    /// What waits for a person.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// Something that waits for a person.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conflict {
+    /// A field, a group, `field.key` for an entry of a map, or [`WHOLE_ENTITY`].
+    pub field: String,
+    /// Why it is one.
+    pub kind: ConflictKind,
+    /// What competes, the newest first.
+    pub sides: Vec<Side>,
+    /// What all sides started from; none where they have no common beginning.
+    pub base: Option<Json>,
+}
+
+/// Why something waits for a person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ConflictKind {
+    /// The policy is `manual` and values are concurrent.
+    Manual,
+    /// The policy is `lww` with `tie = "manual"`, and the newest values have equal times.
+    Tie,
+    /// The entity was deleted after an edit that the deleting device had not seen.
+    LostEdit,
+}
+
+impl ConflictKind {
+    /// The name that programs see.
+    pub fn name(self) -> &'static str {
+        match self {
+            ConflictKind::Manual => "manual",
+            ConflictKind::Tie => "tie",
+            ConflictKind::LostEdit => "lost_edit",
+        }
+    }
+
+    /// From its name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Manual, Self::Tie, Self::LostEdit].into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// One of the competing values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Side {
+    /// Whose device wrote it.
+    pub device: DeviceId,
+    /// When, by the hybrid logical clock.
+    pub time: Hlc,
+    /// In which change.
+    pub change: ChangeHash,
+    /// The value; null for a cleared field or a deletion.
+    pub value: Json,
+}
+
+/// A value that a register holds, and who put it there.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Candidate {
+    pub(super) scalar: ScalarValue,
+    place: u32,
+    change: ChangeHash,
+    counter: u64,
+    time: Hlc,
+    actor: Vec<u8>,
+    device: DeviceId,
+}
+
+impl Candidate {
+    fn order(&self) -> (Hlc, &[u8], u64) {
+        (self.time, &self.actor, self.counter)
+    }
+}
+
+/// What a register comes to.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Resolved {
+    pub(super) value: Option<ScalarValue>,
+    kind: Option<ConflictKind>,
+    sides: Vec<Candidate>,
+}
+
+impl Resolved {
+    pub(super) fn is_open(&self) -> bool {
+        self.kind.is_some()
+    }
+}
+
+/// A document at one moment, with what is needed to resolve it.
+#[derive(Clone, Copy)]
+pub(super) struct Reader<'a> {
+    pub(super) doc: &'a Automerge,
+    pub(super) headers: &'a HeaderIndex,
+    /// The version to read; none is the present.
+    pub(super) at: Option<&'a [ChangeHash]>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn candidates(&self, obj: &ObjId, key: &str) -> Vec<Candidate> {
+        let all = match self.at {
+            Some(heads) => self.doc.get_all_at(obj, key, heads),
+            None => self.doc.get_all(obj, key),
+        };
+        all.unwrap_or_default()
+            .into_iter()
+            .filter_map(|(value, id)| {
+                let Value::Scalar(scalar) = value else { return None };
+                let ObjId::Id(counter, actor, _) = &id else { return None };
+                let change = self.doc.hash_for_opid(&id)?;
+                let place = self.headers.place(&change)?;
+                let header = self.headers.get(place)?;
+                Some(Candidate {
+                    scalar: scalar.into_owned(),
+                    place,
+                    change,
+                    counter: *counter,
+                    time: header.time,
+                    actor: actor.to_bytes().to_vec(),
+                    device: self.headers.device(header),
+                })
+            })
+            .collect()
+    }
+
+    pub(super) fn container(&self, field: &str) -> Option<ObjId> {
+        let found = match self.at {
+            Some(heads) => self.doc.get_at(ROOT, field, heads),
+            None => self.doc.get(ROOT, field),
+        };
+        match found.ok()?? {
+            (Value::Object(_), id) => Some(id),
+            _ => None,
+        }
+    }
+
+    /// Resolves a register of the root, with its shadow where the policy has one.
+    pub(super) fn register(&self, key: RootKey<'_>, policy: Policy, tie: Tie) -> Resolved {
+        let own = self.candidates(&ROOT, &key.to_key());
+        let shadow = match (policy, key) {
+            (Policy::ServerWins | Policy::ClientWins, RootKey::Field { name, .. }) => {
+                self.candidates(&ROOT, &RootKey::Field { name, shadow: true }.to_key())
+            }
+            (Policy::ServerWins | Policy::ClientWins, RootKey::Group { name, .. }) => {
+                self.candidates(&ROOT, &RootKey::Group { name, shadow: true }.to_key())
+            }
+            _ => Vec::new(),
+        };
+        match policy {
+            Policy::ServerWins => self.privileged(shadow, own),
+            Policy::ClientWins => self.privileged(own, shadow),
+            _ => pick(own, policy, tie),
+        }
+    }
+
+    /// One role's values stand unless the other role had seen the winning one when it wrote.
+    fn privileged(&self, first: Vec<Candidate>, second: Vec<Candidate>) -> Resolved {
+        let Some(winner) = first.into_iter().max_by(|a, b| a.order().cmp(&b.order())) else {
+            return pick(second, Policy::Lww, Tie::Clock);
+        };
+        let mut aware: Vec<Candidate> =
+            second.into_iter().filter(|late| self.headers.is_ancestor(winner.place, late.place)).collect();
+        if aware.is_empty() {
+            aware.push(winner);
+        }
+        pick(aware, Policy::Lww, Tie::Clock)
+    }
+
+    /// Whether the entity lives, and which changes a deletion swallowed unseen.
+    pub(super) fn life(&self) -> Life {
+        let deletes: Vec<Candidate> = self
+            .candidates(&ROOT, TOMBSTONE)
+            .into_iter()
+            .filter(|candidate| candidate.scalar == ScalarValue::Boolean(true))
+            .collect();
+        let Some(winner) = deletes.iter().max_by(|a, b| a.order().cmp(&b.order())) else {
+            return Life::Alive;
+        };
+        let mut lost = Vec::new();
+        for (place, header) in self.headers.headers().iter().enumerate() {
+            let place = place as u32;
+            if place == winner.place || self.headers.is_ancestor(place, winner.place) {
+                continue;
+            }
+            if let Some(heads) = self.at
+                && !self.covers(heads, place)
+            {
+                continue;
+            }
+            if self.headers.is_ancestor(winner.place, place) {
+                if header.revives {
+                    return Life::Alive;
+                }
+                continue;
+            }
+            if deletes.iter().any(|delete| delete.place == place) {
+                continue;
+            }
+            let actor = self.headers.actors()[header.actor as usize].actor.to_bytes();
+            if (header.time, actor) > (winner.time, &winner.actor[..]) {
+                return Life::Alive;
+            }
+            lost.push(place);
+        }
+        Life::Deleted { by: winner.clone(), lost }
+    }
+
+    /// Whether a version includes a change.
+    fn covers(&self, heads: &[ChangeHash], place: u32) -> bool {
+        heads
+            .iter()
+            .filter_map(|head| self.headers.place(head))
+            .any(|head| head == place || self.headers.is_ancestor(place, head))
+    }
+
+    /// The whole row.
+    pub(super) fn row(&self, ty: &EntityType) -> Row {
+        let mut fields = BTreeMap::new();
+        let mut conflicts = Vec::new();
+        for field in ty.fields.values() {
+            let value = match field.kind() {
+                FieldKind::Register => {
+                    let key = RootKey::Field { name: &field.name, shadow: false };
+                    let resolved = self.register(key, field.policy, field.tie);
+                    let json =
+                        |scalar: &ScalarValue| shape::scalar_to_json(field, scalar).unwrap_or(Json::Null);
+                    if resolved.is_open() {
+                        let base = |at: &[ChangeHash]| {
+                            let value = self.at(at).register(key, field.policy, field.tie).value;
+                            value.as_ref().map(json)
+                        };
+                        conflicts.push(self.conflict(field.name.clone(), &resolved, json, base));
+                    }
+                    resolved.value.as_ref().map(json)
+                }
+                FieldKind::GroupMember => None,
+                FieldKind::Counter => Some(Json::from(self.counter(&field.name))),
+                FieldKind::Text => Some(Json::String(self.text(&field.name))),
+                FieldKind::Set => Some(Json::Array(self.set(&field.name))),
+                FieldKind::List => Some(Json::Array(self.list(field))),
+                FieldKind::Map => Some(Json::Object(self.map(field, &mut conflicts))),
+            };
+            let value = value.filter(|v| !v.is_null()).or_else(|| field.default.clone());
+            fields.insert(field.name.clone(), value.unwrap_or(Json::Null));
+        }
+        for group in ty.groups.values() {
+            let key = RootKey::Group { name: &group.name, shadow: false };
+            let resolved = self.register(key, group.policy, group.tie);
+            let json = |scalar: &ScalarValue| group_json(scalar).unwrap_or(Json::Null);
+            if resolved.is_open() {
+                let base = |at: &[ChangeHash]| {
+                    let value = self.at(at).register(key, group.policy, group.tie).value;
+                    value.as_ref().map(json)
+                };
+                conflicts.push(self.conflict(group.name.clone(), &resolved, json, base));
+            }
+            let members = resolved.value.as_ref().and_then(shape::group_from_scalar).unwrap_or_default();
+            for name in &group.members {
+                if let Some(value) = members.get(name).filter(|v| !v.is_null()) {
+                    fields.insert(name.clone(), value.clone());
+                }
+            }
+        }
+        let deleted = match self.life() {
+            Life::Alive => false,
+            Life::Deleted { by, lost } => {
+                conflicts.clear();
+                if !lost.is_empty() {
+                    conflicts.push(self.lost_edit(&by, &lost, &fields));
+                }
+                true
+            }
+        };
+        Row { fields, deleted, conflicts }
+    }
+
+    fn at<'b>(&self, heads: &'b [ChangeHash]) -> Reader<'b>
+    where
+        'a: 'b,
+    {
+        Reader { doc: self.doc, headers: self.headers, at: Some(heads) }
+    }
+
+    pub(super) fn counter(&self, field: &str) -> i64 {
+        let found = match self.at {
+            Some(heads) => self.doc.get_at(ROOT, field, heads),
+            None => self.doc.get(ROOT, field),
+        };
+        match found {
+            Ok(Some((Value::Scalar(scalar), _))) => scalar.as_i64().unwrap_or_default(),
+            _ => 0,
+        }
+    }
+
+    pub(super) fn text(&self, field: &str) -> String {
+        let Some(obj) = self.container(field) else { return String::new() };
+        match self.at {
+            Some(heads) => self.doc.text_at(&obj, heads),
+            None => self.doc.text(&obj),
+        }
+        .unwrap_or_default()
+    }
+
+    pub(super) fn set(&self, field: &str) -> Vec<Json> {
+        let mut elements: Vec<Json> =
+            self.keys(field).iter().filter_map(|key| shape::element_from_key(key)).collect();
+        elements.sort_by(compare_json);
+        elements
+    }
+
+    pub(super) fn keys(&self, field: &str) -> Vec<String> {
+        let Some(obj) = self.container(field) else { return Vec::new() };
+        match self.at {
+            Some(heads) => self.doc.keys_at(&obj, heads).collect(),
+            None => self.doc.keys(&obj).collect(),
+        }
+    }
+
+    pub(super) fn length(&self, field: &str) -> usize {
+        let Some(obj) = self.container(field) else { return 0 };
+        match self.at {
+            Some(heads) => self.doc.length_at(&obj, heads),
+            None => self.doc.length(&obj),
+        }
+    }
+
+    pub(super) fn list(&self, field: &Field) -> Vec<Json> {
+        let Some(obj) = self.container(&field.name) else { return Vec::new() };
+        let items: Vec<_> = match self.at {
+            Some(heads) => {
+                self.doc.list_range_at(&obj, .., heads).map(|item| item.value.into_value()).collect()
+            }
+            None => self.doc.list_range(&obj, ..).map(|item| item.value.into_value()).collect(),
+        };
+        items
+            .into_iter()
+            .filter_map(|value| match value {
+                Value::Scalar(scalar) => shape::element_to_json(field, &scalar),
+                Value::Object(_) => None,
+            })
+            .collect()
+    }
+
+    /// One entry of a map.
+    pub(super) fn entry(&self, field: &Field, obj: &ObjId, key: &str) -> Resolved {
+        pick(self.candidates(obj, key), field.policy, field.tie)
+    }
+
+    /// A map's entries as they show.
+    pub(super) fn row_map(&self, field: &Field) -> Json {
+        Json::Object(self.map(field, &mut Vec::new()))
+    }
+
+    fn map(&self, field: &Field, conflicts: &mut Vec<Conflict>) -> serde_json::Map<String, Json> {
+        let Some(obj) = self.container(&field.name) else { return serde_json::Map::new() };
+        let json = |scalar: &ScalarValue| shape::element_to_json(field, scalar).unwrap_or(Json::Null);
+        let mut entries = serde_json::Map::new();
+        for key in self.keys(&field.name) {
+            let resolved = self.entry(field, &obj, &key);
+            if resolved.is_open() {
+                let base = |at: &[ChangeHash]| self.at(at).entry(field, &obj, &key).value.as_ref().map(json);
+                conflicts.push(self.conflict(format!("{}.{key}", field.name), &resolved, json, base));
+            }
+            if let Some(value) = resolved.value.as_ref().map(json).filter(|v| !v.is_null()) {
+                entries.insert(key, value);
+            }
+        }
+        entries
+    }
+
+    fn conflict(
+        &self,
+        field: String,
+        resolved: &Resolved,
+        json: impl Fn(&ScalarValue) -> Json,
+        base: impl Fn(&[ChangeHash]) -> Option<Json>,
+    ) -> Conflict {
+        let places: Vec<u32> = resolved.sides.iter().map(|side| side.place).collect();
+        let common = self.common_heads(&places);
+        Conflict {
+            field,
+            kind: resolved.kind.unwrap_or(ConflictKind::Manual),
+            sides: resolved
+                .sides
+                .iter()
+                .map(|side| Side {
+                    device: side.device,
+                    time: side.time,
+                    change: side.change,
+                    value: json(&side.scalar),
+                })
+                .collect(),
+            base: if common.is_empty() { None } else { base(&common) },
+        }
+    }
+
+    fn lost_edit(&self, by: &Candidate, lost: &[u32], fields: &BTreeMap<String, Json>) -> Conflict {
+        let mut sides = vec![Side { device: by.device, time: by.time, change: by.change, value: Json::Null }];
+        // One side for each device that lost edits, at its newest one.
+        let mut newest: BTreeMap<DeviceId, u32> = BTreeMap::new();
+        for place in lost {
+            let header = &self.headers.headers()[*place as usize];
+            let kept = newest.entry(self.headers.device(header)).or_insert(*place);
+            if header.time > self.headers.headers()[*kept as usize].time {
+                *kept = *place;
+            }
+        }
+        for (device, place) in newest {
+            let header = &self.headers.headers()[place as usize];
+            let value =
+                Json::Object(fields.iter().map(|(name, value)| (name.clone(), value.clone())).collect());
+            sides.push(Side { device, time: header.time, change: header.hash, value });
+        }
+        Conflict { field: WHOLE_ENTITY.to_owned(), kind: ConflictKind::LostEdit, sides, base: None }
+    }
+
+    /// The newest changes that all of `places` had seen.
+    fn common_heads(&self, places: &[u32]) -> Vec<ChangeHash> {
+        let oldest = places.iter().copied().min().unwrap_or_default();
+        let mut common: Vec<u32> = Vec::new();
+        let mut covered: BTreeSet<u32> = BTreeSet::new();
+        for place in (0..oldest).rev() {
+            let header = &self.headers.headers()[place as usize];
+            if covered.contains(&place) {
+                covered.extend(&header.deps);
+            } else if places.iter().all(|side| self.headers.is_ancestor(place, *side)) {
+                common.push(place);
+                covered.extend(&header.deps);
+            }
+        }
+        common.iter().map(|place| self.headers.headers()[*place as usize].hash).collect()
+    }
+}
+
+/// Whether an entity lives.
+#[derive(Clone, Debug)]
+pub(super) enum Life {
+    Alive,
+    Deleted { by: Candidate, lost: Vec<u32> },
+}
+
+fn group_json(scalar: &ScalarValue) -> Option<Json> {
+    Some(Json::Object(shape::group_from_scalar(scalar)?.into_iter().collect()))
+}
+
+/// Chooses among the candidates of one register. Equal values are one candidate: two devices
+/// that write the same agree.
+fn pick(mut candidates: Vec<Candidate>, policy: Policy, tie: Tie) -> Resolved {
+    candidates.sort_by(|a, b| b.order().cmp(&a.order()));
+    let mut distinct: Vec<Candidate> = Vec::new();
+    for candidate in candidates {
+        if !distinct.iter().any(|known| known.scalar == candidate.scalar) {
+            distinct.push(candidate);
+        }
+    }
+    let newest = distinct.first().map(|c| c.scalar.clone());
+    let plain = |value| Resolved { value, kind: None, sides: Vec::new() };
+    let written = |c: &&Candidate| c.scalar != ScalarValue::Null;
+    match policy {
+        Policy::Manual if distinct.len() > 1 => {
+            Resolved { value: newest, kind: Some(ConflictKind::Manual), sides: distinct }
+        }
+        Policy::Lww if tie == Tie::Manual && distinct.len() > 1 => {
+            let at = distinct[0].time.wall();
+            distinct.retain(|c| c.time.wall() == at);
+            if distinct.len() > 1 {
+                Resolved { value: newest, kind: Some(ConflictKind::Tie), sides: distinct }
+            } else {
+                plain(newest)
+            }
+        }
+        Policy::FirstWrite => {
+            let first = distinct.iter().filter(written).min_by(|a, b| a.order().cmp(&b.order()));
+            plain(first.map(|c| c.scalar.clone()).or(newest))
+        }
+        Policy::Max | Policy::Min => {
+            let wanted = if policy == Policy::Max { Ordering::Greater } else { Ordering::Less };
+            let best = distinct.iter().filter(written).fold(None, |best: Option<&Candidate>, c| match best {
+                Some(best) if compare_numbers(&c.scalar, &best.scalar) != wanted => Some(best),
+                _ => Some(c),
+            });
+            plain(best.map(|c| c.scalar.clone()).or(newest))
+        }
+        _ => plain(newest),
+    }
+}
+
+/// Order of numbers and instants; anything else counts as equal.
+pub(super) fn compare_numbers(a: &ScalarValue, b: &ScalarValue) -> Ordering {
+    match (a, b) {
+        (ScalarValue::Int(a), ScalarValue::Int(b))
+        | (ScalarValue::Timestamp(a), ScalarValue::Timestamp(b)) => a.cmp(b),
+        _ => match (a.as_f64(), b.as_f64()) {
+            (Some(a), Some(b)) => a.total_cmp(&b),
+            _ => Ordering::Equal,
+        },
+    }
+}
+
+/// A total order of JSON scalars: by kind, then by value. Sets print in it.
+fn compare_json(a: &Json, b: &Json) -> Ordering {
+    let rank = |v: &Json| match v {
+        Json::Null => 0,
+        Json::Bool(_) => 1,
+        Json::Number(_) => 2,
+        Json::String(_) => 3,
+        Json::Array(_) => 4,
+        Json::Object(_) => 5,
+    };
+    match (a, b) {
+        (Json::Bool(a), Json::Bool(b)) => a.cmp(b),
+        (Json::Number(a), Json::Number(b)) => match (a.as_i64(), b.as_i64()) {
+            (Some(a), Some(b)) => a.cmp(&b),
+            _ => a.as_f64().unwrap_or_default().total_cmp(&b.as_f64().unwrap_or_default()),
+        },
+        (Json::String(a), Json::String(b)) => a.cmp(b),
+        _ => rank(a).cmp(&rank(b)),
+    }
+}
+
+/// Which register a role writes.
+pub(super) fn register_key<'a>(name: &'a str, group: bool, policy: Policy, role: Role) -> RootKey<'a> {
+    let shadow = matches!(policy, Policy::ServerWins | Policy::ClientWins) && role == Role::Authority;
+    if group { RootKey::Group { name, shadow } } else { RootKey::Field { name, shadow } }
+}

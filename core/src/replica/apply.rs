@@ -1,0 +1,411 @@
+//! What comes from the relay: the feed, answers, refusals.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use automerge::ChangeHash;
+
+use super::layout::RefusedRecord;
+use super::outbox::{ChannelState, REMAKES_MAX};
+use super::{Output, Replica};
+use crate::admission::{Judge, RefusalCode};
+use crate::change::{Change, Role, TxMark};
+use crate::clock::{Now, WallMs};
+use crate::entity::{Pending, Rewritten};
+use crate::id::{EntityHash, EntityKey};
+use crate::store::{Batch, StoreError};
+use crate::wire::{Ack, CaughtUp, EntityChanges, Feed, FeedBody, Refused};
+
+/// What a page of the feed did to one entity.
+#[derive(Default)]
+struct Touched {
+    changes: Vec<Change>,
+    admitted: Vec<u32>,
+    rewritten: bool,
+}
+
+impl Replica {
+    pub(super) fn on_feed(&mut self, now: Now, feed: Feed) -> Result<(), StoreError> {
+        let mut batch = Batch::new();
+        let mut touched: BTreeMap<EntityHash, Touched> = BTreeMap::new();
+        let mut moved = false;
+        for entry in feed.entries {
+            // Entries of an earlier request may still be under way.
+            if entry.seq != self.state.cursor + 1 {
+                continue;
+            }
+            match entry.body {
+                FeedBody::Changes { unit, .. } => {
+                    for changes in unit.entities {
+                        self.take_changes(&mut batch, changes, &mut touched)?;
+                    }
+                }
+                FeedBody::Own(list) => {
+                    if !self.take_own(&mut batch, list, &mut touched)? {
+                        // Own changes that this store does not have: it lost them.
+                        self.open_feed(true);
+                        break;
+                    }
+                }
+                FeedBody::Refused(refused) => self.take_refused(&mut batch, now, refused, &mut touched)?,
+                FeedBody::Device { key, name, platform } => {
+                    self.put_device(&mut batch, key, &name, &platform)
+                }
+                FeedBody::Schema { hash } => self.channel.relay_schema = Some(hash),
+            }
+            self.state.cursor = entry.seq;
+            moved = true;
+        }
+        if !moved {
+            return Ok(());
+        }
+        if let ChannelState::CatchingUp { .. } = self.channel.state {
+            self.channel.state = ChannelState::CatchingUp { cursor: self.state.cursor, end: feed.end };
+        }
+        self.finish(batch, touched)
+    }
+
+    /// Writes what was touched, in one batch.
+    fn finish(&mut self, mut batch: Batch, touched: BTreeMap<EntityHash, Touched>) -> Result<(), StoreError> {
+        let mut entities = Vec::with_capacity(touched.len());
+        for (hash, what) in touched {
+            let Some(loaded) = self.cache.get(&hash) else { continue };
+            entities.push(loaded.entity.key().clone());
+            self.persist(&mut batch, hash, &what.changes, &what.admitted, what.rewritten, false)?;
+        }
+        let after = self.commit(batch)?;
+        if !entities.is_empty() {
+            self.outputs.push_back(Output::Changed { after, entities });
+        }
+        self.outputs.push_back(Output::Status);
+        Ok(())
+    }
+
+    fn take_changes(
+        &mut self,
+        batch: &mut Batch,
+        changes: EntityChanges,
+        touched: &mut BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
+        let Ok(key) = EntityKey::new(changes.type_name, changes.id) else {
+            tracing::warn!("the feed names an entity that has no valid name");
+            return Ok(());
+        };
+        let ty = self.ty(key.type_name()).cloned();
+        let hash = self.load(&key)?;
+        let mut parsed = Vec::with_capacity(changes.changes.len());
+        for bytes in &changes.changes {
+            match Change::parse(bytes) {
+                Ok(change) => parsed.push(change),
+                Err(error) => {
+                    tracing::warn!(entity = %key, %error, "the feed carries a change that can't be read")
+                }
+            }
+        }
+        let mut by_hash: BTreeMap<ChangeHash, Change> =
+            parsed.iter().map(|change| (change.hash(), change.clone())).collect();
+        let entity = &mut self.loaded(hash)?.entity;
+        entity.name_containers(&changes.genesis);
+        let received = entity.receive(parsed, ty.as_ref(), Judge::Admitted, true);
+        for (change, refusal) in &received.refused {
+            tracing::warn!(entity = %key, %change, code = refusal.code.name(), %refusal, "a change of the feed can't be applied here");
+        }
+        self.received += received.applied.len() as u64;
+        if !received.applied.is_empty() {
+            let what = touched.entry(hash).or_default();
+            what.changes.extend(received.applied.iter().filter_map(|hash| by_hash.remove(hash)));
+        }
+        // In a full feed own changes come back whole: those that were pending are admitted.
+        self.admitted(batch, hash, &received.known, touched)
+    }
+
+    /// Own changes that the relay admitted. `false` if one of them is not known here.
+    fn take_own(
+        &mut self,
+        batch: &mut Batch,
+        list: Vec<(String, String, Vec<[u8; 32]>)>,
+        touched: &mut BTreeMap<EntityHash, Touched>,
+    ) -> Result<bool, StoreError> {
+        let mut parts = Vec::with_capacity(list.len());
+        for (type_name, id, hashes) in list {
+            let Ok(key) = EntityKey::new(type_name, id) else { return Ok(false) };
+            let hash = self.load(&key)?;
+            let hashes: Vec<ChangeHash> = hashes.into_iter().map(ChangeHash).collect();
+            let headers = self.loaded(hash)?.entity.headers();
+            if hashes.iter().any(|change| !headers.contains(change)) {
+                return Ok(false);
+            }
+            parts.push((hash, hashes));
+        }
+        for (hash, hashes) in parts {
+            self.admitted(batch, hash, &hashes, touched)?;
+        }
+        Ok(true)
+    }
+
+    fn admitted(
+        &mut self,
+        batch: &mut Batch,
+        hash: EntityHash,
+        hashes: &[ChangeHash],
+        touched: &mut BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
+        let places = self.loaded(hash)?.entity.admit(hashes);
+        let numbers = self.pending.get(&hash).cloned().unwrap_or_default();
+        let mut settled = false;
+        for number in numbers {
+            if self.outbox.get(&number).is_some_and(|pending| hashes.contains(&pending.hash)) {
+                self.delete_outbox(batch, number)?;
+                self.sent += 1;
+                settled = true;
+            }
+        }
+        if settled || !places.is_empty() {
+            touched.entry(hash).or_default().admitted.extend(places);
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_ack(&mut self, now: Now, ack: Ack) -> Result<(), StoreError> {
+        let Some(numbers) = self.channel.in_flight.remove(&ack.unit_id) else { return Ok(()) };
+        let mut refused: BTreeMap<ChangeHash, Refused> =
+            ack.refused.into_iter().map(|refused| (ChangeHash(refused.hash), refused)).collect();
+        let mut by_entity: BTreeMap<EntityHash, (EntityKey, Vec<ChangeHash>, Vec<Refused>)> = BTreeMap::new();
+        for pending in numbers.iter().filter_map(|number| self.outbox.get(number)) {
+            let (_, accepted, denied) = by_entity
+                .entry(pending.entity)
+                .or_insert_with(|| (pending.key.clone(), Vec::new(), Vec::new()));
+            match refused.remove(&pending.hash) {
+                Some(refusal) => denied.push(refusal),
+                None => accepted.push(pending.hash),
+            }
+        }
+        let mut batch = Batch::new();
+        let mut touched = BTreeMap::new();
+        for (hash, (key, accepted, denied)) in by_entity {
+            self.load(&key)?;
+            self.admitted(&mut batch, hash, &accepted, &mut touched)?;
+            if !denied.is_empty() {
+                self.refuse(&mut batch, now, hash, denied, &mut touched)?;
+            }
+        }
+        self.finish(batch, touched)
+    }
+
+    /// A refusal that came by the feed: of an own change whose answer was lost, or of a change
+    /// that came here by another way.
+    fn take_refused(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        refused: Refused,
+        touched: &mut BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
+        let Ok(key) = EntityKey::new(refused.type_name.clone(), refused.id.clone()) else { return Ok(()) };
+        let hash = self.load(&key)?;
+        if self.loaded(hash)?.entity.headers().contains(&ChangeHash(refused.hash)) {
+            self.refuse(batch, now, hash, vec![refused], touched)?;
+        }
+        Ok(())
+    }
+
+    /// Takes refused changes out of an entity, and writes again what can be.
+    fn refuse(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        hash: EntityHash,
+        denied: Vec<Refused>,
+        touched: &mut BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
+        let remakes = self.channel.remakes.entry(hash).or_default();
+        *remakes += 1;
+        let exhausted = *remakes > REMAKES_MAX;
+        let mut gone = BTreeSet::new();
+        let mut again = BTreeSet::new();
+        let mut reasons: BTreeMap<ChangeHash, (String, String)> = BTreeMap::new();
+        let mut clock_ahead = false;
+        for refusal in denied {
+            let change = ChangeHash(refusal.hash);
+            let code = RefusalCode::from_u16(refusal.code);
+            match code {
+                // What it builds on is not at the relay now. It may be later.
+                Some(RefusalCode::MissingDependency) => {
+                    self.channel.stalled.insert(hash);
+                    continue;
+                }
+                // It is rebuilt with what it depends on.
+                Some(RefusalCode::DependsOnRefused) if !exhausted => {
+                    again.insert(change);
+                }
+                Some(RefusalCode::ClockAhead) if !exhausted => {
+                    clock_ahead = true;
+                    again.insert(change);
+                }
+                // Another history of this actor is at the relay: this one gets a name of its own.
+                Some(RefusalCode::BadSequence) if !exhausted => {
+                    again.insert(change);
+                }
+                _ => {
+                    gone.insert(change);
+                }
+            }
+            let name = code.map_or("unknown", RefusalCode::name).to_owned();
+            reasons.insert(change, (name, refusal.message));
+        }
+        if gone.is_empty() && again.is_empty() {
+            return Ok(());
+        }
+        let wall = clock_ahead.then(|| self.relay_clock(now));
+        self.rebuild(batch, now, hash, &gone, &again, wall, &reasons, true)?;
+        if self.cache.contains_key(&hash) {
+            touched.entry(hash).or_default().rewritten = true;
+        }
+        Ok(())
+    }
+
+    /// Writes pending changes of an entity again that `which` picks by whether they may have
+    /// left the device, dated by the clock as it is corrected now.
+    pub(super) fn write_again(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        hash: EntityHash,
+        which: impl Fn(bool) -> bool,
+    ) -> Result<(), StoreError> {
+        let Some(key) = self
+            .pending
+            .get(&hash)
+            .and_then(|n| self.outbox.get(n.first()?))
+            .map(|pending| pending.key.clone())
+        else {
+            return Ok(());
+        };
+        self.load(&key)?;
+        let numbers = self.pending.get(&hash).cloned().unwrap_or_default();
+        let again: BTreeSet<ChangeHash> = numbers
+            .iter()
+            .filter_map(|number| self.outbox.get(number))
+            .filter(|pending| which(pending.sent))
+            .map(|pending| pending.hash)
+            .collect();
+        self.rebuild(batch, now, hash, &BTreeSet::new(), &again, None, &BTreeMap::new(), false)?;
+        if self.cache.contains_key(&hash) {
+            self.persist(batch, hash, &[], &[], true, false)?;
+        }
+        self.outputs.push_back(Output::Changed { after: self.last_commit, entities: vec![key] });
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one step of one algorithm, told apart by its two callers")]
+    fn rebuild(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        hash: EntityHash,
+        gone: &BTreeSet<ChangeHash>,
+        again: &BTreeSet<ChangeHash>,
+        wall: Option<WallMs>,
+        reasons: &BTreeMap<ChangeHash, (String, String)>,
+        new_incarnation: bool,
+    ) -> Result<(), StoreError> {
+        let correction = self.correction_ms();
+        let relay_clock = self.relay_clock(now);
+        let numbers: Vec<u64> = self.pending.get(&hash).cloned().unwrap_or_default().into_iter().collect();
+        let mut records = Vec::with_capacity(numbers.len());
+        let mut pending = Vec::with_capacity(numbers.len());
+        for number in &numbers {
+            let record = self.read_outbox(*number)?;
+            let change = ChangeHash(record.hash);
+            let header_wall = self.loaded(hash)?.entity.headers().by_hash(&change).map(|h| h.time.wall());
+            let off = correction - record.skew_ms;
+            pending.push(Pending {
+                hash: change,
+                intents: record.intents.clone(),
+                role: if record.authority { Role::Authority } else { Role::Device },
+                tx: record.tx.map(|(id, members)| TxMark { id, members }),
+                wall: match (wall, header_wall) {
+                    (Some(wall), Some(written)) => Some(written.min(wall)),
+                    (None, Some(written)) if off != 0 => {
+                        Some(WallMs(written.0.saturating_add_signed(off)).min(relay_clock))
+                    }
+                    _ => None,
+                },
+            });
+            records.push(record);
+        }
+        let loaded = self.loaded(hash)?;
+        if new_incarnation {
+            loaded.record.rebuilds += 1;
+        }
+        let record = loaded.record.clone();
+        let key = loaded.entity.key().clone();
+        let author = self.author(&record);
+        let Some(ty) = self.ty(key.type_name()).cloned() else {
+            return Err(StoreError::Damaged { what: format!("{key} has pending changes and no type") });
+        };
+        let rebuilt = self.loaded(hash)?.entity.rebuild(gone, again, &pending, &ty, author)?;
+        self.loaded(hash)?.entity = rebuilt.entity;
+        for ((number, mut record), result) in numbers.into_iter().zip(records).zip(rebuilt.pending) {
+            match result {
+                Rewritten::Kept(_) => {}
+                Rewritten::Again { change, intents, .. } => {
+                    record.hash = change.hash().0;
+                    record.bytes = change.bytes().len() as u32;
+                    record.intents = intents;
+                    record.skew_ms = correction;
+                    record.sent = false;
+                    self.put_outbox(batch, number, &record)?;
+                    let commit = crate::store::CommitNo(self.last_commit.0 + 1);
+                    if let Some(pending) = self.outbox.get_mut(&number) {
+                        pending.hash = change.hash();
+                        pending.bytes = record.bytes as usize;
+                        pending.sent = false;
+                        // Part of the batch under construction, or of one that is durable.
+                        pending.commit = commit;
+                    }
+                }
+                Rewritten::Gone { old, why } => {
+                    let (code, message) = match (reasons.get(&old), why) {
+                        (Some((code, message)), _) => (code.clone(), message.clone()),
+                        (None, Some(why)) => (RefusalCode::DependsOnRefused.name().to_owned(), why),
+                        (None, None) => (RefusalCode::DependsOnRefused.name().to_owned(), String::new()),
+                    };
+                    self.delete_outbox(batch, number)?;
+                    let refused = RefusedRecord {
+                        type_name: record.type_name,
+                        id: record.id,
+                        code,
+                        message,
+                        intents: record.intents,
+                        time_ms: self.corrected(now).0,
+                    };
+                    self.put_refused(batch, &refused)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_caught_up(&mut self, now: Now, caught_up: CaughtUp) -> Result<(), StoreError> {
+        if caught_up.epoch != self.state.epoch || caught_up.cursor != self.state.cursor {
+            return Ok(());
+        }
+        if caught_up.digest != self.state.digest && !self.channel.repaired {
+            // Both sides must hold the same. What is missing here comes with the whole feed.
+            tracing::warn!("the digest differs from the relay's: fetching everything again");
+            self.channel.repaired = true;
+            self.state.cursor = 0;
+            self.channel.state = ChannelState::CatchingUp { cursor: 0, end: caught_up.cursor };
+            self.open_feed(true);
+            return Ok(());
+        }
+        if caught_up.digest != self.state.digest {
+            tracing::error!("the digest differs from the relay's even after everything was fetched again");
+        }
+        self.channel.state = ChannelState::Live;
+        self.state.synced_ms = self.relay_clock(now).0;
+        self.commit(Batch::new())?;
+        self.outputs.push_back(Output::Status);
+        Ok(())
+    }
+}

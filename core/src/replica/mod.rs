@@ -1,0 +1,768 @@
+//! A replica: everything that one device holds of one workspace, and what it must still do.
+//!
+//! It is driven, it does not act. The host calls a method with the time, drains
+//! [`Replica::poll_output`], and calls [`Replica::durable`] when the store has made more
+//! durable. One writer at a time owns it; reads go through [`Rows`](crate::rows::Rows).
+//!
+//! - [`Replica::write`] makes local edits. What it returns may be told to the app once its
+//!   commit is durable, and leaves the device no earlier.
+//! - [`Replica::connect`], [`Replica::receive`] and [`Replica::disconnect`] are the link to a
+//!   relay: see [`session`](crate::session).
+
+mod apply;
+pub(crate) mod layout;
+mod outbox;
+mod write;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use automerge::{ActorId, ChangeHash};
+
+use crate::change::{Change, Role};
+use crate::clock::{Now, WallMs};
+use crate::codec::{self, HeaderRecord};
+use crate::digest::Digest;
+use crate::entity::{Entity, LoadError};
+use crate::header::{Header, HeaderIndex};
+use crate::id::{Author, DeviceId, EntityHash, EntityKey, Incarnation, WorkspaceId};
+use crate::rows::index_keys;
+use crate::schema::{EntityType, Schema};
+use crate::store::{Batch, CommitNo, Keyspace, Store, StoreError, View};
+use crate::wire::GrantRole;
+
+use layout::{
+    ConflictRecord, DeviceRecord, EntityRecord, Keys, OutboxRecord, RefusedRecord, RowRecord, SideRecord,
+    StateRecord, SyncStatus, from_json, to_json,
+};
+pub use outbox::ChannelState;
+pub use write::{Edit, Expect, WriteError, Written};
+
+/// Documents smaller than this are stored whole after each change.
+const FOLD_BELOW_BYTES: u64 = 4 * 1024;
+/// Most changes stored after a snapshot.
+const INCREMENTS_MAX: u32 = 16;
+/// Entities whose documents stay loaded.
+const CACHED_ENTITIES_MAX: usize = 256;
+/// A clock is corrected when it is off by more than this, in milliseconds.
+pub const SKEW_TOLERATED_MS: u64 = 60_000;
+
+/// What a replica is opened with.
+#[derive(Clone, Debug)]
+pub struct ReplicaConfig {
+    /// The workspace.
+    pub workspace: WorkspaceId,
+    /// This device.
+    pub device: DeviceId,
+    /// Its name for people.
+    pub device_name: String,
+    /// Its operating system.
+    pub platform: String,
+    /// The types of the workspace.
+    pub schema: Arc<Schema>,
+    /// The schema as a file, to be pushed where this device may and the relay has none.
+    pub schema_source: String,
+    /// The role to assume until a grant says otherwise.
+    pub assumed_role: Option<GrantRole>,
+    /// The store went back since it was last open: a new incarnation begins.
+    pub rolled_back: bool,
+    /// Random bytes: where ids of transactions start from.
+    pub seed: [u8; 32],
+}
+
+/// What the host must do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send a message on the link.
+    Send(Vec<u8>),
+    /// Entities changed, to be told once the commit is durable.
+    Changed {
+        /// Durable then.
+        after: CommitNo,
+        /// Which.
+        entities: Vec<EntityKey>,
+    },
+    /// The state of the channel or the figures changed.
+    Status,
+}
+
+/// Figures that an app can show.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReplicaStatus {
+    /// Entities with changes that the relay has not admitted.
+    pub pending: u64,
+    /// Entities with something that waits for a person.
+    pub conflicts: u64,
+    /// Changes that were refused and not dismissed.
+    pub refused: u64,
+    /// Digest of what the relay admitted.
+    pub digest: Digest,
+    /// How far this device's clock is ahead of the relay's, in milliseconds; measured at each
+    /// connect.
+    pub clock_skew_ms: i64,
+    /// Changes admitted by the relay since the replica was opened.
+    pub sent: u64,
+    /// Changes received since the replica was opened.
+    pub received: u64,
+    /// When the last sync completed.
+    pub synced: Option<WallMs>,
+}
+
+/// An entity in memory with its record.
+#[derive(Debug)]
+struct Loaded {
+    entity: Entity,
+    record: EntityRecord,
+    used: u64,
+}
+
+/// One pending change, in memory.
+#[derive(Clone, Debug)]
+struct PendingRef {
+    entity: EntityHash,
+    key: EntityKey,
+    hash: ChangeHash,
+    tx: Option<[u8; 16]>,
+    commit: CommitNo,
+    sent: bool,
+    bytes: usize,
+}
+
+/// See the [module](self).
+pub struct Replica {
+    config: ReplicaConfig,
+    store: Arc<dyn Store>,
+    keys: Keys,
+    state: StateRecord,
+    cache: BTreeMap<EntityHash, Loaded>,
+    uses: u64,
+    outbox: BTreeMap<u64, PendingRef>,
+    /// Outbox numbers by entity.
+    pending: BTreeMap<EntityHash, BTreeSet<u64>>,
+    /// Entities with refused changes, and how many.
+    refused: BTreeMap<EntityKey, u64>,
+    conflicts: u64,
+    sent: u64,
+    received: u64,
+    transactions: u64,
+    channel: outbox::Link,
+    outputs: VecDeque<Output>,
+    last_commit: CommitNo,
+}
+
+impl Replica {
+    /// Opens what the store holds of a workspace.
+    pub fn open(store: Arc<dyn Store>, config: ReplicaConfig) -> Result<Self, StoreError> {
+        let keys = Keys::of(&config.workspace);
+        let mut state = match store.get(View::Latest, Keyspace::META, &keys.state())? {
+            Some(bytes) => codec::decode(&bytes, "the replica's state")?,
+            None => StateRecord { outbox_next: 1, refused_next: 1, ..StateRecord::default() },
+        };
+        if config.rolled_back {
+            state.incarnation += 1;
+        }
+        if state.role == 0
+            && let Some(role) = config.assumed_role
+        {
+            state.role = role.code();
+        }
+        let mut replica = Self {
+            config,
+            store,
+            keys,
+            state,
+            cache: BTreeMap::new(),
+            uses: 0,
+            outbox: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            conflicts: 0,
+            sent: 0,
+            received: 0,
+            transactions: 0,
+            channel: outbox::Link::default(),
+            outputs: VecDeque::new(),
+            last_commit: CommitNo(0),
+        };
+        replica.load_queues()?;
+        let mut batch = Batch::new();
+        replica.put_device(
+            &mut batch,
+            replica.config.device.0,
+            &replica.config.device_name,
+            &replica.config.platform,
+        );
+        replica.commit(batch)?;
+        Ok(replica)
+    }
+
+    fn load_queues(&mut self) -> Result<(), StoreError> {
+        let store = Arc::clone(&self.store);
+        let prefix = self.keys.prefix();
+        for_each(&*store, Keyspace::OUTBOX, &prefix, |key, head| {
+            let Some(number) = key.last_chunk::<8>().map(|n| u64::from_be_bytes(*n)) else { return Ok(()) };
+            let bytes = self.keys.whole(&*store, View::Latest, head)?;
+            let record: OutboxRecord = from_json(&bytes, "a pending change")?;
+            let Ok(entity) = EntityKey::new(record.type_name, record.id) else { return Ok(()) };
+            let pending = PendingRef {
+                entity: EntityHash::of(&self.config.workspace, &entity),
+                key: entity,
+                hash: ChangeHash(record.hash),
+                tx: record.tx.map(|(id, _)| id),
+                commit: CommitNo(0),
+                sent: record.sent,
+                bytes: record.bytes as usize,
+            };
+            self.track(number, pending);
+            Ok(())
+        })?;
+        for_each(&*store, Keyspace::REFUSED, &prefix, |_, head| {
+            let bytes = self.keys.whole(&*store, View::Latest, head)?;
+            let record: RefusedRecord = from_json(&bytes, "a refused change")?;
+            if let Ok(entity) = EntityKey::new(record.type_name, record.id) {
+                *self.refused.entry(entity).or_default() += 1;
+            }
+            Ok(())
+        })?;
+        for_each(&*store, Keyspace::CONFLICT, &prefix, |_, _| {
+            self.conflicts += 1;
+            Ok(())
+        })
+    }
+
+    fn track(&mut self, number: u64, pending: PendingRef) {
+        self.pending.entry(pending.entity).or_default().insert(number);
+        self.outbox.insert(number, pending);
+    }
+
+    fn untrack(&mut self, number: u64) -> Option<PendingRef> {
+        let pending = self.outbox.remove(&number)?;
+        if let Some(numbers) = self.pending.get_mut(&pending.entity) {
+            numbers.remove(&number);
+            if numbers.is_empty() {
+                self.pending.remove(&pending.entity);
+            }
+        }
+        Some(pending)
+    }
+
+    /// What the host must do next.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Figures.
+    pub fn status(&self) -> ReplicaStatus {
+        ReplicaStatus {
+            pending: self.pending.len() as u64,
+            conflicts: self.conflicts,
+            refused: self.refused.values().sum(),
+            digest: Digest(self.state.digest),
+            clock_skew_ms: self.state.skew_ms.saturating_neg(),
+            sent: self.sent,
+            received: self.received,
+            synced: (self.state.synced_ms > 0).then_some(WallMs(self.state.synced_ms)),
+        }
+    }
+
+    /// The types of the workspace.
+    pub fn schema(&self) -> &Arc<Schema> {
+        &self.config.schema
+    }
+
+    /// The role that this device has, as far as it knows.
+    pub fn role(&self) -> GrantRole {
+        GrantRole::from_code(self.state.role).unwrap_or(GrantRole::Writer)
+    }
+
+    fn change_role(&self) -> Role {
+        if self.role() == GrantRole::Authority { Role::Authority } else { Role::Device }
+    }
+
+    /// The last batch that this replica committed.
+    pub fn last_commit(&self) -> CommitNo {
+        self.last_commit
+    }
+
+    /// How much this device's clock must be corrected by, in milliseconds.
+    fn correction_ms(&self) -> i64 {
+        if self.state.skew_ms.unsigned_abs() > SKEW_TOLERATED_MS { self.state.skew_ms } else { 0 }
+    }
+
+    fn corrected(&self, now: Now) -> WallMs {
+        WallMs(now.wall.0.saturating_add_signed(self.correction_ms()))
+    }
+
+    fn author(&self, record: &EntityRecord) -> Author {
+        Author {
+            device: self.config.device,
+            incarnation: Incarnation::new(self.state.incarnation, record.rebuilds),
+        }
+    }
+
+    fn ty(&self, name: &str) -> Option<&EntityType> {
+        self.config.schema.types.get(name)
+    }
+
+    fn hash(&self, key: &EntityKey) -> EntityHash {
+        EntityHash::of(&self.config.workspace, key)
+    }
+
+    fn put_device(&self, batch: &mut Batch, key: [u8; 32], name: &str, platform: &str) {
+        let record = DeviceRecord { name: name.to_owned(), platform: platform.to_owned() };
+        batch.put(Keyspace::DEVICE, self.keys.device(&key), codec::encode(&record));
+    }
+
+    /// Commits a batch together with the replica's state.
+    fn commit(&mut self, mut batch: Batch) -> Result<CommitNo, StoreError> {
+        batch.put(Keyspace::META, self.keys.state(), codec::encode(&self.state));
+        self.last_commit = self.store.commit(batch)?;
+        Ok(self.last_commit)
+    }
+
+    /// An entity from the cache or the store; a new one where there is none.
+    fn load(&mut self, key: &EntityKey) -> Result<EntityHash, StoreError> {
+        let hash = self.hash(key);
+        self.uses += 1;
+        if let Some(loaded) = self.cache.get_mut(&hash) {
+            loaded.used = self.uses;
+            return Ok(hash);
+        }
+        let ty = self.ty(key.type_name()).cloned();
+        let loaded = match self.store.get(View::Latest, Keyspace::ENTITY, &self.keys.entity(hash))? {
+            None => Loaded {
+                entity: Entity::new(&self.config.workspace, key, ty.as_ref()),
+                record: EntityRecord {
+                    type_name: key.type_name().to_owned(),
+                    id: key.id().to_owned(),
+                    ..EntityRecord::default()
+                },
+                used: self.uses,
+            },
+            Some(bytes) => {
+                let record: EntityRecord = codec::decode(&bytes, "an entity")?;
+                Loaded { entity: self.load_stored(key, hash, &record, ty.as_ref())?, record, used: self.uses }
+            }
+        };
+        self.cache.insert(hash, loaded);
+        Ok(hash)
+    }
+
+    fn load_stored(
+        &self,
+        key: &EntityKey,
+        hash: EntityHash,
+        record: &EntityRecord,
+        ty: Option<&EntityType>,
+    ) -> Result<Entity, StoreError> {
+        let damaged = |what: String| StoreError::Damaged { what };
+        let mut headers = Vec::with_capacity(record.headers as usize);
+        for_each(&*self.store, Keyspace::HEADER, &self.keys.headers(hash), |_, bytes| {
+            headers.push(Header::from(codec::decode::<HeaderRecord>(bytes, "a header")?));
+            Ok(())
+        })?;
+        let mut actors = Vec::with_capacity(record.actors.len());
+        for (actor, author) in &record.actors {
+            let author = Author::from_bytes(author).ok_or_else(|| damaged(format!("an author of {key}")))?;
+            actors.push((ActorId::from(&actor[..]), author));
+        }
+        let headers = (headers.len() == record.headers as usize)
+            .then(|| HeaderIndex::from_parts(headers, actors))
+            .flatten()
+            .ok_or_else(|| damaged(format!("the header index of {key}")))?;
+        let read = |key: Vec<u8>| self.keys.get(&*self.store, View::Latest, Keyspace::DOC, &key);
+        let snapshot = read(self.keys.snapshot(hash))?.unwrap_or_default();
+        let mut increments = Vec::with_capacity(record.increments as usize);
+        for number in 0..record.increments {
+            let bytes = read(self.keys.increment(hash, number))?;
+            increments.push(bytes.ok_or_else(|| damaged(format!("increment {number} of {key}")))?);
+        }
+        Entity::load(&self.config.workspace, key, ty, &snapshot, &increments, headers, &record.containers)
+            .map_err(|error| damaged(error.to_string()))
+    }
+
+    fn loaded(&mut self, hash: EntityHash) -> Result<&mut Loaded, StoreError> {
+        self.cache
+            .get_mut(&hash)
+            .ok_or(StoreError::Damaged { what: "an entity that was loaded is gone".into() })
+    }
+
+    /// Drops what was used longest ago. Never called while an operation is under way.
+    fn trim_cache(&mut self) {
+        while self.cache.len() > CACHED_ENTITIES_MAX {
+            let oldest = self.cache.iter().min_by_key(|(_, loaded)| loaded.used).map(|(hash, _)| *hash);
+            match oldest {
+                Some(oldest) => self.cache.remove(&oldest),
+                None => break,
+            };
+        }
+    }
+
+    /// Writes everything about an entity that new changes moved. `changes` are those that
+    /// were added since it was last written; `rewritten` says that the entity was rebuilt.
+    fn persist(
+        &mut self,
+        batch: &mut Batch,
+        hash: EntityHash,
+        changes: &[Change],
+        admitted: &[u32],
+        rewritten: bool,
+        proved: bool,
+    ) -> Result<(), StoreError> {
+        let store = Arc::clone(&self.store);
+        let keys = self.keys;
+        let mut spills = self.state.spills;
+        let loaded = self.loaded(hash)?;
+        let Loaded { entity, record, .. } = loaded;
+        if entity.headers().is_empty() {
+            let key = entity.key().clone();
+            let record = record.clone();
+            return self.remove(batch, hash, &key, &record);
+        }
+        let before = record.headers;
+        let after = entity.headers().len() as u32;
+        let first_new = if rewritten { 0 } else { before };
+        for place in (first_new..after).chain(admitted.iter().copied().filter(|place| *place < first_new)) {
+            if let Some(header) = entity.headers().get(place) {
+                batch.put(
+                    Keyspace::HEADER,
+                    keys.header(hash, place),
+                    codec::encode(&HeaderRecord::from(header)),
+                );
+            }
+        }
+        for place in after..before {
+            batch.delete(Keyspace::HEADER, keys.header(hash, place));
+        }
+        if rewritten || !changes.is_empty() {
+            let bytes: u64 = changes.iter().map(|change| change.bytes().len() as u64).sum();
+            let small = record.snapshot_bytes + record.increment_bytes + bytes < FOLD_BELOW_BYTES;
+            let full = record.increments + changes.len() as u32 > INCREMENTS_MAX;
+            if rewritten || small || full {
+                // What cannot be loaded again must not replace what can.
+                let snapshot = if proved && small { Ok(entity.save()) } else { entity.save_proved() };
+                match snapshot {
+                    Ok(snapshot) => {
+                        for number in 0..record.increments {
+                            keys.delete(&*store, batch, Keyspace::DOC, keys.increment(hash, number))?;
+                        }
+                        record.snapshot_bytes = snapshot.len() as u64;
+                        record.increments = 0;
+                        record.increment_bytes = 0;
+                        keys.put(&*store, batch, &mut spills, Keyspace::DOC, keys.snapshot(hash), &snapshot)?;
+                    }
+                    Err(error) if rewritten => return Err(StoreError::Damaged { what: error.to_string() }),
+                    Err(error) => {
+                        tracing::warn!(%error, "a snapshot failed its proof; its changes are kept beside the last good one");
+                        append(&keys, &*store, batch, &mut spills, hash, record, changes)?;
+                    }
+                }
+            } else {
+                append(&keys, &*store, batch, &mut spills, hash, record, changes)?;
+            }
+        }
+        record.actors = entity
+            .headers()
+            .actors()
+            .iter()
+            .map(|entry| (entry.actor.to_bytes().to_vec(), entry.author.to_bytes()))
+            .collect();
+        record.containers = entity.named_containers();
+        record.headers = after;
+        let heads = entity.headers().admitted_heads();
+        let heads_before: Vec<ChangeHash> =
+            record.admitted_heads.iter().map(|head| ChangeHash(*head)).collect();
+        record.admitted_heads = heads.iter().map(|head| head.0).collect();
+        let mut digest = Digest(self.state.digest);
+        digest.replace(hash, &heads_before, &heads);
+        self.state.digest = digest.0;
+        self.state.spills = spills;
+        self.materialise(batch, hash)
+    }
+
+    /// Removes an entity that no change is left of.
+    fn remove(
+        &mut self,
+        batch: &mut Batch,
+        hash: EntityHash,
+        key: &EntityKey,
+        record: &EntityRecord,
+    ) -> Result<(), StoreError> {
+        let store = Arc::clone(&self.store);
+        for place in 0..record.headers {
+            batch.delete(Keyspace::HEADER, self.keys.header(hash, place));
+        }
+        self.keys.delete(&*store, batch, Keyspace::DOC, self.keys.snapshot(hash))?;
+        for number in 0..record.increments {
+            self.keys.delete(&*store, batch, Keyspace::DOC, self.keys.increment(hash, number))?;
+        }
+        let heads: Vec<ChangeHash> = record.admitted_heads.iter().map(|head| ChangeHash(*head)).collect();
+        let mut digest = Digest(self.state.digest);
+        digest.replace(hash, &heads, &[]);
+        self.state.digest = digest.0;
+        if record.rebuilds > 0 {
+            // The count must outlive the entity: its next life is another incarnation.
+            let stub = EntityRecord {
+                type_name: record.type_name.clone(),
+                id: record.id.clone(),
+                rebuilds: record.rebuilds,
+                ..EntityRecord::default()
+            };
+            batch.put(Keyspace::ENTITY, self.keys.entity(hash), codec::encode(&stub));
+        } else {
+            batch.delete(Keyspace::ENTITY, self.keys.entity(hash));
+        }
+        self.put_row(batch, key, None)?;
+        self.put_conflicts(batch, key, &[])?;
+        self.cache.remove(&hash);
+        Ok(())
+    }
+
+    /// Writes an entity's record, row, index entries and conflicts.
+    fn materialise(&mut self, batch: &mut Batch, hash: EntityHash) -> Result<(), StoreError> {
+        let loaded = self.loaded(hash)?;
+        let record = codec::encode(&loaded.record);
+        let key = loaded.entity.key().clone();
+        batch.put(Keyspace::ENTITY, self.keys.entity(hash), record);
+        let Some(ty) = self.config.schema.types.get(key.type_name()) else {
+            // A type of a newer schema: kept, not shown.
+            return Ok(());
+        };
+        let Some(Loaded { entity, record, .. }) = self.cache.get(&hash) else { return Ok(()) };
+        let shown = entity.row(ty);
+        let first = entity.headers().headers().first();
+        let last = entity.headers().headers().iter().max_by_key(|header| header.time);
+        let status = if self.refused.contains_key(&key) {
+            SyncStatus::Failed
+        } else if !shown.conflicts.is_empty() {
+            SyncStatus::Conflict
+        } else if !self.pending.contains_key(&hash) {
+            SyncStatus::Synced
+        } else if shown.deleted {
+            SyncStatus::PendingDelete
+        } else if record.admitted_heads.is_empty() {
+            SyncStatus::PendingCreate
+        } else {
+            SyncStatus::PendingUpdate
+        };
+        let row = RowRecord {
+            version: version_token(&entity.heads()),
+            status,
+            deleted: shown.deleted,
+            created_ms: first.map_or(0, |header| header.time.wall().0),
+            updated_ms: last.map_or(0, |header| header.time.wall().0),
+            updated_by: last.map(|header| entity.headers().device(header).to_string()).unwrap_or_default(),
+            fields: shown.fields,
+        };
+        let conflicts: Vec<ConflictRecord> = shown
+            .conflicts
+            .into_iter()
+            .map(|conflict| ConflictRecord {
+                field: conflict.field,
+                kind: conflict.kind.name().to_owned(),
+                sides: conflict
+                    .sides
+                    .into_iter()
+                    .map(|side| SideRecord {
+                        device: side.device.0,
+                        value: side.value,
+                        time_ms: side.time.wall().0,
+                    })
+                    .collect(),
+                base: conflict.base,
+            })
+            .collect();
+        self.put_row(batch, &key, Some(&row))?;
+        self.put_conflicts(batch, &key, &conflicts)
+    }
+
+    fn put_row(
+        &mut self,
+        batch: &mut Batch,
+        key: &EntityKey,
+        row: Option<&RowRecord>,
+    ) -> Result<(), StoreError> {
+        let store = Arc::clone(&self.store);
+        let place = self.keys.row(key);
+        let ty = self.config.schema.types.get(key.type_name()).cloned();
+        if let Some(ty) = ty.filter(|ty| !ty.indexes.is_empty()) {
+            let old = self.keys.get(&*store, View::Latest, Keyspace::ROW, &place)?;
+            let old: Option<RowRecord> = old.map(|bytes| from_json(&bytes, "a row")).transpose()?;
+            let before = old.map(|old| index_keys(&self.keys, &ty, key, &old)).unwrap_or_default();
+            let after = row.map(|row| index_keys(&self.keys, &ty, key, row)).unwrap_or_default();
+            for gone in before.iter().filter(|entry| !after.contains(entry)) {
+                batch.delete(Keyspace::INDEX, gone.clone());
+            }
+            for come in after.into_iter().filter(|entry| !before.contains(entry)) {
+                batch.put(Keyspace::INDEX, come, key.id().as_bytes());
+            }
+        }
+        match row {
+            Some(row) => {
+                let mut spills = self.state.spills;
+                self.keys.put(&*store, batch, &mut spills, Keyspace::ROW, place, &to_json(row))?;
+                self.state.spills = spills;
+                Ok(())
+            }
+            None => self.keys.delete(&*store, batch, Keyspace::ROW, place),
+        }
+    }
+
+    fn put_conflicts(
+        &mut self,
+        batch: &mut Batch,
+        key: &EntityKey,
+        conflicts: &[ConflictRecord],
+    ) -> Result<(), StoreError> {
+        let store = Arc::clone(&self.store);
+        let place = self.keys.row(key);
+        let had = store.get(View::Latest, Keyspace::CONFLICT, &place)?.is_some();
+        if conflicts.is_empty() {
+            if had {
+                self.keys.delete(&*store, batch, Keyspace::CONFLICT, place)?;
+                self.conflicts = self.conflicts.saturating_sub(1);
+            }
+        } else {
+            let mut spills = self.state.spills;
+            self.keys.put(&*store, batch, &mut spills, Keyspace::CONFLICT, place, &to_json(&conflicts))?;
+            self.state.spills = spills;
+            if !had {
+                self.conflicts += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn put_outbox(
+        &mut self,
+        batch: &mut Batch,
+        number: u64,
+        record: &OutboxRecord,
+    ) -> Result<(), StoreError> {
+        let store = Arc::clone(&self.store);
+        let mut spills = self.state.spills;
+        let place = self.keys.number(number);
+        self.keys.put(&*store, batch, &mut spills, Keyspace::OUTBOX, place, &to_json(record))?;
+        self.state.spills = spills;
+        Ok(())
+    }
+
+    fn read_outbox(&self, number: u64) -> Result<OutboxRecord, StoreError> {
+        let bytes = self.keys.get(&*self.store, View::Latest, Keyspace::OUTBOX, &self.keys.number(number))?;
+        let bytes = bytes
+            .ok_or_else(|| StoreError::Damaged { what: format!("pending change {number} is missing") })?;
+        from_json(&bytes, "a pending change")
+    }
+
+    fn delete_outbox(&mut self, batch: &mut Batch, number: u64) -> Result<Option<PendingRef>, StoreError> {
+        let store = Arc::clone(&self.store);
+        self.keys.delete(&*store, batch, Keyspace::OUTBOX, self.keys.number(number))?;
+        Ok(self.untrack(number))
+    }
+
+    fn put_refused(&mut self, batch: &mut Batch, record: &RefusedRecord) -> Result<(), StoreError> {
+        let store = Arc::clone(&self.store);
+        let number = self.state.refused_next;
+        self.state.refused_next += 1;
+        let mut spills = self.state.spills;
+        let place = self.keys.number(number);
+        self.keys.put(&*store, batch, &mut spills, Keyspace::REFUSED, place, &to_json(record))?;
+        self.state.spills = spills;
+        if let Ok(key) = EntityKey::new(record.type_name.clone(), record.id.clone()) {
+            *self.refused.entry(key).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    /// Forgets a refused change that the app has dealt with. `false` where there is none.
+    pub fn dismiss(&mut self, number: u64) -> Result<bool, StoreError> {
+        let store = Arc::clone(&self.store);
+        let place = self.keys.number(number);
+        let Some(bytes) = self.keys.get(&*store, View::Latest, Keyspace::REFUSED, &place)? else {
+            return Ok(false);
+        };
+        let record: RefusedRecord = from_json(&bytes, "a refused change")?;
+        let mut batch = Batch::new();
+        self.keys.delete(&*store, &mut batch, Keyspace::REFUSED, place)?;
+        let Ok(key) = EntityKey::new(record.type_name, record.id) else { return Ok(true) };
+        if let Some(count) = self.refused.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                self.refused.remove(&key);
+            }
+        }
+        let hash = self.load(&key)?;
+        if !self.loaded(hash)?.entity.headers().is_empty() {
+            self.materialise(&mut batch, hash)?;
+        }
+        let after = self.commit(batch)?;
+        self.outputs.push_back(Output::Changed { after, entities: vec![key] });
+        self.outputs.push_back(Output::Status);
+        Ok(true)
+    }
+}
+
+fn append(
+    keys: &Keys,
+    store: &dyn Store,
+    batch: &mut Batch,
+    spills: &mut u64,
+    hash: EntityHash,
+    record: &mut EntityRecord,
+    changes: &[Change],
+) -> Result<(), StoreError> {
+    for change in changes {
+        let place = keys.increment(hash, record.increments);
+        keys.put(store, batch, spills, Keyspace::DOC, place, change.bytes())?;
+        record.increments += 1;
+        record.increment_bytes += change.bytes().len() as u64;
+    }
+    Ok(())
+}
+
+/// Visits every entry under a prefix.
+fn for_each(
+    store: &dyn Store,
+    keyspace: Keyspace,
+    prefix: &[u8],
+    mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    const PAGE: usize = 512;
+    let mut from = Vec::new();
+    loop {
+        let page = store.scan(View::Latest, keyspace, prefix, &from, PAGE)?;
+        for (key, value) in &page {
+            visit(key, value)?;
+        }
+        match page.last() {
+            Some((key, _)) if page.len() == PAGE => from = [&key[..], &[0]].concat(),
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// The token that stands for a version of an entity: its heads.
+pub fn version_token(heads: &[ChangeHash]) -> String {
+    use base64::Engine as _;
+    let parts: Vec<String> =
+        heads.iter().map(|head| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(head.0)).collect();
+    parts.join(".")
+}
+
+/// Reads a version token; `None` if it is none.
+pub fn parse_version(token: &str) -> Option<Vec<ChangeHash>> {
+    use base64::Engine as _;
+    token
+        .split('.')
+        .map(|part| {
+            let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(part).ok()?;
+            Some(ChangeHash(bytes.try_into().ok()?))
+        })
+        .collect()
+}
+
+impl From<LoadError> for StoreError {
+    fn from(error: LoadError) -> Self {
+        StoreError::Damaged { what: error.to_string() }
+    }
+}

@@ -1,0 +1,564 @@
+//! The outbox and its channel to the relay: what leaves, when, and in which order.
+//!
+//! A change leaves only when it is durable *and* durably marked as sent: whoever restores
+//! the store from before that mark is told `behind` by the relay. Within an entity order is
+//! causal; a child waits until its parents were admitted (a cycle of parents goes as one); then
+//! priority by type, then oldest first. While an entity has changes in flight, its newer ones
+//! wait and travel together.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use automerge::ChangeHash;
+use serde_json::Value as Json;
+
+use super::layout::{RowRecord, from_json};
+use super::{Output, Replica, SKEW_TOLERATED_MS};
+use crate::change::Change;
+use crate::clock::{Now, WallMs};
+use crate::id::{EntityHash, EntityKey};
+use crate::schema::{FieldType, ScalarType};
+use crate::store::{Batch, CommitNo, Keyspace, StoreError, View};
+use crate::wire::{
+    Changes, Channel, EntityChanges, FaultCode, FetchSchema, GrantRole, Granted, Message, Open, PushSchema,
+    Refresh, SchemaIs, SignIn, Unit,
+};
+
+/// Units on their way at once.
+const UNITS_IN_FLIGHT_MAX: usize = 16;
+/// A unit takes no more entities when it has this many.
+const UNIT_ENTITIES: usize = 256;
+/// A unit takes no more changes when it has this many bytes.
+const UNIT_BYTES: usize = 256 * 1024;
+/// How often an entity is written again within one session before it counts as refused.
+pub(super) const REMAKES_MAX: u32 = 3;
+
+/// How far the channel to the relay has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ChannelState {
+    /// There is no link.
+    #[default]
+    Offline,
+    /// Waiting for a grant.
+    SigningIn,
+    /// Receiving what happened meanwhile.
+    CatchingUp {
+        /// The last entry applied.
+        cursor: u64,
+        /// The newest entry of the feed.
+        end: u64,
+    },
+    /// Everything was received; what is written goes out at once.
+    Live,
+    /// The relay refused the channel. Changes wait; nothing is lost.
+    Faulted {
+        /// For programs.
+        code: FaultCode,
+        /// For people.
+        message: String,
+    },
+}
+
+/// The channel of one replica on the current link.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    pub(super) state: ChannelState,
+    channel: Channel,
+    /// Whether the grant is there and the feed was opened.
+    granted: bool,
+    pub(super) in_flight: BTreeMap<u64, Vec<u64>>,
+    next_unit: u64,
+    durable: CommitNo,
+    /// The feed was asked for again in full after a fault was found.
+    pub(super) repaired: bool,
+    /// The relay's clock minus this device's raw clock, in milliseconds.
+    relay_ahead_ms: i64,
+    pub(super) remakes: BTreeMap<EntityHash, u32>,
+    /// Entities that the relay can't take now; tried again at the next connect.
+    pub(super) stalled: BTreeSet<EntityHash>,
+    /// The relay's answers to schema requests.
+    schema_answers: Vec<SchemaIs>,
+    /// The schema's hash as the relay knows it.
+    pub(super) relay_schema: Option<[u8; 32]>,
+}
+
+impl Link {
+    pub(super) fn is_live(&self) -> bool {
+        self.granted && self.state == ChannelState::Live
+    }
+}
+
+impl Replica {
+    /// How far the channel has come.
+    pub fn channel_state(&self) -> &ChannelState {
+        &self.channel.state
+    }
+
+    /// Whether everything was received and everything that can be sent was answered.
+    pub fn is_complete(&self) -> bool {
+        self.channel.is_live() && self.channel.in_flight.is_empty() && !self.has_sendable()
+    }
+
+    /// The hash of the workspace's schema at the relay, once it is known; zeros mean none.
+    pub fn relay_schema(&self) -> Option<[u8; 32]> {
+        self.channel.relay_schema
+    }
+
+    /// A link stands: sign in on `channel`. `relay_ahead_ms` is the relay's clock minus this
+    /// device's, as measured by the handshake.
+    pub fn connect(&mut self, channel: Channel, relay_ahead_ms: i64, token: Option<String>) {
+        self.channel = Link {
+            state: ChannelState::SigningIn,
+            channel,
+            relay_ahead_ms,
+            durable: self.channel.durable,
+            next_unit: self.channel.next_unit,
+            ..Link::default()
+        };
+        let message = SignIn {
+            channel,
+            workspace: self.config.workspace.as_str().to_owned(),
+            token,
+            device_name: self.config.device_name.clone(),
+            platform: self.config.platform.clone(),
+            incarnation: self.state.incarnation,
+            sent: self.state.sent,
+        };
+        self.send(message);
+        self.outputs.push_back(Output::Status);
+    }
+
+    /// The link is gone. What was in flight is sent again over the next one.
+    pub fn disconnect(&mut self) {
+        let durable = self.channel.durable;
+        let next_unit = self.channel.next_unit;
+        let state = match std::mem::take(&mut self.channel.state) {
+            // Why the relay refused stays visible.
+            faulted @ ChannelState::Faulted { .. } => faulted,
+            _ => ChannelState::Offline,
+        };
+        self.channel = Link { state, durable, next_unit, ..Link::default() };
+        self.outputs.push_back(Output::Status);
+    }
+
+    /// Signs in anew on the open channel with a fresh token.
+    pub fn refresh(&mut self, token: String) {
+        let channel = self.channel.channel;
+        match self.channel.state {
+            ChannelState::Offline => {}
+            ChannelState::Faulted { .. } => {
+                let ahead = self.channel.relay_ahead_ms;
+                self.connect(channel, ahead, Some(token));
+            }
+            _ => self.send(Refresh { channel, token }),
+        }
+    }
+
+    /// Pushes the schema that the replica was opened with, or asks for the relay's. The answer
+    /// comes through [`Replica::take_schema_answer`].
+    pub fn exchange_schema(&mut self, push: bool) {
+        let channel = self.channel.channel;
+        if push {
+            let source = self.config.schema_source.clone();
+            self.send(PushSchema { channel, source });
+        } else {
+            self.send(FetchSchema { channel });
+        }
+    }
+
+    /// The oldest answer to a schema request.
+    pub fn take_schema_answer(&mut self) -> Option<SchemaIs> {
+        (!self.channel.schema_answers.is_empty()).then(|| self.channel.schema_answers.remove(0))
+    }
+
+    /// The store has made everything up to `commit` durable.
+    pub fn durable(&mut self, commit: CommitNo) -> Result<(), StoreError> {
+        self.channel.durable = self.channel.durable.max(commit);
+        self.pump()
+    }
+
+    /// A message for this replica's channel.
+    pub fn receive(&mut self, now: Now, message: Message) -> Result<(), StoreError> {
+        match message {
+            Message::Granted(granted) => self.on_granted(now, granted)?,
+            Message::Feed(feed) => self.on_feed(now, feed)?,
+            Message::CaughtUp(caught_up) => self.on_caught_up(now, caught_up)?,
+            Message::Ack(ack) => self.on_ack(now, ack)?,
+            Message::SchemaIs(answer) => {
+                if answer.problems.is_empty() {
+                    self.channel.relay_schema = Some(answer.hash);
+                    // Changes that waited for a schema can go now.
+                    self.channel.stalled.clear();
+                }
+                self.channel.schema_answers.push(answer);
+                self.outputs.push_back(Output::Status);
+            }
+            Message::Fault(fault) => {
+                let code = FaultCode::from_u16(fault.code).unwrap_or(FaultCode::Internal);
+                self.channel.granted = false;
+                self.channel.in_flight.clear();
+                self.channel.state = ChannelState::Faulted { code, message: fault.message };
+                self.outputs.push_back(Output::Status);
+            }
+            // What only a relay takes.
+            _ => tracing::debug!("a message that a device does not take was passed over"),
+        }
+        self.pump()?;
+        self.trim_cache();
+        Ok(())
+    }
+
+    fn send(&mut self, message: impl Into<Message>) {
+        self.outputs.push_back(Output::Send(message.into().encode()));
+    }
+
+    fn on_granted(&mut self, now: Now, granted: Granted) -> Result<(), StoreError> {
+        let renewed = self.channel.granted;
+        self.state.role = granted.grant.role;
+        self.channel.relay_schema = Some(granted.schema);
+        let mut batch = Batch::new();
+        if !renewed {
+            let before = self.correction_ms();
+            self.state.skew_ms = self.channel.relay_ahead_ms;
+            let mut full = false;
+            if granted.behind {
+                tracing::warn!("the store went back: a new incarnation begins");
+                self.state.incarnation += 1;
+                self.state.sent = 0;
+                full = true;
+                let everything: BTreeSet<EntityHash> = self.pending.keys().copied().collect();
+                for hash in everything {
+                    self.write_again(&mut batch, now, hash, |_| true)?;
+                }
+            } else if before != self.correction_ms() || self.outbox.values().any(|pending| !pending.sent) {
+                self.redate(&mut batch, now)?;
+            }
+            if granted.epoch != self.state.epoch {
+                // Cursors of another feed mean nothing: what is known is passed over when it
+                // comes again.
+                self.state.epoch = granted.epoch;
+                self.state.cursor = 0;
+            }
+            self.channel.granted = true;
+            self.channel.state =
+                ChannelState::CatchingUp { cursor: self.state.cursor, end: self.state.cursor };
+            if granted.schema == [0; 32] && matches!(self.role(), GrantRole::Authority | GrantRole::Admin) {
+                self.exchange_schema(true);
+            }
+            self.open_feed(full);
+        }
+        self.commit(batch)?;
+        self.outputs.push_back(Output::Status);
+        Ok(())
+    }
+
+    /// Asks for the feed from the cursor on.
+    pub(super) fn open_feed(&mut self, full: bool) {
+        let message = Open {
+            channel: self.channel.channel,
+            epoch: self.state.epoch,
+            cursor: self.state.cursor,
+            digest: self.state.digest,
+            full,
+        };
+        self.send(message);
+    }
+
+    /// Dates pending changes again whose clock was off by more than is tolerated. They have
+    /// never left the device, so their places in the actor's sequence are free.
+    fn redate(&mut self, batch: &mut Batch, now: Now) -> Result<(), StoreError> {
+        let correction = self.correction_ms();
+        let mut entities: BTreeSet<EntityHash> = BTreeSet::new();
+        for (number, pending) in &self.outbox {
+            if !pending.sent {
+                let record = self.read_outbox(*number)?;
+                if (correction - record.skew_ms).unsigned_abs() > SKEW_TOLERATED_MS {
+                    entities.insert(pending.entity);
+                }
+            }
+        }
+        for hash in entities {
+            self.write_again(batch, now, hash, |sent| !sent)?;
+        }
+        Ok(())
+    }
+
+    /// Whether something waits that could be sent now.
+    fn has_sendable(&self) -> bool {
+        self.pending.iter().any(|(hash, numbers)| {
+            !self.channel.stalled.contains(hash)
+                && !self.is_in_flight(numbers)
+                && !self.is_held(*hash).unwrap_or(true)
+        })
+    }
+
+    fn is_in_flight(&self, numbers: &BTreeSet<u64>) -> bool {
+        self.channel.in_flight.values().flatten().any(|number| numbers.contains(number))
+    }
+
+    /// Sends what may be sent.
+    pub(super) fn pump(&mut self) -> Result<(), StoreError> {
+        if !self.channel.granted {
+            return Ok(());
+        }
+        while self.channel.in_flight.len() < UNITS_IN_FLIGHT_MAX {
+            let numbers = self.next_numbers()?;
+            if numbers.is_empty() {
+                return Ok(());
+            }
+            if self.mark_sent(&numbers)? {
+                // They go when the mark is durable.
+                continue;
+            }
+            let unit = self.unit(&numbers)?;
+            let unit_id = self.channel.next_unit;
+            self.channel.next_unit += 1;
+            let message = Changes { channel: self.channel.channel, unit_id, sent: self.state.sent, unit };
+            self.channel.in_flight.insert(unit_id, numbers);
+            self.send(message);
+        }
+        Ok(())
+    }
+
+    /// Marks changes as sent. `false` if they were so already.
+    fn mark_sent(&mut self, numbers: &[u64]) -> Result<bool, StoreError> {
+        let unmarked: Vec<u64> =
+            numbers.iter().copied().filter(|n| self.outbox.get(n).is_some_and(|p| !p.sent)).collect();
+        if unmarked.is_empty() {
+            return Ok(false);
+        }
+        let mut batch = Batch::new();
+        for number in &unmarked {
+            let mut record = self.read_outbox(*number)?;
+            record.sent = true;
+            self.put_outbox(&mut batch, *number, &record)?;
+        }
+        self.state.sent += unmarked.len() as u64;
+        let commit = self.commit(batch)?;
+        for number in &unmarked {
+            if let Some(pending) = self.outbox.get_mut(number) {
+                pending.sent = true;
+                pending.commit = commit;
+            }
+        }
+        Ok(true)
+    }
+
+    /// The outbox numbers of the next unit, in order; none where nothing can go now.
+    fn next_numbers(&self) -> Result<Vec<u64>, StoreError> {
+        let mut queue: Vec<(i64, u64, EntityHash)> = self
+            .pending
+            .iter()
+            .filter(|(hash, numbers)| !self.channel.stalled.contains(*hash) && !self.is_in_flight(numbers))
+            .filter_map(|(hash, numbers)| {
+                let first = *numbers.first()?;
+                let pending = self.outbox.get(&first)?;
+                (pending.commit <= self.channel.durable).then(|| {
+                    let priority = self.ty(pending.key.type_name()).map_or(0, |ty| ty.priority);
+                    (-i64::from(priority), first, *hash)
+                })
+            })
+            .collect();
+        queue.sort_unstable();
+        let mut chosen: BTreeSet<EntityHash> = BTreeSet::new();
+        let mut ordered: Vec<u64> = Vec::new();
+        let mut bytes = 0;
+        for (_, _, hash) in queue {
+            if chosen.contains(&hash) {
+                continue;
+            }
+            let Some(group) = self.group(hash)? else { continue };
+            let numbers =
+                self.numbers_of(&group, UNIT_BYTES.saturating_sub(bytes).max(1), ordered.is_empty());
+            if numbers.is_empty() {
+                break;
+            }
+            bytes += numbers.iter().filter_map(|n| self.outbox.get(n)).map(|p| p.bytes).sum::<usize>();
+            chosen.extend(group);
+            ordered.extend(numbers);
+            if chosen.len() >= UNIT_ENTITIES || bytes >= UNIT_BYTES {
+                break;
+            }
+        }
+        Ok(ordered)
+    }
+
+    /// The entities that must travel with one: members of its transactions, and of a cycle
+    /// of parents. None while one of them has to wait.
+    fn group(&self, hash: EntityHash) -> Result<Option<BTreeSet<EntityHash>>, StoreError> {
+        let mut group = BTreeSet::new();
+        let mut open = vec![hash];
+        while let Some(hash) = open.pop() {
+            if !group.insert(hash) {
+                continue;
+            }
+            let Some(numbers) = self.pending.get(&hash) else { continue };
+            if self.is_in_flight(numbers) || self.channel.stalled.contains(&hash) {
+                return Ok(None);
+            }
+            for number in numbers {
+                let Some(tx) = self.outbox.get(number).and_then(|p| p.tx) else { continue };
+                let before = self.outbox.range(..number).rev();
+                let after = self.outbox.range(number + 1..);
+                let same = |entry: &(&u64, &super::PendingRef)| entry.1.tx == Some(tx);
+                open.extend(before.take_while(same).map(|(_, p)| p.entity));
+                open.extend(after.take_while(same).map(|(_, p)| p.entity));
+            }
+        }
+        let mut parents = BTreeSet::new();
+        for hash in &group {
+            match self.waiting_parents(*hash)? {
+                Some(found) => parents.extend(found),
+                None => return Ok(None),
+            }
+        }
+        parents.retain(|parent| !group.contains(parent));
+        if parents.is_empty() {
+            return Ok(Some(group));
+        }
+        // Parents that themselves wait for this group form a cycle with it.
+        for parent in &parents {
+            match self.waiting_parents(*parent)? {
+                Some(above) if above.iter().any(|hash| group.contains(hash)) => {}
+                _ => return Ok(None),
+            }
+        }
+        group.extend(parents);
+        let busy =
+            group.iter().filter_map(|hash| self.pending.get(hash)).any(|numbers| self.is_in_flight(numbers));
+        Ok((!busy).then_some(group))
+    }
+
+    /// All entities above this one that the relay does not know yet; none if one of them was
+    /// refused, so that this one is held.
+    fn waiting_parents(&self, hash: EntityHash) -> Result<Option<BTreeSet<EntityHash>>, StoreError> {
+        let mut found = BTreeSet::new();
+        let mut open = vec![hash];
+        while let Some(hash) = open.pop() {
+            for parent in self.parents(hash)? {
+                if parent.1 {
+                    return Ok(None);
+                }
+                if found.insert(parent.0) {
+                    open.push(parent.0);
+                }
+            }
+        }
+        Ok(Some(found))
+    }
+
+    /// The entities that one refers to and the relay does not know, each with whether it was
+    /// refused.
+    fn parents(&self, hash: EntityHash) -> Result<Vec<(EntityHash, bool)>, StoreError> {
+        let Some(first) = self.pending.get(&hash).and_then(|numbers| self.outbox.get(numbers.first()?))
+        else {
+            return Ok(Vec::new());
+        };
+        let Some(ty) = self.ty(first.key.type_name()) else { return Ok(Vec::new()) };
+        let refs: Vec<(&str, &str)> = ty
+            .fields
+            .values()
+            .filter_map(|field| match &field.ty {
+                FieldType::Scalar(ScalarType::Ref(to)) => Some((field.name.as_str(), to.as_str())),
+                _ => None,
+            })
+            .collect();
+        if refs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let row = self.keys.get(&*self.store, View::Latest, Keyspace::ROW, &self.keys.row(&first.key))?;
+        let Some(row) = row else { return Ok(Vec::new()) };
+        let row: RowRecord = from_json(&row, "a row")?;
+        let mut parents = Vec::new();
+        for (field, to) in refs {
+            let Some(Json::String(id)) = row.fields.get(field) else { continue };
+            let Ok(parent) = EntityKey::new(to, id.as_str()) else { continue };
+            let parent_hash = self.hash(&parent);
+            if parent_hash == hash || self.is_admitted(parent_hash)? {
+                continue;
+            }
+            if self.pending.contains_key(&parent_hash) {
+                parents.push((parent_hash, false));
+            } else if self.refused.contains_key(&parent) {
+                parents.push((parent_hash, true));
+            }
+        }
+        Ok(parents)
+    }
+
+    fn is_admitted(&self, hash: EntityHash) -> Result<bool, StoreError> {
+        if let Some(loaded) = self.cache.get(&hash) {
+            return Ok(!loaded.record.admitted_heads.is_empty());
+        }
+        let found = self.store.get(View::Latest, Keyspace::ENTITY, &self.keys.entity(hash))?;
+        match found {
+            Some(bytes) => {
+                let record: super::EntityRecord = crate::codec::decode(&bytes, "an entity")?;
+                Ok(!record.admitted_heads.is_empty())
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Whether a refused parent holds this entity back.
+    fn is_held(&self, hash: EntityHash) -> Result<bool, StoreError> {
+        Ok(self.waiting_parents(hash)?.is_none())
+    }
+
+    /// The pending changes of a group in order, cut where they would exceed the bytes left,
+    /// but never within a transaction. A first unit takes at least one whole transaction.
+    fn numbers_of(&self, group: &BTreeSet<EntityHash>, bytes_left: usize, first: bool) -> Vec<u64> {
+        let mut numbers: Vec<u64> =
+            group.iter().filter_map(|hash| self.pending.get(hash)).flatten().copied().collect();
+        numbers.sort_unstable();
+        let mut taken: Vec<u64> = Vec::new();
+        let mut bytes = 0;
+        let mut last_tx = None;
+        for number in numbers {
+            let Some(pending) = self.outbox.get(&number) else { continue };
+            if pending.commit > self.channel.durable {
+                break;
+            }
+            let same = pending.tx.is_some() && pending.tx == last_tx;
+            let room = bytes + pending.bytes <= bytes_left;
+            if !same && !room && !(first && taken.is_empty()) {
+                break;
+            }
+            bytes += pending.bytes;
+            last_tx = pending.tx;
+            taken.push(number);
+        }
+        taken
+    }
+
+    fn unit(&mut self, numbers: &[u64]) -> Result<Unit, StoreError> {
+        let mut order: Vec<(EntityHash, EntityKey)> = Vec::new();
+        let mut hashes: BTreeMap<EntityHash, BTreeSet<ChangeHash>> = BTreeMap::new();
+        for pending in numbers.iter().filter_map(|number| self.outbox.get(number)) {
+            if !hashes.contains_key(&pending.entity) {
+                order.push((pending.entity, pending.key.clone()));
+            }
+            hashes.entry(pending.entity).or_default().insert(pending.hash);
+        }
+        let mut unit = Unit::default();
+        for (hash, key) in order {
+            self.load(&key)?;
+            let entity = &self.loaded(hash)?.entity;
+            let changes = entity.changes(&hashes[&hash]);
+            let parsed: Vec<Change> = changes.iter().filter_map(|bytes| Change::parse(bytes).ok()).collect();
+            unit.entities.push(EntityChanges {
+                type_name: key.type_name().to_owned(),
+                id: key.id().to_owned(),
+                genesis: entity.genesis_of(&parsed),
+                changes,
+                signature: Vec::new(),
+            });
+        }
+        Ok(unit)
+    }
+
+    /// The relay's clock as this device can tell.
+    pub(super) fn relay_clock(&self, now: Now) -> WallMs {
+        WallMs(now.wall.0.saturating_add_signed(self.channel.relay_ahead_ms))
+    }
+}

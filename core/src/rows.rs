@@ -1,0 +1,223 @@
+//! Reading what a replica has materialised. Reads don't queue behind writes: they are served
+//! from durable rows, from any thread.
+
+use std::sync::Arc;
+
+use serde_json::Value as Json;
+
+use crate::codec;
+use crate::id::{DeviceId, EntityKey, WorkspaceId};
+use crate::replica::layout::{DeviceRecord, Keys, from_json};
+use crate::schema::{EntityType, Field, FieldType, ScalarType, Schema, timestamp_to_ms};
+use crate::store::{Keyspace, Store, StoreError, View};
+
+pub use crate::replica::layout::{ConflictRecord, RefusedRecord, RowRecord, SideRecord, SyncStatus};
+
+/// Rows of one page of a scan.
+const PAGE_ROWS: usize = 256;
+
+/// A reader of one workspace.
+#[derive(Clone)]
+pub struct Rows {
+    store: Arc<dyn Store>,
+    schema: Arc<Schema>,
+    keys: Keys,
+}
+
+impl Rows {
+    /// A reader of what `store` holds of `workspace`.
+    pub fn new(store: Arc<dyn Store>, schema: Arc<Schema>, workspace: &WorkspaceId) -> Self {
+        Self { store, schema, keys: Keys::of(workspace) }
+    }
+
+    /// The schema that rows follow.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// One entity, deleted or not.
+    pub fn get(&self, entity: &EntityKey) -> Result<Option<RowRecord>, StoreError> {
+        let found = self.keys.get(&*self.store, View::Published, Keyspace::ROW, &self.keys.row(entity))?;
+        found.map(|bytes| from_json(&bytes, "a row")).transpose()
+    }
+
+    /// Rows of a type in order of their ids, from the first id after `after`: at most one page,
+    /// and where to go on.
+    pub fn page(
+        &self,
+        type_name: &str,
+        after: Option<&str>,
+    ) -> Result<(Vec<(EntityKey, RowRecord)>, bool), StoreError> {
+        let prefix = self.keys.rows(type_name);
+        let from = match after {
+            Some(id) => {
+                let mut from = prefix.clone();
+                from.extend_from_slice(id.as_bytes());
+                from.push(0);
+                from
+            }
+            None => Vec::new(),
+        };
+        let found = self.store.scan(View::Published, Keyspace::ROW, &prefix, &from, PAGE_ROWS)?;
+        let more = found.len() == PAGE_ROWS;
+        let mut rows = Vec::with_capacity(found.len());
+        for (key, head) in found {
+            let Some(entity) = self.keys.parse_row(&key) else { continue };
+            let row = match self.keys.whole(&*self.store, View::Published, &head) {
+                Ok(bytes) => Some(from_json(&bytes, "a row")?),
+                // A spilled row was replaced since the scan: read it as it is now.
+                Err(StoreError::Damaged { .. }) => self.get(&entity)?,
+                Err(error) => return Err(error),
+            };
+            rows.extend(row.map(|row| (entity, row)));
+        }
+        Ok((rows, more))
+    }
+
+    /// Ids of a type from an index, in order of the indexed values. `range` bounds the encoded
+    /// values; see [`index_value`]. At most one page after the index key `after`.
+    pub fn index_page(
+        &self,
+        type_name: &str,
+        index: u8,
+        prefix_values: &[u8],
+        after: Option<&[u8]>,
+        descending: bool,
+    ) -> Result<(Vec<(Vec<u8>, EntityKey)>, bool), StoreError> {
+        let mut prefix = self.keys.index(type_name, index);
+        prefix.extend_from_slice(prefix_values);
+        let found = if descending {
+            self.store.scan_rev(
+                View::Published,
+                Keyspace::INDEX,
+                &prefix,
+                after.unwrap_or_default(),
+                PAGE_ROWS,
+            )?
+        } else {
+            let from = after.map(|after| [after, &[0]].concat()).unwrap_or_default();
+            self.store.scan(View::Published, Keyspace::INDEX, &prefix, &from, PAGE_ROWS)?
+        };
+        let more = found.len() == PAGE_ROWS;
+        let entries = found
+            .into_iter()
+            .filter_map(|(key, id)| {
+                let id = String::from_utf8(id).ok()?;
+                Some((key, EntityKey::new(type_name, id).ok()?))
+            })
+            .collect();
+        Ok((entries, more))
+    }
+
+    /// Everything that waits for a person, in order of type and id.
+    pub fn conflicts(&self) -> Result<Vec<(EntityKey, ConflictRecord)>, StoreError> {
+        let mut all = Vec::new();
+        self.each(Keyspace::CONFLICT, |key, bytes| {
+            let records: Vec<ConflictRecord> = from_json(&bytes, "a conflict")?;
+            if let Some(entity) = self.keys.parse_row(key) {
+                all.extend(records.into_iter().map(|record| (entity.clone(), record)));
+            }
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// What was refused, oldest first, each with its number.
+    pub fn refused(&self) -> Result<Vec<(u64, RefusedRecord)>, StoreError> {
+        let mut all = Vec::new();
+        self.each(Keyspace::REFUSED, |key, bytes| {
+            let number = key.last_chunk::<8>().map(|n| u64::from_be_bytes(*n)).unwrap_or_default();
+            all.push((number, from_json(&bytes, "a refused change")?));
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// What people call a device; its key where nobody has told.
+    pub fn device_name(&self, device: &DeviceId) -> Result<String, StoreError> {
+        let found = self.store.get(View::Published, Keyspace::DEVICE, &self.keys.device(&device.0))?;
+        match found {
+            Some(bytes) => Ok(codec::decode::<DeviceRecord>(&bytes, "a device")?.name),
+            None => Ok(device.to_string()),
+        }
+    }
+
+    fn each(
+        &self,
+        keyspace: Keyspace,
+        mut visit: impl FnMut(&[u8], Vec<u8>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let prefix = self.keys.prefix();
+        let mut from = Vec::new();
+        loop {
+            let page = self.store.scan(View::Published, keyspace, &prefix, &from, PAGE_ROWS)?;
+            for (key, head) in &page {
+                visit(key, self.keys.whole(&*self.store, View::Published, head)?)?;
+            }
+            match page.last() {
+                Some((key, _)) if page.len() == PAGE_ROWS => from = [&key[..], &[0]].concat(),
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Bytes of a text that an index orders by: keys are bounded.
+pub const INDEX_TEXT_BYTES_MAX: usize = 256;
+
+/// Encodes a value so that byte order is value order within a field (for texts as far as
+/// [`INDEX_TEXT_BYTES_MAX`]): null first, then the values. Strings end with a zero pair, so that a prefix sorts before what it begins.
+pub fn index_value(field: &Field, value: &Json, out: &mut Vec<u8>) {
+    let FieldType::Scalar(ty) = &field.ty else { return };
+    match (ty, value) {
+        (_, Json::Null) => out.push(0),
+        (ScalarType::Bool, Json::Bool(value)) => out.extend([1, u8::from(*value)]),
+        (ScalarType::Int, Json::Number(n)) => push_int(n.as_i64().unwrap_or_default(), out),
+        (ScalarType::Timestamp, Json::String(text)) => {
+            push_int(timestamp_to_ms(text).unwrap_or_default(), out)
+        }
+        (ScalarType::Float, Json::Number(n)) => {
+            let bits = n.as_f64().unwrap_or_default().to_bits();
+            let ordered = if bits >> 63 == 1 { !bits } else { bits | (1 << 63) };
+            out.push(1);
+            out.extend(ordered.to_be_bytes());
+        }
+        (_, Json::String(text)) => {
+            out.push(1);
+            for byte in text.bytes().take(INDEX_TEXT_BYTES_MAX) {
+                out.push(byte);
+                if byte == 0 {
+                    out.push(0xff);
+                }
+            }
+            out.extend([0, 0]);
+        }
+        _ => out.push(0),
+    }
+}
+
+fn push_int(value: i64, out: &mut Vec<u8>) {
+    out.push(1);
+    out.extend(((value as u64) ^ (1 << 63)).to_be_bytes());
+}
+
+/// Keys of all index entries of a row, without the workspace.
+pub(crate) fn index_keys(keys: &Keys, ty: &EntityType, entity: &EntityKey, row: &RowRecord) -> Vec<Vec<u8>> {
+    if row.deleted {
+        return Vec::new();
+    }
+    ty.indexes
+        .iter()
+        .enumerate()
+        .map(|(number, fields)| {
+            let mut key = keys.index(&ty.name, number as u8);
+            for name in fields {
+                if let Some(field) = ty.fields.get(name) {
+                    index_value(field, row.fields.get(name).unwrap_or(&Json::Null), &mut key);
+                }
+            }
+            key.extend_from_slice(entity.id().as_bytes());
+            key
+        })
+        .collect()
+}

@@ -1,0 +1,127 @@
+//! The device's end of a link: the handshake, and whose messages are whose.
+//!
+//! One link carries many workspaces, each on a channel. [`ClientSession::start`] gives the
+//! first message; every later one goes through [`ClientSession::receive`].
+
+use crate::clock::Now;
+use crate::wire::{Channel, Fault, FaultCode, Hello, Message, VERSION_MAX, VERSION_MIN, WireError};
+
+/// Why a link can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The other end sent bytes that are no message.
+    #[error("the relay sent something that is no message: {0}")]
+    Wire(#[from] WireError),
+    /// The other end broke the protocol.
+    #[error("the relay broke the protocol: {0}")]
+    Protocol(&'static str),
+    /// The other end speaks another version.
+    #[error(
+        "the relay speaks protocol version {version}, this software {VERSION_MIN} to {VERSION_MAX}; update the older one"
+    )]
+    Incompatible {
+        /// Its version.
+        version: u16,
+    },
+}
+
+/// What a message means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The handshake is done: channels may be opened.
+    Ready {
+        /// The relay's clock minus this device's, in milliseconds, give or take half of the
+        /// time that the handshake took.
+        relay_ahead_ms: i64,
+    },
+    /// A message for one channel.
+    Channel(Channel, Message),
+    /// The relay ends the link, or refuses all of it.
+    Fault {
+        /// For programs.
+        code: FaultCode,
+        /// For people.
+        message: String,
+    },
+    /// A message that may be skipped.
+    Skipped,
+}
+
+/// See the [module](self).
+#[derive(Clone, Debug)]
+pub struct ClientSession {
+    started: Now,
+    ready: bool,
+}
+
+impl ClientSession {
+    /// A session, and the message to begin it with.
+    pub fn start(now: Now, software: &str) -> (Self, Vec<u8>) {
+        let hello = Hello {
+            version_min: VERSION_MIN,
+            version_max: VERSION_MAX,
+            software: software.to_owned(),
+            wall_ms: now.wall.0,
+            features_required: 0,
+            features: 0,
+            proof: Vec::new(),
+        };
+        (Self { started: now, ready: false }, Message::from(hello).encode())
+    }
+
+    /// Takes one message of the other end.
+    pub fn receive(&mut self, now: Now, bytes: &[u8]) -> Result<Event, SessionError> {
+        let Some(message) = Message::decode(bytes)? else { return Ok(Event::Skipped) };
+        match message {
+            Message::Welcome(welcome) => {
+                if self.ready {
+                    return Err(SessionError::Protocol("it welcomed this device twice"));
+                }
+                if !(VERSION_MIN..=VERSION_MAX).contains(&welcome.version) || welcome.features_required != 0 {
+                    return Err(SessionError::Incompatible { version: welcome.version });
+                }
+                self.ready = true;
+                // The relay read its clock about halfway between our two readings.
+                let took = now.mono.0.saturating_sub(self.started.mono.0);
+                let here = self.started.wall.0.saturating_add(took / 2);
+                let ahead = i128::from(welcome.wall_ms) - i128::from(here);
+                let ahead = ahead.clamp(i128::from(i64::MIN / 2), i128::from(i64::MAX / 2)) as i64;
+                Ok(Event::Ready { relay_ahead_ms: ahead })
+            }
+            Message::Fault(Fault { channel: None, code, message }) => {
+                Ok(Event::Fault { code: FaultCode::from_u16(code).unwrap_or(FaultCode::Internal), message })
+            }
+            message if !self.ready => {
+                drop(message);
+                Err(SessionError::Protocol("it spoke before it welcomed this device"))
+            }
+            message => match message.channel() {
+                Some(channel) => Ok(Event::Channel(channel, message)),
+                None => Err(SessionError::Protocol("it sent what only a device sends")),
+            },
+        }
+    }
+}
+
+impl Message {
+    /// The channel that a message of the relay belongs to.
+    pub fn channel(&self) -> Option<Channel> {
+        match self {
+            Message::Granted(m) => Some(m.channel),
+            Message::Ack(m) => Some(m.channel),
+            Message::Feed(m) => Some(m.channel),
+            Message::CaughtUp(m) => Some(m.channel),
+            Message::SchemaIs(m) => Some(m.channel),
+            Message::Fault(m) => m.channel,
+            Message::Hello(_)
+            | Message::Welcome(_)
+            | Message::SignIn(_)
+            | Message::Open(_)
+            | Message::Changes(_)
+            | Message::PushSchema(_)
+            | Message::FetchSchema(_)
+            | Message::Refresh(_) => None,
+        }
+    }
+}
