@@ -70,7 +70,8 @@ fn names(page: Vec<Entry>) -> Vec<String> {
 
 /// Order, prefix, `from`, `before` and `limit` of scans in both directions and both views.
 pub fn ranges_follow_prefix_from_before_and_limit(new_store: NewStore<'_>) {
-    let store = new_store()();
+    let open = new_store();
+    let store = open();
     let all = ["", "a", "b", "b/1", "b/2", "b/3", "c"];
     commit_durably(&*store, put(&all.map(|key| (key, "v"))));
     let mut ones = Batch::new();
@@ -110,7 +111,8 @@ pub fn ranges_follow_prefix_from_before_and_limit(new_store: NewStore<'_>) {
 
 /// One key in two keyspaces is two keys, and scans stay in theirs.
 pub fn keyspaces_do_not_mix(new_store: NewStore<'_>) {
-    let store = new_store()();
+    let open = new_store();
+    let store = open();
     let mut batch = Batch::new();
     for n in [1, 2, 254, 255] {
         batch.put(Keyspace(n), "key", [n]);
@@ -129,7 +131,8 @@ pub fn keyspaces_do_not_mix(new_store: NewStore<'_>) {
 
 /// Order counts inside a batch; deleting what is absent is no error.
 pub fn the_later_operation_of_a_batch_wins(new_store: NewStore<'_>) {
-    let store = new_store()();
+    let open = new_store();
+    let store = open();
     let mut batch = put(&[("a", "1"), ("a", "2"), ("b", "1")]);
     batch.delete(ROW, "b");
     batch.delete(ROW, "never there");
@@ -149,7 +152,8 @@ pub fn the_later_operation_of_a_batch_wins(new_store: NewStore<'_>) {
 /// A commit is in [`View::Latest`] when `commit` returns, and in [`View::Published`] no
 /// later than its number is durable.
 pub fn latest_shows_a_commit_at_once(new_store: NewStore<'_>) {
-    let store = new_store()();
+    let open = new_store();
+    let store = open();
     for round in 0..200_u32 {
         let value = round.to_string();
         let commit = store.commit(put(&[("a", &value), (&value, "x")])).unwrap();
@@ -172,7 +176,8 @@ pub fn latest_shows_a_commit_at_once(new_store: NewStore<'_>) {
 /// Numbers grow by one; `durable` never falls; the hook hears growing numbers and in the
 /// end the last.
 pub fn durable_only_grows_and_the_hook_hears_of_it(new_store: NewStore<'_>) {
-    let store = new_store()();
+    let open = new_store();
+    let store = open();
     let heard = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&heard);
     store.set_durable_hook(Arc::new(move |news| log.lock().unwrap().push(news.unwrap())));
@@ -199,7 +204,8 @@ pub fn durable_only_grows_and_the_hook_hears_of_it(new_store: NewStore<'_>) {
 
 /// A hook that panics is the listener's bug; what is stored stays stored.
 pub fn a_failing_hook_stops_nothing(new_store: NewStore<'_>) {
-    let store = new_store()();
+    let open = new_store();
+    let store = open();
     store.set_durable_hook(Arc::new(|_| std::panic::resume_unwind(Box::new("to order"))));
     commit_durably(&*store, put(&[("a", "1")]));
     commit_durably(&*store, put(&[("a", "2")]));
@@ -208,7 +214,8 @@ pub fn a_failing_hook_stops_nothing(new_store: NewStore<'_>) {
 
 /// The largest key and value fit; one byte more is refused with its whole batch.
 pub fn bounds_are_refused_and_leave_nothing(new_store: NewStore<'_>) {
-    let store = new_store()();
+    let open = new_store();
+    let store = open();
     let mut batch = Batch::new();
     batch.put(ROW, vec![7; KEY_BYTES_MAX], vec![1; VALUE_BYTES_MAX]);
     commit_durably(&*store, batch);
@@ -260,7 +267,8 @@ pub fn what_was_acknowledged_outlives_the_store(new_store: NewStore<'_>) {
 
 /// After `shut_down` every call is refused with [`StoreError::Closed`].
 pub fn a_closed_store_says_so(new_store: NewStore<'_>) {
-    let store = new_store()();
+    let open = new_store();
+    let store = open();
     commit_durably(&*store, put(&[("a", "1")]));
     store.shut_down().unwrap();
     assert!(matches!(store.get(View::Latest, ROW, b"a"), Err(StoreError::Closed)));
@@ -288,7 +296,8 @@ fn scans_are_never_torn(new_store: NewStore<'_>, view: View) {
     // More keys than fit one page of any tree, and every other batch removes half of them.
     const KEYS: u32 = 60;
     const GENERATIONS: u32 = 240;
-    let store = new_store()();
+    let open = new_store();
+    let store = open();
     let done = AtomicBool::new(false);
     let scans = AtomicU64::new(0);
     thread::scope(|threads| {
@@ -359,7 +368,8 @@ impl Drop for SetOnDrop<'_> {
 pub fn many_writers_share_the_store(new_store: NewStore<'_>) {
     const WRITERS: u32 = 8;
     const BATCHES: u32 = 40;
-    let store = new_store()();
+    let open = new_store();
+    let store = open();
     thread::scope(|threads| {
         for writer in 0..WRITERS {
             let store = &store;

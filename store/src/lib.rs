@@ -1,5 +1,6 @@
 //! Durable ordered stores behind the [`Store`] trait of `anabranch-core`.
 //!
+//! - [`SledStore`] keeps its word on disk; open one with [`open`].
 //! - [`MemoryStore`] is for tests and the simulator: durable at once, or when told.
 //! - [`FaultStore`] wraps either and fails, holds back and crashes to order.
 //!
@@ -16,9 +17,11 @@ mod merge;
 pub mod contract;
 mod fault;
 mod memory;
+mod sled_store;
 
 pub use anabranch_core::store::{
     Batch, CommitNo, DurableHook, Entry, Keyspace, Op, Store, StoreError, StoreStats, View,
 };
 pub use fault::FaultStore;
 pub use memory::MemoryStore;
+pub use sled_store::{SledStore, StoreOptions, open};

@@ -58,8 +58,8 @@ pub(crate) fn merge_page<K: Ord, V>(
 mod tests {
     use super::*;
 
-    fn list(entries: &[(u8, Option<u8>)]) -> Source<'static, u8, u8> {
-        source(entries.to_vec().into_iter().map(Ok))
+    fn list(entries: &[(u8, Option<u8>)]) -> Source<'_, u8, u8> {
+        source(entries.iter().copied().map(Ok))
     }
 
     #[test]
