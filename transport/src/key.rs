@@ -184,7 +184,7 @@ fn load(path: &Path) -> Result<Option<DeviceKey>, TransportError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(TransportError::io(action(), error)),
     };
-    narrow_mode(path, &file).map_err(|error| TransportError::io(action(), error))?;
+    narrow_mode(path, &file);
     let mut pem = String::new();
     file.take(KEY_FILE_BYTES_MAX)
         .read_to_string(&mut pem)
@@ -247,20 +247,25 @@ impl Drop for Temporary {
     }
 }
 
+/// Best effort: a secret mounted read-only can't be narrowed and is no reason not to start.
 #[cfg(unix)]
-fn narrow_mode(path: &Path, file: &File) -> io::Result<()> {
+fn narrow_mode(path: &Path, file: &File) {
     use std::os::unix::fs::PermissionsExt;
-    if file.metadata()?.permissions().mode() & 0o077 != 0 {
-        tracing::warn!(path = %path.display(), "the device key was open to others than its owner; narrowing its mode to 0600");
-        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    let is_wide = file.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0);
+    if !is_wide {
+        return;
     }
-    Ok(())
+    let path = path.display();
+    match file.set_permissions(fs::Permissions::from_mode(0o600)) {
+        Ok(()) => {
+            tracing::warn!(%path, "the device key was open to others than its owner; narrowed to mode 0600")
+        }
+        Err(error) => tracing::warn!(%path, %error, "the device key is open to others than its owner"),
+    }
 }
 
 #[cfg(not(unix))]
-fn narrow_mode(_path: &Path, _file: &File) -> io::Result<()> {
-    Ok(())
-}
+fn narrow_mode(_path: &Path, _file: &File) {}
 
 #[cfg(test)]
 mod tests {

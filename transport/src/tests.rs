@@ -227,7 +227,13 @@ async fn garbage_datagrams_do_no_harm() {
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_show_that_they_own_their_address_when_asked() {
     let limits = Limits { unvalidated_handshakes_max: 0, ..Limits::default() };
-    Server::start(limits).serves().await;
+    let server = Server::start(limits);
+    let socket = UdpSocket::bind(LOOPBACK).await.unwrap();
+    socket.send_to(&first_datagram(server.endpoint.key()).await, server.address).await.unwrap();
+    let mut answer = [0; 2048];
+    timeout(PATIENCE, socket.recv(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer[0] & 0xf0, 0xf0, "a Retry packet (RFC 9000, section 17.2.5)");
+    server.serves().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -305,6 +311,28 @@ async fn an_oversized_frame_of_our_own_is_not_sent() {
     assert_eq!(error.category(), Category::Local, "{error}");
     pair.up.send(b"next".to_vec()).await.unwrap();
     assert_eq!(pair.server_up.next().await.unwrap().unwrap(), b"next");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_has_not_signed_in_can_fill_little_memory() {
+    let mut pair = Pair::new().await;
+    let mut taken = 0;
+    let mut streams = Vec::new();
+    for _ in 0..8 {
+        let (mut sender, receiver) = pair.client.open_control().await.unwrap();
+        let frame = vec![0; FRAME_BYTES_MAX_BEFORE_SIGN_IN];
+        while let Ok(sent) = timeout(NOTHING, sender.send(frame.clone())).await {
+            sent.unwrap();
+            taken += frame.len();
+        }
+        streams.push((sender, receiver));
+    }
+    assert!((100_000..=256 * 1024).contains(&taken), "{taken}");
+    // Signing in sets them free.
+    pair.server_up.raise_limit(8 * MIB);
+    for (sender, _) in &mut streams {
+        timeout(PATIENCE, sender.send(Vec::new())).await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
