@@ -9,6 +9,3 @@ mod model;
 pub use model::{
     BlobRule, Bound, EntityType, Field, FieldKind, FieldType, Group, Keep, Policy, ScalarType, Schema, Tie,
 };
-
-mod stub;
-pub use stub::*;
