@@ -20,7 +20,7 @@ use super::layout::RefusalRecord;
 use super::workspace::{Draft, Workspace};
 use super::{RelayConfig, cut};
 use crate::admission::{self, Context, Judge, Refusal, RefusalCode};
-use crate::change::{CHANGE_BYTES_MAX, Change, Role, TxMark};
+use crate::change::{CHANGE_BYTES_MAX, Change, MalformedChange, Role, TxMark};
 use crate::clock::WallMs;
 use crate::codec;
 use crate::genesis::Genesis;
@@ -248,7 +248,11 @@ impl<'a> Judging<'a> {
         target.named.extend(part.genesis);
         target.signature = part.signature;
         for bytes in part.changes {
-            let parsed = Change::parse(&bytes);
+            // Automerge 0.12 computes a change's hash and does not hold it against the checksum.
+            let parsed = Change::parse(&bytes).and_then(|change| {
+                let fits = checksum_fits(&bytes, &change.hash());
+                if fits { Ok(change) } else { Err(MalformedChange("its checksum is wrong")) }
+            });
             let known_hash = parsed.as_ref().map_or_else(|_| raw_hash(&bytes), |change| Some(change.hash()));
             // Bytes without a hash of their own get a name for the answer.
             let hash = known_hash.unwrap_or_else(|| ChangeHash(*blake3::hash(&bytes).as_bytes()));
@@ -551,5 +555,12 @@ fn raw_hash(bytes: &[u8]) -> Option<ChangeHash> {
     if bytes.len() > CHANGE_BYTES_MAX || bytes.get(8) != Some(&1) {
         return None;
     }
-    catch_unwind(|| automerge::Change::from_bytes(bytes.to_vec()).ok().map(|raw| raw.hash())).ok().flatten()
+    let hash = catch_unwind(|| Some(automerge::Change::from_bytes(bytes.to_vec()).ok()?.hash()));
+    hash.ok().flatten().filter(|hash| checksum_fits(bytes, hash))
+}
+
+/// Whether the checksum of a chunk is the beginning of its hash. If it is not, the bytes must
+/// not count as the change of that hash: anybody can damage a checksum.
+fn checksum_fits(bytes: &[u8], hash: &ChangeHash) -> bool {
+    bytes.get(4..8) == Some(&hash.0[..4])
 }
