@@ -362,6 +362,10 @@ fn nothing_is_promised_before_it_is_durable() {
     world.send(conn, changes(unit([of("n1", &[&change])])));
     assert_eq!(world.inbox(conn), []);
     assert_eq!(world.inbox(listener), []);
+    world.send(listener, open_from(0));
+    let early = world.inbox(listener);
+    assert!(entries(&early).iter().all(|entry| !matches!(entry.body, FeedBody::Changes { .. })));
+    assert_ne!(caught_up(&early).unwrap().digest, world.digest().1.0, "nor who asks meanwhile");
     world.flush();
     assert!(matches!(&world.inbox(conn)[..], [Message::Ack(_)]));
     let heard = world.inbox(listener);
