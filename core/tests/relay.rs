@@ -995,7 +995,9 @@ fn a_schema_is_pushed_by_those_who_manage_the_workspace() {
     let incompatible = push(&mut world, &SCHEMA.replace("title =", "name ="));
     assert_eq!(incompatible.hash, first.hash);
     assert!(!incompatible.problems.is_empty());
-    let wider = SCHEMA.replace("[country]", "body = { type = \"text\" }\n[country]");
+    let wider = SCHEMA
+        .replace("[note]\nversion = 1", "[note]\nversion = 2")
+        .replace("[country]", "body = { type = \"text\" }\n[country]");
     let second = push(&mut world, &wider);
     assert_eq!(second.problems, Vec::<String>::new());
     assert_ne!(second.hash, first.hash);

@@ -13,7 +13,7 @@ use crate::store::{Keyspace, Store, StoreError, View};
 use crate::wire::Hash;
 
 /// Longest schema file in bytes; a longer one is refused as a problem of the push.
-const SCHEMA_BYTES_MAX: usize = 512 * 1024;
+const SCHEMA_BYTES_MAX: usize = 1024 * 1024;
 /// Most problems that one answer lists; more are counted.
 const PROBLEMS_MAX: usize = 100;
 /// Longest description of one problem.
@@ -115,7 +115,8 @@ fn bounded(problems: impl IntoIterator<Item = String>) -> Vec<String> {
 
 /// Reads a schema file. Errors are its problems, for people.
 fn parse(source: &str) -> Result<Schema, Vec<String>> {
-    // Schema::parse(source, "schema.toml").map_err(|errors| bounded(errors.iter().map(ToString::to_string)))
+    // Schema::parse(source, "schema.toml")
+    //     .map_err(|errors| bounded(errors.errors.iter().map(ToString::to_string)))
     stand_in::parse(source).map_err(|problem| bounded([problem]))
 }
 
@@ -126,7 +127,8 @@ fn hash(schema: &Schema) -> Hash {
 
 /// What devices with the old schema could not live with.
 fn breaking(old: &Schema, new: &Schema) -> Vec<String> {
-    // bounded(old.compatibility(new).into_iter().filter(|c| c.severity == Severity::Breaking).map(|c| c.text))
+    // let changes = old.compatibility(new).into_iter();
+    // bounded(changes.filter(|c| c.severity == Severity::Breaking).map(|c| c.to_string()))
     bounded(stand_in::breaking(old, new))
 }
 
