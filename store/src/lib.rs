@@ -1,1 +1,27 @@
-//! Stores.
+//! Durable ordered stores behind the [`Store`] trait of `anabranch-core`.
+//!
+//! - [`SledStore`] keeps its word on disk; open one with [`open`].
+//! - [`MemoryStore`] is for tests and the simulator: durable at once, or when told.
+//! - [`FaultStore`] wraps either and fails, holds back and crashes to order.
+//!
+//! One suite, the module `contract`, says what all of them promise; it is built for this crate's own
+//! tests and with the feature `contract`.
+//!
+//! Keyspace 0 belongs to the stores themselves; a call that names it is refused.
+
+mod durability;
+mod keys;
+mod merge;
+
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
+mod fault;
+mod memory;
+mod sled_store;
+
+pub use anabranch_core::store::{
+    Batch, CommitNo, DurableHook, Entry, Keyspace, Op, Store, StoreError, StoreStats, View,
+};
+pub use fault::FaultStore;
+pub use memory::MemoryStore;
+pub use sled_store::{SledStore, StoreOptions, open};

@@ -1,0 +1,130 @@
+//! A process that writes is killed at any moment; what it had acknowledged is there, whole.
+//!
+//! The test starts its own executable again as the writer. `ANABRANCH_KILL_ROUNDS` sets how
+//! often (12 by default), `ANABRANCH_KILL_SEED` when the kills fall.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anabranch_store::{Batch, CommitNo, Keyspace, Store, StoreOptions, View, open};
+
+const DIR: &str = "ANABRANCH_KILL_DIR";
+const KEYS: u64 = 12;
+
+/// Batch `n` writes its number to a set of keys that all batches share, to keys of its own,
+/// and removes those of the batch before it. So each prefix of batches has one exact state.
+fn batch(n: u64) -> Batch {
+    let mut batch = Batch::new();
+    for key in 0..KEYS {
+        batch.put(Keyspace::ROW, format!("shared {key:02}"), n.to_be_bytes());
+        let mut own = n.to_be_bytes().to_vec();
+        own.resize(8 + (n % 5 * 700) as usize, b'.');
+        batch.put(Keyspace::DOC, format!("{n:08} {key:02}"), own);
+        if n > 0 && n.is_multiple_of(2) {
+            batch.delete(Keyspace::DOC, format!("{:08} {key:02}", n - 1));
+        }
+    }
+    batch
+}
+
+fn check(store: &dyn Store, last: u64) {
+    for view in [View::Published, View::Latest] {
+        let shared = store.scan(view, Keyspace::ROW, b"shared", b"", 100).unwrap();
+        assert_eq!(shared.len() as u64, if last == 0 { 0 } else { KEYS });
+        assert!(shared.iter().all(|(_, value)| value[..] == last.to_be_bytes()), "a torn batch");
+    }
+    let mut expected =
+        (1..=last).filter(|n| n % 2 == 0 || *n == last).flat_map(|n| (0..KEYS).map(move |k| (n, k)));
+    let mut from = Vec::new();
+    loop {
+        let page = store.scan(View::Published, Keyspace::DOC, b"", &from, 500).unwrap();
+        let Some((newest, _)) = page.last() else { break };
+        from = [newest.as_slice(), &[0]].concat();
+        for (key, value) in page {
+            let (n, k) = expected.next().expect("more than was committed");
+            assert_eq!(String::from_utf8(key).unwrap(), format!("{n:08} {k:02}"));
+            assert_eq!(value[..8], n.to_be_bytes());
+        }
+    }
+    assert_eq!(expected.next(), None, "a batch is missing");
+}
+
+/// Not a test by itself: the process that is killed. Prints each acknowledged number.
+#[test]
+fn writer() {
+    let Ok(dir) = std::env::var(DIR) else { return };
+    let store = open(dir, StoreOptions::default()).unwrap();
+    store.set_durable_hook(Arc::new(|news| {
+        let mut out = std::io::stdout().lock();
+        let _ = writeln!(out, "\nacknowledged {}", news.unwrap().0).and_then(|()| out.flush());
+    }));
+    let mut n = store.durable().unwrap().0;
+    println!("\nopen {n}");
+    loop {
+        n += 1;
+        assert_eq!(store.commit(batch(n)).unwrap(), CommitNo(n));
+    }
+}
+
+fn write_until_killed(dir: &Path, lines: u64, wait: Duration) -> u64 {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "writer", "--nocapture", "--test-threads=1"])
+        .env(DIR, dir)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut acknowledged = 0;
+    let mut heard = 0;
+    let mut killed = false;
+    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+        let line = line.unwrap();
+        if let Some(n) = line.strip_prefix("acknowledged ") {
+            // The last line can be cut off, which makes its number smaller, never larger.
+            acknowledged = acknowledged.max(n.parse().unwrap_or(0));
+            heard += 1;
+        }
+        if heard >= lines && !killed {
+            // Kills fall at any point of the next group, not just behind an acknowledgement.
+            std::thread::sleep(wait);
+            child.kill().unwrap();
+            killed = true;
+        }
+    }
+    let status = child.wait().unwrap();
+    assert!(killed && status.code().is_none(), "the writer ended by itself: {status}");
+    acknowledged
+}
+
+#[test]
+fn what_was_acknowledged_outlives_a_killed_process() {
+    if std::env::var(DIR).is_ok() {
+        return;
+    }
+    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
+    let rounds = number("ANABRANCH_KILL_ROUNDS").unwrap_or(12);
+    let mut random = number("ANABRANCH_KILL_SEED").unwrap_or(0x9e37_79b9) | 1;
+    let mut dir = tempfile::tempdir().unwrap();
+    let mut last = 0;
+    for round in 0..rounds {
+        // A fresh directory now and then, or checking everything would take ever longer.
+        if round > 0 && round % 10 == 0 {
+            dir = tempfile::tempdir().unwrap();
+            last = 0;
+        }
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let acknowledged =
+            write_until_killed(dir.path(), 1 + random % 12, Duration::from_micros(random % 20_000));
+        let store = open(dir.path(), StoreOptions::default()).unwrap();
+        let found = store.durable().unwrap().0;
+        assert!(!store.rolled_back(), "round {round}: taken for rolled back at {found}");
+        assert!(found >= acknowledged, "round {round}: {acknowledged} was acknowledged, {found} is there");
+        assert!(found >= last, "round {round}: {last} was there before, {found} is now");
+        check(&*store, found);
+        last = found;
+    }
+}
