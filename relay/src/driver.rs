@@ -233,6 +233,8 @@ mod tests {
             let input = Input::Received { conn, bytes: message.encode() };
             events.send(Event::Input(input, None)).await.ok().unwrap();
         }
+        // Ends the driver if nothing else did.
+        drop(events);
         let ended = tokio::task::spawn_blocking(|| thread.join()).await.unwrap().unwrap();
         assert!(
             matches!(&ended, Err(RelayError::Panicked { what }) if what == "a fault of ours"),
