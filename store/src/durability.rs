@@ -119,24 +119,31 @@ impl Durability {
         drop(earlier);
     }
 
-    /// Calls the hook with what it has not heard. The lock on the hook is held meanwhile, so
-    /// the numbers it hears only grow, whichever threads bring them.
+    /// Calls the hook with what it has not heard: what is durable first, then the failure.
+    /// The lock on the hook is held meanwhile, so the numbers it hears only grow, whichever
+    /// threads bring them.
     fn tell(&self) {
         let mut hook = lock(&self.hook);
-        let news = {
+        let (durable, failure) = {
             let state = lock(&self.state);
-            match &state.failure {
-                Some(_) if hook.told_failure => return,
-                Some(cause) => Err(StoreError::Poisoned { cause: cause.clone() }),
-                None if state.durable <= hook.told => return,
-                None => Ok(CommitNo(state.durable)),
-            }
+            (state.durable, state.failure.clone())
         };
-        match &news {
-            Ok(commit) => hook.told = commit.0,
-            Err(_) => hook.told_failure = true,
+        if durable > hook.told {
+            hook.told = durable;
+            hook.call(Ok(CommitNo(durable)));
         }
-        if let Some(call) = hook.call.clone()
+        if let Some(cause) = failure
+            && !hook.told_failure
+        {
+            hook.told_failure = true;
+            hook.call(Err(StoreError::Poisoned { cause }));
+        }
+    }
+}
+
+impl Hook {
+    fn call(&self, news: Result<CommitNo, StoreError>) {
+        if let Some(call) = &self.call
             && catch_unwind(AssertUnwindSafe(|| call(news))).is_err()
         {
             // What is durable stays durable: a bug of the listener must not stop the store.

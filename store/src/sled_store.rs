@@ -130,7 +130,8 @@ impl SledStore {
     /// - [`StoreError::Damaged`]: the directory was renamed to `<dir>.damaged-N`, as the
     ///   error says, and nothing in it was deleted. Opening again makes a new, empty store;
     ///   that is for the caller to decide.
-    /// - [`StoreError::NoSpace`], [`StoreError::Io`]: the directory is as it was; opening
+    /// - [`StoreError::NoSpace`] (below 4 MiB free in any case, as sled can't open without
+    ///   writing), [`StoreError::Io`]: the directory is as it was; opening
     ///   may succeed once the cause is gone.
     pub fn open(dir: impl AsRef<Path>, options: StoreOptions) -> Result<SledStore, StoreError> {
         let opened = open::open(dir.as_ref(), &options)?;

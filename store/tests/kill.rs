@@ -3,6 +3,9 @@
 //! The test starts its own executable again as the writer. `ANABRANCH_KILL_ROUNDS` sets how
 //! often (12 by default), `ANABRANCH_KILL_SEED` when the kills fall.
 
+// The helpers of tests are tests too.
+#![allow(clippy::unwrap_used)]
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};

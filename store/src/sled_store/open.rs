@@ -29,6 +29,10 @@ const FORMAT_NAME: &str = "anabranch-store";
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(25);
 
+/// sled writes while it opens, and on a full volume a thread that waits for it may wait for
+/// ever. Below this much room it is not even tried.
+const OPEN_FREE_BYTES_MIN: u64 = 4 << 20;
+
 /// sled collects garbage only when it flushes by itself.
 const FLUSH_EVERY_MS: u64 = 500;
 
@@ -64,6 +68,10 @@ pub(super) fn open(dir: &Path, options: &StoreOptions) -> Result<Opened, StoreEr
     fs::create_dir_all(dir).map_err(io_error("create the store's directory"))?;
     // What is renamed, and named in errors, must not depend on the working directory.
     let dir = dir.canonicalize().map_err(io_error("find the store's directory"))?;
+    let free_bytes = fs4::available_space(&dir).map_err(io_error("ask for free space"))?;
+    if free_bytes < OPEN_FREE_BYTES_MIN {
+        return Err(StoreError::NoSpace { free_bytes, floor_bytes: OPEN_FREE_BYTES_MIN });
+    }
     let lock = DirLock::take(&dir)?;
     match check_format(&dir).and_then(|()| open_guarded(&dir, options)) {
         Ok(parts) => Ok(Opened {
