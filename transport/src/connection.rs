@@ -112,6 +112,13 @@ impl Connection {
         }
     }
 
+    /// Goes on from another port, as a device that changes networks does.
+    #[cfg(test)]
+    pub(crate) fn rebind(&self) {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        self.shared.client.as_ref().unwrap().rebind(socket).unwrap();
+    }
+
     fn halves(
         &self,
         stream: Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionError>,

@@ -49,6 +49,13 @@ pub enum TransportError {
         detail: String,
     },
 
+    /// The peer broke the rules of QUIC on an established connection, which ended it.
+    #[error("the peer broke the QUIC protocol: {detail}; check that it runs a compatible version")]
+    Violation {
+        /// What the QUIC implementation said.
+        detail: String,
+    },
+
     /// The application at the other end closed the connection or stopped reading, and said why.
     #[error("the peer closed the connection with code {code}: {reason}")]
     Refused {
@@ -149,7 +156,10 @@ impl TransportError {
             Self::Busy => Category::Overload,
             Self::WrongPeerKey { .. } => Category::Authentication,
             Self::Refused { .. } => Category::Refusal,
-            Self::Handshake { .. } | Self::FrameTooLarge { .. } | Self::BadFrame { .. } => Category::Peer,
+            Self::Handshake { .. }
+            | Self::Violation { .. }
+            | Self::FrameTooLarge { .. }
+            | Self::BadFrame { .. } => Category::Peer,
             Self::Closed
             | Self::OversizedSend { .. }
             | Self::BadKey { .. }
@@ -234,7 +244,7 @@ impl TransportError {
                 Self::ConnectionLost { detail: "out of connection ids".into() }
             }
             quinn::ConnectionError::VersionMismatch | quinn::ConnectionError::TransportError(_) => {
-                Self::Handshake { detail: peer_text(error.to_string().as_bytes()) }
+                Self::Violation { detail: peer_text(error.to_string().as_bytes()) }
             }
             quinn::ConnectionError::ConnectionClosed(ref close) => {
                 let detail = peer_text(error.to_string().as_bytes());

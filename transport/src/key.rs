@@ -184,7 +184,7 @@ fn load(path: &Path) -> Result<Option<DeviceKey>, TransportError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(TransportError::io(action(), error)),
     };
-    narrow_mode(path, &file).map_err(|error| TransportError::io(action(), error))?;
+    narrow_mode(path, &file);
     let mut pem = String::new();
     file.take(KEY_FILE_BYTES_MAX)
         .read_to_string(&mut pem)
@@ -247,17 +247,116 @@ impl Drop for Temporary {
     }
 }
 
+/// Best effort: a secret mounted read-only can't be narrowed and is no reason not to start.
 #[cfg(unix)]
-fn narrow_mode(path: &Path, file: &File) -> io::Result<()> {
+fn narrow_mode(path: &Path, file: &File) {
     use std::os::unix::fs::PermissionsExt;
-    if file.metadata()?.permissions().mode() & 0o077 != 0 {
-        tracing::warn!(path = %path.display(), "the device key was open to others than its owner; narrowing its mode to 0600");
-        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    let is_wide = file.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0);
+    if !is_wide {
+        return;
     }
-    Ok(())
+    let path = path.display();
+    match file.set_permissions(fs::Permissions::from_mode(0o600)) {
+        Ok(()) => {
+            tracing::warn!(%path, "the device key was open to others than its owner; narrowed to mode 0600")
+        }
+        Err(error) => tracing::warn!(%path, %error, "the device key is open to others than its owner"),
+    }
 }
 
 #[cfg(not(unix))]
-fn narrow_mode(_path: &Path, _file: &File) -> io::Result<()> {
-    Ok(())
+fn narrow_mode(_path: &Path, _file: &File) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_survive_the_way_through_seed_pem_and_text() {
+        let key = DeviceKey::generate().unwrap();
+        assert_eq!(DeviceKey::from_seed(&key.to_seed()).public(), key.public());
+        let pem = key.to_pem().unwrap();
+        assert!(pem.starts_with("-----BEGIN PRIVATE KEY-----"));
+        assert_eq!(DeviceKey::from_pem(&pem).unwrap().to_seed(), key.to_seed());
+        let text = key.public().to_string();
+        assert_eq!(text.len(), 43);
+        assert_eq!(text.parse::<PublicKey>().unwrap(), key.public());
+    }
+
+    #[test]
+    fn a_key_made_by_openssl_is_read() {
+        // RFC 8410, section 10.3.
+        let pem = "-----BEGIN PRIVATE KEY-----\n\
+                   MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n\
+                   -----END PRIVATE KEY-----\n";
+        let public = DeviceKey::from_pem(pem).unwrap().public();
+        assert_eq!(public.to_string(), "Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE");
+    }
+
+    #[test]
+    fn a_private_key_is_never_shown() {
+        let key = DeviceKey::from_seed(&[42; 32]);
+        assert_eq!(format!("{key:?}"), format!("DeviceKey {{ public: PublicKey({}), .. }}", key.public()));
+        let error = DeviceKey::from_pem("-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----");
+        assert!(!error.unwrap_err().to_string().contains("c2VjcmV0"));
+    }
+
+    #[test]
+    fn keys_that_prove_nothing_are_refused() {
+        let mut identity = [0; 32];
+        identity[0] = 1;
+        // The same point as y = 3, written as p + 3.
+        let mut second_name = [0xff; 32];
+        (second_name[0], second_name[31]) = (0xf0, 0x7f);
+        for bytes in [[0; 32], identity, second_name, [0xff; 32]] {
+            let text = PublicKey(bytes).to_string();
+            assert!(text.parse::<PublicKey>().is_err(), "{text}");
+        }
+        for text in ["", "AAAA", &"!".repeat(43), &"A".repeat(44)] {
+            assert!(text.parse::<PublicKey>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_stored_key_is_found_again_and_only_its_owner_can_read_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("device.pem");
+        let key = DeviceKey::load_or_create(&path).unwrap();
+        assert_eq!(DeviceKey::load_or_create(&path).unwrap().public(), key.public());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file is left");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode(), 0o600);
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+            assert_eq!(DeviceKey::load_or_create(&path).unwrap().public(), key.public());
+            assert_eq!(mode(), 0o600);
+        }
+    }
+
+    #[test]
+    fn a_damaged_key_file_is_reported_and_never_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("device.pem");
+        fs::write(&path, "").unwrap();
+        let error = DeviceKey::load_or_create(&path).unwrap_err();
+        assert!(matches!(error, TransportError::BadKey { .. }), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), b"");
+        let error = DeviceKey::load_or_create(folder.path().join("missing/device.pem")).unwrap_err();
+        assert!(matches!(error, TransportError::Io { .. }), "{error}");
+    }
+
+    #[test]
+    fn processes_that_start_at_once_agree_on_one_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("device.pem");
+        let keys: Vec<_> = std::thread::scope(|scope| {
+            let start = || DeviceKey::load_or_create(&path).unwrap().public();
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(keys.iter().all(|key| *key == keys[0]));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }

@@ -19,7 +19,7 @@
 //! # Ok(()) }
 //!
 //! # async fn client() -> Result<(), TransportError> {
-//! let url: RelayUrl = "quic://relay.example:4433#mUGHrSTRFhMWLcZZDL3f5I5CRFQ3hAVk0iTx0xSs8zk".parse()?;
+//! let url: RelayUrl = "quic://relay.example:4433#Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE".parse()?;
 //! let connection = connect(&url, &DeviceKey::generate()?, Duration::from_secs(10)).await?;
 //! let (mut sender, mut receiver) = connection.open_control().await?;
 //! sender.send(b"hello".to_vec()).await?;

@@ -50,8 +50,15 @@ pub(crate) fn server_config(
     key: &DeviceKey,
     incoming_max: usize,
 ) -> Result<quinn::ServerConfig, TransportError> {
+    server_config_of(certified_key(key.public(), key)?, incoming_max)
+}
+
+fn server_config_of(
+    identity: Arc<CertifiedKey>,
+    incoming_max: usize,
+) -> Result<quinn::ServerConfig, TransportError> {
     let provider = Arc::new(ring::default_provider());
-    let resolver = AlwaysResolvesServerRawPublicKeys::new(certified_key(key, &provider)?);
+    let resolver = AlwaysResolvesServerRawPublicKeys::new(identity);
     let mut tls = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(setup)?
@@ -79,8 +86,15 @@ pub(crate) fn client_config(
     key: &DeviceKey,
     expected: PublicKey,
 ) -> Result<(quinn::ClientConfig, WrongKey), TransportError> {
+    client_config_of(certified_key(key.public(), key)?, expected)
+}
+
+fn client_config_of(
+    identity: Arc<CertifiedKey>,
+    expected: PublicKey,
+) -> Result<(quinn::ClientConfig, WrongKey), TransportError> {
     let provider = Arc::new(ring::default_provider());
-    let resolver = AlwaysResolvesClientRawPublicKeys::new(certified_key(key, &provider)?);
+    let resolver = AlwaysResolvesClientRawPublicKeys::new(identity);
     let wrong_key = WrongKey::default();
     let verifier = PinnedKey { expected, wrong_key: wrong_key.clone(), provider: provider.clone() };
     let mut tls = rustls::ClientConfig::builder_with_provider(provider)
@@ -133,12 +147,13 @@ fn transport_config(connection_window_bytes: u32) -> quinn::TransportConfig {
     config
 }
 
-fn certified_key(key: &DeviceKey, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, TransportError> {
+/// The identity of `shown`, with signatures by `signer`: the same key but in tests of forgery.
+fn certified_key(shown: PublicKey, signer: &DeviceKey) -> Result<Arc<CertifiedKey>, TransportError> {
     let document =
-        key.signing().to_pkcs8_der().map_err(|_| TransportError::bad_key("it can't be encoded as DER"))?;
-    let der = PrivatePkcs8KeyDer::from(document.as_bytes().to_vec());
-    let signer = provider.key_provider.load_private_key(der.into()).map_err(setup)?;
-    Ok(Arc::new(CertifiedKey::new(vec![spki(key.public())], signer)))
+        signer.signing().to_pkcs8_der().map_err(|_| TransportError::bad_key("it can't be encoded as DER"))?;
+    let der = PrivatePkcs8KeyDer::from(document.as_bytes());
+    let signer = ring::sign::any_eddsa_type(&der).map_err(setup)?;
+    Ok(Arc::new(CertifiedKey::new(vec![spki(shown)], signer)))
 }
 
 /// With raw keys the certificate is the key's SubjectPublicKeyInfo and nothing else.
@@ -280,5 +295,79 @@ impl ClientCertVerifier for AnyKey {
 
     fn requires_raw_public_keys(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+    /// What a handshake between an honest and a forged end comes to, at the server.
+    async fn handshake(
+        server: quinn::ServerConfig,
+        client: quinn::ClientConfig,
+    ) -> (Result<quinn::Connection, quinn::ConnectionError>, Result<quinn::Connection, quinn::ConnectionError>)
+    {
+        let server = quinn::Endpoint::server(server, LOOPBACK).unwrap();
+        let address = server.local_addr().unwrap();
+        let endpoint = quinn::Endpoint::client(LOOPBACK).unwrap();
+        let connecting = endpoint.connect_with(client, address, "forged").unwrap();
+        let incoming = server.accept().await.unwrap();
+        tokio::join!(async { incoming.await }, connecting)
+    }
+
+    #[tokio::test]
+    async fn a_client_must_hold_the_key_it_shows() {
+        let [server, victim, thief] = [(); 3].map(|()| DeviceKey::generate().unwrap());
+        let forged = certified_key(victim.public(), &thief).unwrap();
+        let (config, _) = client_config_of(forged, server.public()).unwrap();
+        let (at_server, _) = handshake(server_config(&server, 8).unwrap(), config).await;
+        assert!(at_server.is_err(), "the server took {at_server:?} for the victim");
+    }
+
+    #[tokio::test]
+    async fn a_server_must_hold_the_key_it_shows() {
+        let [client, victim, thief] = [(); 3].map(|()| DeviceKey::generate().unwrap());
+        let forged = certified_key(victim.public(), &thief).unwrap();
+        let (config, wrong_key) = client_config(&client, victim.public()).unwrap();
+        let (_, at_client) = handshake(server_config_of(forged, 8).unwrap(), config).await;
+        assert!(at_client.is_err(), "the client took {at_client:?} for the victim");
+        assert_eq!(wrong_key.get(), None);
+    }
+
+    #[tokio::test]
+    async fn a_client_without_a_key_is_refused() {
+        let server = DeviceKey::generate().unwrap();
+        let provider = Arc::new(ring::default_provider());
+        let verifier = PinnedKey {
+            expected: server.public(),
+            wrong_key: WrongKey::default(),
+            provider: provider.clone(),
+        };
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+        let (at_server, _) = handshake(server_config(&server, 8).unwrap(), config).await;
+        assert!(at_server.is_err(), "the server let in {at_server:?}");
+    }
+
+    #[test]
+    fn keys_survive_the_way_through_der_and_nothing_else_passes() {
+        let key = DeviceKey::generate().unwrap().public();
+        let der = spki(key);
+        assert_eq!(parse_spki(&der).unwrap(), key);
+        for length in 0..der.len() {
+            assert!(parse_spki(der.get(..length).unwrap()).is_err());
+        }
+        assert!(parse_spki(&[&der, &[0][..]].concat()).is_err());
+        assert!(parse_spki(&spki(PublicKey([0; 32]))).is_err(), "anybody can sign for a key of small order");
     }
 }
