@@ -112,7 +112,8 @@ fn bounded(problems: impl IntoIterator<Item = String>) -> Vec<String> {
 
 /// Reads a schema file. Errors are its problems, for people.
 fn parse(source: &str) -> Result<Schema, Vec<String>> {
-    Schema::parse(source, "schema.toml").map_err(|errors| bounded(errors.errors.iter().map(ToString::to_string)))
+    Schema::parse(source, "schema.toml")
+        .map_err(|errors| bounded(errors.errors.iter().map(ToString::to_string)))
 }
 
 /// What devices with the old schema could not live with.
