@@ -12,8 +12,10 @@ const SCHEMA: &str = "[note]\nversion = 1\n[note.fields]\nbody = { type = \"text
 const KEYSTROKES_PER_CHANGE: usize = 100;
 
 fn trace() -> Option<Json> {
-    let dir = std::env::var_os("ANABRANCH_DATA")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data")), PathBuf::from);
+    let dir = std::env::var_os("ANABRANCH_DATA").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data")),
+        PathBuf::from,
+    );
     let file = std::fs::File::open(dir.join("automerge-paper.json.gz")).ok()?;
     let mut text = String::new();
     flate2::read::GzDecoder::new(file).read_to_string(&mut text).unwrap();

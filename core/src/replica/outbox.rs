@@ -132,7 +132,8 @@ impl Replica {
     /// exchange too: what the relay had by then has arrived when [`Replica::is_complete`].
     pub fn confirm(&mut self) {
         if self.channel.is_live() {
-            self.channel.state = ChannelState::CatchingUp { cursor: self.state.cursor, end: self.state.cursor };
+            self.channel.state =
+                ChannelState::CatchingUp { cursor: self.state.cursor, end: self.state.cursor };
             self.open_feed(false);
             self.outputs.push_back(Output::Status);
         }
