@@ -382,7 +382,7 @@ fn operations(change: &Change, context: &Context<'_>, checked: bool, first: bool
                 format!("{} is reference data: only an authority creates it", ty.name),
             );
         }
-        for field in ty.fields.values().filter(|f| f.required && !written.contains(&f.name)) {
+        if let Some(field) = ty.fields.values().find(|f| f.required && !written.contains(&f.name)) {
             return refuse(
                 RefusalCode::Validation,
                 format!("{}.{} is required and has no value", ty.name, field.name),

@@ -128,6 +128,16 @@ impl Replica {
         self.outputs.push_back(Output::Status);
     }
 
+    /// Asks the relay once more for what is new, so that a sync on a link that stands is an
+    /// exchange too: what the relay had by then has arrived when [`Replica::is_complete`].
+    pub fn confirm(&mut self) {
+        if self.channel.is_live() {
+            self.channel.state = ChannelState::CatchingUp { cursor: self.state.cursor, end: self.state.cursor };
+            self.open_feed(false);
+            self.outputs.push_back(Output::Status);
+        }
+    }
+
     /// The link is gone. What was in flight is sent again over the next one.
     pub fn disconnect(&mut self) {
         let durable = self.channel.durable;
@@ -518,7 +528,7 @@ impl Replica {
             }
             let same = pending.tx.is_some() && pending.tx == last_tx;
             let room = bytes + pending.bytes <= bytes_left;
-            if !same && !room && !(first && taken.is_empty()) {
+            if !(same || room || first && taken.is_empty()) {
                 break;
             }
             bytes += pending.bytes;
