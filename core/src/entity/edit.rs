@@ -7,8 +7,8 @@ use automerge::{ActorId, Author as DocAuthor, ChangeHash, ObjId, PatchLog, ROOT,
 use serde_json::Value as Json;
 
 use super::Entity;
-use super::resolve::{Life, Reader, compare_numbers, register_key};
-use crate::admission::INCREMENT_MAX;
+use super::resolve::{Candidate, Life, Reader, compare_numbers, register_key};
+use crate::admission::{INCREMENT_MAX, derived_actor};
 use crate::change::{CHANGE_BYTES_MAX, Change, Note, Role, TxMark};
 use crate::clock::{Hlc, WallMs};
 use crate::id::Author;
@@ -145,7 +145,7 @@ impl Entity {
         let intents = &expand(&self.reader(base.as_deref()), context.ty, intents)?[..];
         self.begin_containers(context.ty, intents)?;
         let time = self.time_of(context, base.as_deref().unwrap_or(&heads));
-        let isolated = base.map(|base| self.with_containers(base, intents));
+        let isolated = base.map(|base| self.with_own_previous(self.with_containers(base, intents), context));
         let steps = self.plan(context, intents, isolated.as_deref(), time)?;
         if steps.is_empty() {
             return Ok(None);
@@ -199,6 +199,25 @@ impl Entity {
         missing.sort_unstable();
         missing.dedup();
         base.extend(missing);
+        base
+    }
+
+    /// A version that names the newest change of the actor that will write the edit, where it
+    /// contains that only by way of others: each change names its actor's previous one.
+    fn with_own_previous(&self, mut base: Vec<ChangeHash>, context: &EditContext<'_>) -> Vec<ChangeHash> {
+        let actor = context.author.actor(&self.workspace, &self.key);
+        let reader = self.reader(None);
+        for level in 0.. {
+            let entry = self.headers.actor(&derived_actor(&actor, level));
+            let Some(newest) = entry.and_then(|entry| entry.newest) else { break };
+            if reader.covers(&base, newest) {
+                let previous = self.headers.headers()[newest as usize].hash;
+                if !base.contains(&previous) {
+                    base.push(previous);
+                }
+                break;
+            }
+        }
         base
     }
 
