@@ -475,6 +475,9 @@ fn group_json(scalar: &ScalarValue) -> Option<Json> {
 /// that write the same agree.
 fn pick(mut candidates: Vec<Candidate>, policy: Policy, tie: Tie) -> Resolved {
     candidates.sort_by(|a, b| b.order().cmp(&a.order()));
+    let written = |c: &&Candidate| c.scalar != ScalarValue::Null;
+    // Who writes the first value again later must not make it a later one.
+    let first = candidates.iter().rev().find(written).map(|c| c.scalar.clone());
     let mut distinct: Vec<Candidate> = Vec::new();
     for candidate in candidates {
         if !distinct.iter().any(|known| known.scalar == candidate.scalar) {
@@ -483,7 +486,6 @@ fn pick(mut candidates: Vec<Candidate>, policy: Policy, tie: Tie) -> Resolved {
     }
     let newest = distinct.first().map(|c| c.scalar.clone());
     let plain = |value| Resolved { value, kind: None, sides: Vec::new() };
-    let written = |c: &&Candidate| c.scalar != ScalarValue::Null;
     match policy {
         Policy::Manual if distinct.len() > 1 => {
             Resolved { value: newest, kind: Some(ConflictKind::Manual), sides: distinct }
@@ -497,10 +499,7 @@ fn pick(mut candidates: Vec<Candidate>, policy: Policy, tie: Tie) -> Resolved {
                 plain(newest)
             }
         }
-        Policy::FirstWrite => {
-            let first = distinct.iter().filter(written).min_by(|a, b| a.order().cmp(&b.order()));
-            plain(first.map(|c| c.scalar.clone()).or(newest))
-        }
+        Policy::FirstWrite => plain(first.or(newest)),
         Policy::Max | Policy::Min => {
             let wanted = if policy == Policy::Max { Ordering::Greater } else { Ordering::Less };
             let best = distinct.iter().filter(written).fold(None, |best: Option<&Candidate>, c| match best {
