@@ -230,11 +230,21 @@ impl<'a> Reader<'a> {
             }
             lost.push(place);
         }
+        // A deletion that someone took back or confirmed since is no edit that was lost.
+        lost.retain(|place| !self.only_deletes(*place));
         Life::Deleted { by: winner.clone(), lost }
     }
 
+    fn only_deletes(&self, place: u32) -> bool {
+        let header = &self.headers.headers()[place as usize];
+        let Some(change) = self.doc.get_change_by_hash(&header.hash).filter(|_| !header.revives) else {
+            return false;
+        };
+        change.decode().operations.iter().all(|op| op.key == TOMBSTONE.into())
+    }
+
     /// Whether a version includes a change.
-    fn covers(&self, heads: &[ChangeHash], place: u32) -> bool {
+    pub(super) fn covers(&self, heads: &[ChangeHash], place: u32) -> bool {
         heads
             .iter()
             .filter_map(|head| self.headers.place(head))
@@ -426,13 +436,20 @@ impl<'a> Reader<'a> {
         let mut sides = vec![Side { device: by.device, time: by.time, change: by.change, value: Json::Null }];
         // One side for each device that lost edits, at its newest one.
         let mut newest: BTreeMap<DeviceId, u32> = BTreeMap::new();
+        // By what every device knows, not by the order of arrival.
+        let order = |place: u32| {
+            let header = &self.headers.headers()[place as usize];
+            (header.time, self.headers.actors()[header.actor as usize].actor.to_bytes())
+        };
         for place in lost {
             let header = &self.headers.headers()[*place as usize];
             let kept = newest.entry(self.headers.device(header)).or_insert(*place);
-            if header.time > self.headers.headers()[*kept as usize].time {
+            if order(*place) > order(*kept) {
                 *kept = *place;
             }
         }
+        let mut newest: Vec<(DeviceId, u32)> = newest.into_iter().collect();
+        newest.sort_by(|a, b| order(b.1).cmp(&order(a.1)));
         for (device, place) in newest {
             let header = &self.headers.headers()[place as usize];
             let value =
