@@ -236,6 +236,8 @@ impl Entity {
             time,
             steps: Vec::new(),
             groups: BTreeMap::new(),
+            written: BTreeMap::new(),
+            elements: BTreeMap::new(),
             lengths: BTreeMap::new(),
             key: self.key.to_string(),
         };
@@ -366,6 +368,11 @@ struct Plan<'a> {
     steps: Vec<Step>,
     /// Members to write by group.
     groups: BTreeMap<String, BTreeMap<String, Json>>,
+    /// What the steps so far write, by map (none is the root) and key: a later intent of an
+    /// edit builds on the earlier ones, not on what the user saw before them.
+    written: BTreeMap<(Option<String>, String), ScalarValue>,
+    /// Elements that the steps so far add or remove, by set and key.
+    elements: BTreeMap<(String, String), bool>,
     /// Lengths of lists and texts as the steps so far leave them.
     lengths: BTreeMap<String, usize>,
     key: String,
@@ -391,14 +398,20 @@ impl<'a> Plan<'a> {
                 let obj = self.container(field)?;
                 // A new value each time: re-added as it was, it would lose to a removal.
                 let value = ScalarValue::Int(self.time.to_change_time());
-                self.steps.push(Step::Put { obj, key: shape::element_to_key(&element), value, fresh: false });
+                let key = shape::element_to_key(&element);
+                self.elements.insert((field.name.clone(), key.clone()), true);
+                self.steps.push(Step::Put { obj, key, value, fresh: false });
                 Ok(())
             }
             Intent::Remove { field, element } => {
                 let field = self.field(field, FieldKind::Set, "a set")?;
                 let key = shape::element_to_key(&checked_element(field, element)?);
                 let obj = self.container(field)?;
-                if self.reader.keys(&field.name).contains(&key) {
+                let there = match self.elements.insert((field.name.clone(), key.clone()), false) {
+                    Some(there) => there,
+                    None => self.reader.keys(&field.name).contains(&key),
+                };
+                if there {
                     self.steps.push(Step::Remove { obj, key });
                 }
                 Ok(())
@@ -515,20 +528,32 @@ impl<'a> Plan<'a> {
         value: ScalarValue,
         resolves: bool,
     ) -> Result<(), EditError> {
-        let shown = self.reader.register(register_key(name, group, policy, Role::Device), policy, tie);
-        if !resolves {
-            if shown.is_open() {
-                return Err(EditError::Conflict { field: format!("{} of {}", name, self.key) });
-            }
-            if !self.moves(policy, shown.value.as_ref(), &value, name)? {
-                return Ok(());
-            }
-        }
         let key = register_key(name, group, policy, self.context.role).to_key();
-        let held = self.reader.candidates(&ROOT, &key);
-        let fresh = held.len() > 1 || held.iter().any(|candidate| candidate.scalar == value);
-        self.steps.push(Step::Put { obj: ROOT, key, value, fresh });
+        let place = (None, key);
+        let (shown, open) = match self.written.get(&place) {
+            Some(earlier) => (Some(earlier.clone()), false),
+            None => {
+                let own = register_key(name, group, policy, Role::Device);
+                let shown = self.reader.register(own, policy, tie);
+                (shown.value.clone(), shown.is_open())
+            }
+        };
+        if open && !resolves {
+            return Err(EditError::Conflict { field: format!("{} of {}", name, self.key) });
+        }
+        // What is not in conflict is written, whatever the write is called.
+        if !open && !self.moves(policy, shown.as_ref(), &value, name)? {
+            return Ok(());
+        }
+        let held = self.reader.candidates(&ROOT, &place.1);
+        self.write(ROOT, place, value, &held);
         Ok(())
+    }
+
+    fn write(&mut self, obj: ObjId, place: (Option<String>, String), value: ScalarValue, held: &[Candidate]) {
+        let fresh = held.len() > 1 || held.iter().any(|candidate| candidate.scalar == value);
+        self.steps.push(Step::Put { obj, key: place.1.clone(), value: value.clone(), fresh });
+        self.written.insert(place, value);
     }
 
     /// Whether a write changes anything under the policy.
@@ -572,18 +597,22 @@ impl<'a> Plan<'a> {
         let value = if value.is_null() { Json::Null } else { checked_element(field, value)? };
         let value = shape::json_to_scalar(field, &value);
         let obj = self.container(field)?;
-        let shown = self.reader.entry(field, &obj, key);
-        if !resolves {
-            if shown.is_open() {
-                return Err(EditError::Conflict { field: format!("{name}.{key} of {}", self.key) });
+        let place = (Some(name.to_owned()), key.to_owned());
+        let (shown, open) = match self.written.get(&place) {
+            Some(earlier) => (Some(earlier.clone()), false),
+            None => {
+                let shown = self.reader.entry(field, &obj, key);
+                (shown.value.clone(), shown.is_open())
             }
-            if !self.moves(field.policy, shown.value.as_ref(), &value, &format!("{name}.{key}"))? {
-                return Ok(());
-            }
+        };
+        if open && !resolves {
+            return Err(EditError::Conflict { field: format!("{name}.{key} of {}", self.key) });
+        }
+        if !open && !self.moves(field.policy, shown.as_ref(), &value, &format!("{name}.{key}"))? {
+            return Ok(());
         }
         let held = self.reader.candidates(&obj, key);
-        let fresh = held.len() > 1 || held.iter().any(|candidate| candidate.scalar == value);
-        self.steps.push(Step::Put { obj, key: key.to_owned(), value, fresh });
+        self.write(obj, place, value, &held);
         Ok(())
     }
 
@@ -599,8 +628,7 @@ impl<'a> Plan<'a> {
                     group.members.join(", ")
                 ));
             };
-            let shown =
-                self.reader.register(RootKey::Group { name, shadow: false }, group.policy, group.tie).value;
+            let shown = self.group_shown(name, group.policy, group.tie);
             let mut members = shown.as_ref().and_then(shape::group_from_scalar).unwrap_or_default();
             for (member, value) in given {
                 match ty.fields.get(member).filter(|field| field.group.as_deref() == Some(name)) {
@@ -623,11 +651,19 @@ impl<'a> Plan<'a> {
         self.write_register(name, false, field.policy, field.tie, shape::json_to_scalar(field, &value), true)
     }
 
+    /// A group's value as this edit has left it so far.
+    fn group_shown(&self, name: &str, policy: Policy, tie: Tie) -> Option<ScalarValue> {
+        let key = register_key(name, true, policy, self.context.role).to_key();
+        match self.written.get(&(None, key)) {
+            Some(earlier) => Some(earlier.clone()),
+            None => self.reader.register(RootKey::Group { name, shadow: false }, policy, tie).value,
+        }
+    }
+
     fn finish_groups(&mut self) -> Result<(), EditError> {
         for (name, written) in std::mem::take(&mut self.groups) {
             let Some(group) = self.context.ty.groups.get(&name) else { continue };
-            let key = RootKey::Group { name: &name, shadow: false };
-            let shown = self.reader.register(key, group.policy, group.tie).value;
+            let shown = self.group_shown(&name, group.policy, group.tie);
             let mut members = shown.as_ref().and_then(shape::group_from_scalar).unwrap_or_default();
             members.extend(written);
             // A cleared member that was never set is nothing new.
