@@ -166,10 +166,15 @@ impl Log {
     /// Reads intents as their author meant them who saw `saw`, and `screen` of the sequences.
     /// A container that is set as a whole is meant as what that changes.
     pub fn understand(&self, saw: &Seen, screen: &Screen, intents: &[Intent]) -> Vec<Deed> {
-        let mut views: BTreeMap<String, Vec<Json>> = screen.clone();
+        let mut views = screen.clone();
         let mut sequences: BTreeMap<String, (Vec<Json>, Vec<Json>)> = BTreeMap::new();
         let mut deeds = Vec::new();
-        let mut replace = |field: &str, at: Option<usize>, delete: usize, items: Vec<Json>| {
+        let replace = |views: &mut Screen,
+                       sequences: &mut BTreeMap<String, (Vec<Json>, Vec<Json>)>,
+                       field: &str,
+                       at: Option<usize>,
+                       delete: usize,
+                       items: Vec<Json>| {
             let view = views.entry(field.to_owned()).or_default();
             let at = at.unwrap_or(view.len());
             let removed: Vec<Json> = view.splice(at..at + delete, items.iter().cloned()).collect();
@@ -188,10 +193,14 @@ impl Log {
         for intent in intents {
             match intent {
                 Intent::Splice { field, at, delete, insert } => {
-                    replace(field, Some(*at), *delete, characters(insert));
+                    replace(&mut views, &mut sequences, field, Some(*at), *delete, characters(insert));
                 }
-                Intent::Insert { field, at, items } => replace(field, *at, 0, items.clone()),
-                Intent::RemoveItems { field, at, count } => replace(field, Some(*at), *count, Vec::new()),
+                Intent::Insert { field, at, items } => {
+                    replace(&mut views, &mut sequences, field, *at, 0, items.clone())
+                }
+                Intent::RemoveItems { field, at, count } => {
+                    replace(&mut views, &mut sequences, field, Some(*at), *count, Vec::new())
+                }
                 Intent::Set { field, value } => match self.ty.fields.get(field).map(|f| f.kind()) {
                     Some(FieldKind::Text | FieldKind::List) => {
                         let wanted = match value {
@@ -200,16 +209,10 @@ impl Log {
                             _ => Vec::new(),
                         };
                         let shown = screen.get(field).cloned().unwrap_or_default();
-                        if shown != wanted {
-                            let gone = shown.iter().filter(|item| !wanted.contains(item)).cloned();
-                            let came = wanted.iter().filter(|item| !shown.contains(item)).cloned();
-                            deeds.push(Deed::Sequence {
-                                field: field.clone(),
-                                gone: gone.collect(),
-                                came: came.collect(),
-                                view: wanted.clone(),
-                            });
-                        }
+                        let gone = shown.iter().filter(|item| !wanted.contains(item)).cloned();
+                        let came = wanted.iter().filter(|item| !shown.contains(item)).cloned();
+                        sequences.insert(field.clone(), (gone.collect(), came.collect()));
+                        views.insert(field.clone(), wanted);
                     }
                     Some(FieldKind::Counter) => {
                         let by = value.as_i64().unwrap_or(0) - self.counter(field, saw);
@@ -314,7 +317,9 @@ impl Log {
                         None => Place::Field(field.clone()),
                     };
                     let value = match &place {
-                        Place::Group(_) => self.with_members(saw, &place, value.as_object().unwrap()),
+                        Place::Group(_) => {
+                            self.with_members(&effects, saw, &place, value.as_object().unwrap())
+                        }
                         _ => value.clone(),
                     };
                     self.write(&mut effects, saw, place, &value, true)?;
@@ -334,8 +339,8 @@ impl Log {
         for (group, members) in groups {
             let place = Place::Group(group.to_owned());
             let members = members.into_iter().map(|(name, value)| (name.to_owned(), value.clone())).collect();
-            let value = self.with_members(saw, &place, &members);
-            let begun = self.shown(&place, saw).value.is_some();
+            let value = self.with_members(&effects, saw, &place, &members);
+            let begun = effects.writes.contains_key(&place) || self.shown(&place, saw).value.is_some();
             if begun || value.as_object().unwrap().values().any(|value| !value.is_null()) {
                 let mut value = value;
                 if !begun {
@@ -376,8 +381,14 @@ impl Log {
     }
 
     /// The members of a group as shown, with some of them written.
-    fn with_members(&self, saw: &Seen, group: &Place, members: &Map<String, Json>) -> Json {
-        let mut all = match self.shown(group, saw).value {
+    fn with_members(
+        &self,
+        effects: &Effects,
+        saw: &Seen,
+        group: &Place,
+        members: &Map<String, Json>,
+    ) -> Json {
+        let mut all = match effects.writes.get(group).cloned().or(self.shown(group, saw).value) {
             Some(Json::Object(all)) => all,
             _ => Map::new(),
         };
