@@ -13,7 +13,6 @@ use serde_json::Value as Json;
 
 use super::layout::{RowRecord, from_json};
 use super::{Output, Replica, SKEW_TOLERATED_MS};
-use crate::change::Change;
 use crate::clock::{Now, WallMs};
 use crate::id::{EntityHash, EntityKey};
 use crate::schema::{FieldType, ScalarType};
@@ -553,12 +552,11 @@ impl Replica {
             self.load(&key)?;
             let entity = &self.loaded(hash)?.entity;
             let changes = entity.changes(&hashes[&hash]);
-            let parsed: Vec<Change> = changes.iter().filter_map(|bytes| Change::parse(bytes).ok()).collect();
             unit.entities.push(EntityChanges {
                 type_name: key.type_name().to_owned(),
                 id: key.id().to_owned(),
-                genesis: entity.genesis_of(&parsed),
-                changes,
+                genesis: entity.genesis_of(&changes),
+                changes: changes.iter().map(|change| change.bytes().to_vec()).collect(),
                 signature: Vec::new(),
             });
         }
