@@ -264,8 +264,12 @@ impl Entity {
         if deletes && intents.len() > 1 {
             return invalid("a deletion stands alone: make other edits before it or leave them out");
         }
-        if context.checked && deletes && context.ty.is_server_only() && context.role != Role::Authority {
-            return invalid(format!("{} is reference data: only an authority deletes it", context.ty.name));
+        let reference = context.ty.is_server_only() && context.role != Role::Authority;
+        if context.checked && (deletes || revives) && reference {
+            return invalid(format!(
+                "{} is reference data: only an authority deletes it or brings it back",
+                context.ty.name
+            ));
         }
         if self.headers.is_empty() {
             return if deletes || revives {
