@@ -130,9 +130,7 @@ impl Entity {
         let heads = self.headers.heads();
         let base = match context.based_on {
             Some(base) => {
-                if base.iter().any(|head| !self.headers.contains(head))
-                    || (base.is_empty() && !heads.is_empty())
-                {
+                if base.iter().any(|head| !self.headers.contains(head)) {
                     return Err(EditError::UnknownVersion(self.key.to_string()));
                 }
                 let mut sorted = base.to_vec();
@@ -245,12 +243,16 @@ impl Entity {
             plan.intent(intent)?;
         }
         plan.finish_groups()?;
-        let creates = self.headers.is_empty()
-            || at.is_some_and(|at| at.iter().all(|head| !self.headers.contains(head)));
-        if creates && context.checked {
+        if self.creates(at) && context.checked {
             plan.check_required(intents)?;
         }
         Ok(plan.steps)
+    }
+
+    /// Whether an edit of this version begins the entity. Nothing of it is there then, or only
+    /// containers.
+    fn creates(&self, at: Option<&[ChangeHash]>) -> bool {
+        self.headers.is_empty() || at.is_some_and(|at| !at.iter().any(|head| self.headers.contains(head)))
     }
 
     fn check_life(
@@ -271,7 +273,7 @@ impl Entity {
                 context.ty.name
             ));
         }
-        if self.headers.is_empty() {
+        if self.creates(reader.at) {
             return if deletes || revives {
                 Err(EditError::NotFound(format!("{} does not exist", self.key)))
             } else {
