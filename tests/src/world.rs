@@ -48,6 +48,7 @@ pub struct World {
     /// A replica that judges every change as the relay does.
     pub relay: Entity,
     changes: Vec<Change>,
+    intents: Vec<Vec<Intent>>,
     ids: BTreeMap<ChangeHash, EditId>,
 }
 
@@ -82,6 +83,7 @@ impl World {
             key,
             wall_ms: START_MS,
             changes: Vec::new(),
+            intents: Vec::new(),
             ids: BTreeMap::new(),
         }
     }
@@ -104,6 +106,11 @@ impl World {
     /// The change of an edit.
     pub fn change(&self, id: EditId) -> &Change {
         &self.changes[id]
+    }
+
+    /// The intents of an edit as the outbox keeps them.
+    pub fn intents(&self, id: EditId) -> &[Intent] {
+        &self.intents[id]
     }
 
     /// The edit of a change.
@@ -180,6 +187,7 @@ impl World {
                 });
                 self.ids.insert(edited.change.hash(), id);
                 self.changes.push(edited.change.clone());
+                self.intents.push(edited.intents.clone());
                 self.check_header(id, wall);
                 let judged = self.submit(device, edited.change.clone());
                 assert_eq!(judged, Ok(()), "the relay refuses what is right: {told}\n{}", self.story());
