@@ -12,9 +12,23 @@
 //! }
 //! ```
 
-use crate::clock::{MonoMs, Now, WallMs};
+mod admit;
+mod entities;
+mod feed;
+mod grants;
+mod hub;
+mod layout;
+mod pump;
+mod requests;
+mod schemas;
+mod session;
+mod workspace;
+
+pub use hub::Relay;
+
+use crate::clock::WallMs;
 use crate::id::DeviceId;
-use crate::store::{CommitNo, StoreError};
+use crate::store::CommitNo;
 use crate::wire::{FaultCode, GrantRole};
 
 /// A connection's number, chosen by the host, never used twice while the relay runs.
@@ -138,4 +152,10 @@ impl Default for RelayConfig {
             cached_entities: 10_000,
         }
     }
+}
+
+/// The beginning of a text, at most `bytes_max` long: what peers name is bounded everywhere.
+fn cut(text: &str, bytes_max: usize) -> &str {
+    let end = (0..=bytes_max.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    &text[..end.unwrap_or(0)]
 }

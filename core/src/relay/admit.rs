@@ -1,0 +1,566 @@
+//! Admission of a unit: which of its changes are taken, which are refused, and what follows.
+//!
+//! Three passes. Every change is judged by itself, in causal order. Then refusals spread: to
+//! what depends on a refused change, and to the other members of its transaction, so that a
+//! transaction is taken whole or not at all. What survives is kept.
+//!
+//! A refusal either *lasts* (it is stored and fed, and given again whenever the change comes
+//! back) or it *passes*: a retry may succeed, so nothing is stored. A lasting refusal is
+//! found by hash alone, so it must never be possible to cause one for another device's
+//! change: whatever depends on who submits passes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::catch_unwind;
+
+use automerge::ChangeHash;
+
+use super::entities::{Entity, EntityCache};
+use super::feed::{FeedEntity, FeedRecord};
+use super::layout::RefusalRecord;
+use super::workspace::{Draft, Workspace};
+use super::{RelayConfig, cut};
+use crate::admission::{self, Context, Judge, Refusal, RefusalCode};
+use crate::change::{CHANGE_BYTES_MAX, Change, MalformedChange, Role, TxMark};
+use crate::clock::WallMs;
+use crate::codec;
+use crate::genesis::Genesis;
+use crate::id::{Author, DeviceId, EntityHash, EntityKey};
+use crate::schema::EntityType;
+use crate::store::{Keyspace, Store, StoreError, View};
+use crate::wire::{
+    EntityChanges, FaultCode, GrantRole, Hash, MESSAGE_BYTES_MAX, Refused, UNIT_BYTES_MAX, UNIT_ENTITIES_MAX,
+    Unit,
+};
+
+/// Most changes of a unit; more are refused with a quota fault.
+const UNIT_CHANGES_MAX: usize = 20_000;
+/// Largest answer or feed entry that a unit can lead to, so that both fit a message.
+const DERIVED_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 1024 * 1024;
+/// Longest message of a refusal.
+const REFUSAL_BYTES_MAX: usize = 256;
+/// Bytes of messages that one answer carries; refusals beyond have a code only.
+const ANSWER_MESSAGES_BYTES_MAX: usize = 512 * 1024;
+/// Most changes of an entity; more are refused for good.
+const ENTITY_CHANGES_MAX: usize = 500_000;
+/// Most actors of an entity; changes of more are refused for good.
+const ENTITY_ACTORS_MAX: usize = 10_000;
+
+/// Who submits what to where.
+#[derive(Clone, Copy)]
+pub(super) struct Submission<'a> {
+    pub(super) store: &'a dyn Store,
+    pub(super) config: &'a RelayConfig,
+    pub(super) workspace: &'a Workspace,
+    pub(super) device: DeviceId,
+    pub(super) role: GrantRole,
+    pub(super) now: WallMs,
+}
+
+/// What became of a unit.
+#[derive(Debug)]
+pub(super) struct Verdict {
+    /// For the answer, in the order of the unit.
+    pub(super) refused: Vec<Refused>,
+    /// What the unit touched, to go to the cache once the draft is committed.
+    pub(super) entities: Vec<Entity>,
+}
+
+/// Why nothing of a unit was looked at.
+pub(super) type UnitFault = (FaultCode, String);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Stored earlier.
+    Stored,
+    /// To be stored now.
+    Lasts,
+    /// Only for the answer.
+    Passes,
+}
+
+#[derive(Debug)]
+enum Fate {
+    /// Admitted earlier.
+    Known,
+    /// Taken, unless a refusal spreads to it.
+    Taken,
+    Refused(Refusal, Standing),
+}
+
+/// One change of the unit.
+struct Item {
+    target: usize,
+    hash: ChangeHash,
+    tx: Option<TxMark>,
+    fate: Fate,
+}
+
+/// One entity of the unit.
+struct Target<'a> {
+    entity: Entity,
+    /// Its type, or that the schema has no such type; nothing where there is no schema.
+    ty: Option<Result<&'a EntityType, ()>>,
+    containers: Containers<'a>,
+    /// What was pushed to the entity's index.
+    pushed: Vec<(Change, Author)>,
+    /// Containers that the unit names.
+    named: Vec<(String, u8)>,
+    signature: Vec<u8>,
+}
+
+/// The containers that an entity can have.
+enum Containers<'a> {
+    /// Those of its type.
+    Schema(&'a BTreeMap<String, Genesis>),
+    /// Those of its type, and what was named before the schema was known.
+    Both(BTreeMap<String, Genesis>),
+    /// What devices named.
+    Named,
+}
+
+impl Target<'_> {
+    fn containers(&self) -> &BTreeMap<String, Genesis> {
+        match &self.containers {
+            Containers::Schema(genesis) => genesis,
+            Containers::Both(genesis) => genesis,
+            Containers::Named => &self.entity.named,
+        }
+    }
+
+    fn knows(&self, dep: &ChangeHash) -> bool {
+        self.entity.index.contains(dep) || self.containers().values().any(|genesis| genesis.hash == *dep)
+    }
+}
+
+/// Judges a unit and puts everything that follows into `draft`: headers, entities, refusals,
+/// feed entries, digest.
+pub(super) fn admit(
+    submission: Submission<'_>,
+    cache: &mut EntityCache,
+    draft: &mut Draft,
+    unit: Unit,
+) -> Result<Result<Verdict, UnitFault>, StoreError> {
+    let keys = match check_bounds(&unit) {
+        Ok(keys) => keys,
+        Err(fault) => return Ok(Err(fault)),
+    };
+    if submission.config.require_schema && submission.workspace.schema.is_none() {
+        let text = format!("{} has no schema yet; an admin must push one", submission.workspace.id);
+        return Ok(Err((FaultCode::SchemaMissing, text)));
+    }
+    let mut judging = Judging { submission, targets: Vec::new(), items: Vec::new(), places: BTreeMap::new() };
+    let mut by_entity: BTreeMap<EntityHash, usize> = BTreeMap::new();
+    for (key, part) in keys.into_iter().zip(unit.entities) {
+        let hash = EntityHash::of(&submission.workspace.id, &key);
+        let target = match by_entity.get(&hash) {
+            Some(target) => *target,
+            None => {
+                by_entity.insert(hash, judging.targets.len());
+                judging.add_target(cache, key, hash)?
+            }
+        };
+        judging.judge_part(target, part)?;
+    }
+    judging.spread();
+    judging.finish(draft).map(Ok)
+}
+
+/// Checks the size of a unit and the names in it.
+fn check_bounds(unit: &Unit) -> Result<Vec<EntityKey>, UnitFault> {
+    let (mut changes, mut change_bytes, mut unit_bytes, mut answer_bytes) = (0, 0, 0, 0);
+    let mut keys = Vec::new();
+    for part in &unit.entities {
+        let bytes: usize = part.changes.iter().map(Vec::len).sum();
+        let name_bytes = part.type_name.len() + part.id.len();
+        changes += part.changes.len();
+        change_bytes += bytes;
+        // With room for hashes, lengths and what the store keeps beside.
+        unit_bytes += bytes + name_bytes + part.signature.len() + 40 * part.changes.len() + 16;
+        unit_bytes += part.genesis.iter().map(|(field, _)| field.len() + 4).sum::<usize>();
+        answer_bytes += part.changes.len() * (name_bytes + 48);
+        let key = EntityKey::new(part.type_name.clone(), part.id.clone());
+        keys.push(key.map_err(|error| (FaultCode::Protocol, error.to_string()))?);
+    }
+    let over = unit.entities.len() > UNIT_ENTITIES_MAX
+        || changes > UNIT_CHANGES_MAX
+        || change_bytes > UNIT_BYTES_MAX
+        || unit_bytes > DERIVED_BYTES_MAX
+        || answer_bytes > DERIVED_BYTES_MAX;
+    if over {
+        let text = format!(
+            "the unit has {} entities and {changes} changes of {change_bytes} bytes; \
+             {UNIT_ENTITIES_MAX}, {UNIT_CHANGES_MAX} and {UNIT_BYTES_MAX} are allowed: send less at once",
+            unit.entities.len()
+        );
+        return Err((FaultCode::Quota, text));
+    }
+    Ok(keys)
+}
+
+struct Judging<'a> {
+    submission: Submission<'a>,
+    targets: Vec<Target<'a>>,
+    items: Vec<Item>,
+    /// Where a change of a target is in `items`.
+    places: BTreeMap<(usize, ChangeHash), usize>,
+}
+
+impl<'a> Judging<'a> {
+    fn add_target(
+        &mut self,
+        cache: &mut EntityCache,
+        key: EntityKey,
+        hash: EntityHash,
+    ) -> Result<usize, StoreError> {
+        let Submission { store, workspace, .. } = self.submission;
+        let entity = match cache.take(workspace.hash, hash) {
+            Some(entity) => entity,
+            None => Entity::load(store, workspace.hash, key, hash)?,
+        };
+        let typed = workspace.schema.as_ref().map(|schema| schema.of(entity.key.type_name()).ok_or(()));
+        let containers = match typed {
+            Some(Ok((_, genesis))) if entity.named.is_empty() => Containers::Schema(genesis),
+            Some(Ok((_, genesis))) => {
+                let mut both = entity.named.clone();
+                both.extend(genesis.iter().map(|(field, genesis)| (field.clone(), genesis.clone())));
+                Containers::Both(both)
+            }
+            _ => Containers::Named,
+        };
+        let ty = typed.map(|known| known.map(|(ty, _)| ty));
+        self.targets.push(Target {
+            entity,
+            ty,
+            containers,
+            pushed: Vec::new(),
+            named: Vec::new(),
+            signature: Vec::new(),
+        });
+        Ok(self.targets.len() - 1)
+    }
+
+    /// Judges the changes of one entity, each by itself.
+    fn judge_part(&mut self, at: usize, part: EntityChanges) -> Result<(), StoreError> {
+        let target = &mut self.targets[at];
+        if target.ty.is_none() && self.submission.role != GrantRole::Reader {
+            target.entity.name_containers(&part.genesis);
+        }
+        target.named.extend(part.genesis);
+        target.signature = part.signature;
+        for bytes in part.changes {
+            // Automerge 0.12 computes a change's hash and does not hold it against the checksum.
+            let parsed = Change::parse(&bytes).and_then(|change| {
+                let fits = checksum_fits(&bytes, &change.hash());
+                if fits { Ok(change) } else { Err(MalformedChange("its checksum is wrong")) }
+            });
+            let known_hash = parsed.as_ref().map_or_else(|_| raw_hash(&bytes), |change| Some(change.hash()));
+            // Bytes without a hash of their own get a name for the answer.
+            let hash = known_hash.unwrap_or_else(|| ChangeHash(*blake3::hash(&bytes).as_bytes()));
+            if self.places.contains_key(&(at, hash)) {
+                continue;
+            }
+            let tx = parsed.as_ref().ok().and_then(|change| change.note().tx);
+            let fate = match parsed {
+                Ok(change) => match self.judge_change(at, &change)? {
+                    Ok(author) => {
+                        let target = &mut self.targets[at];
+                        target.entity.index.push(&change, author, true);
+                        target.pushed.push((change, author));
+                        Fate::Taken
+                    }
+                    Err(fate) => fate,
+                },
+                Err(error) => self.judge_malformed(at, known_hash, error.to_string())?,
+            };
+            self.places.insert((at, hash), self.items.len());
+            self.items.push(Item { target: at, hash, tx, fate });
+        }
+        Ok(())
+    }
+
+    /// The fate of bytes that are no change. Where Automerge can tell the hash, its author
+    /// knows the change by it; else nobody can hold such a change, and nothing is stored.
+    fn judge_malformed(&self, at: usize, hash: Option<ChangeHash>, text: String) -> Result<Fate, StoreError> {
+        let stored = match hash {
+            Some(hash) => self.stored_refusal(&self.targets[at], &hash)?,
+            None => None,
+        };
+        if let Some(refusal) = stored {
+            return Ok(Fate::Refused(refusal, Standing::Stored));
+        }
+        let lasts = hash.is_some() && self.submission.role != GrantRole::Reader;
+        let standing = if lasts { Standing::Lasts } else { Standing::Passes };
+        Ok(Fate::Refused(Refusal::new(RefusalCode::Malformed, text), standing))
+    }
+
+    /// Judges one change. Returns its author if it can be taken.
+    fn judge_change(&self, at: usize, change: &Change) -> Result<Result<Author, Fate>, StoreError> {
+        let Submission { workspace, device, role, now, .. } = self.submission;
+        let target = &self.targets[at];
+        let refuse = |code: RefusalCode, text: &str, standing: Standing| {
+            Ok(Err(Fate::Refused(Refusal::new(code, text), standing)))
+        };
+        if target.entity.index.contains(&change.hash()) {
+            return Ok(Err(Fate::Known));
+        }
+        if let Some(refusal) = self.stored_refusal(target, &change.hash())? {
+            return Ok(Err(Fate::Refused(refusal, Standing::Stored)));
+        }
+        if role == GrantRole::Reader {
+            // Readers leave no trace, not even refusals: those would be written for all to see.
+            return refuse(RefusalCode::Forbidden, "a reader writes nothing", Standing::Passes);
+        }
+        let mut missing = None;
+        for dep in change.deps().iter().filter(|dep| !target.knows(dep)) {
+            match self.places.get(&(at, *dep)).map(|place| &self.items[*place].fate) {
+                Some(Fate::Refused(cause, Standing::Passes)) => missing = Some(cause.code),
+                Some(Fate::Refused(..)) => return Ok(Err(depends_on_refused())),
+                _ if self.stored_refusal(target, dep)?.is_some() => return Ok(Err(depends_on_refused())),
+                _ => missing = missing.or(Some(RefusalCode::MissingDependency)),
+            }
+        }
+        let author =
+            change.author().or_else(|| target.entity.index.actor(change.actor()).map(|entry| entry.author));
+        if author.is_some_and(|author| author.device != device) {
+            return refuse(
+                RefusalCode::ForgedAuthor,
+                "the change was written by another device than the one that sent it",
+                Standing::Passes,
+            );
+        }
+        if let Some(code) = missing {
+            return refuse(code, "it depends on a change that is not known", Standing::Passes);
+        }
+        let index = &target.entity.index;
+        let new_actor = index.actor(change.actor()).is_none();
+        if index.len() >= ENTITY_CHANGES_MAX || (new_actor && index.actors().len() >= ENTITY_ACTORS_MAX) {
+            return refuse(RefusalCode::Quota, "the entity has too many changes or authors", Standing::Lasts);
+        }
+        let ty = match target.ty {
+            Some(Err(())) => {
+                let text = format!("the schema has no type {:?}", target.entity.key.type_name());
+                return refuse(RefusalCode::UnknownField, &text, Standing::Lasts);
+            }
+            Some(Ok(ty)) => Some(ty),
+            None => None,
+        };
+        let role = if role == GrantRole::Authority { Role::Authority } else { Role::Device };
+        let context = Context {
+            workspace: &workspace.id,
+            entity: &target.entity.key,
+            ty,
+            genesis: target.containers(),
+            headers: index,
+            judge: Judge::Relay { device, role, now },
+        };
+        Ok(admission::judge(change, &context).map_err(|refusal| {
+            let standing = match refusal.code {
+                RefusalCode::MissingDependency | RefusalCode::ClockAhead | RefusalCode::ForgedAuthor => {
+                    Standing::Passes
+                }
+                _ => Standing::Lasts,
+            };
+            Fate::Refused(refusal, standing)
+        }))
+    }
+
+    fn stored_refusal(
+        &self,
+        target: &Target<'_>,
+        change: &ChangeHash,
+    ) -> Result<Option<Refusal>, StoreError> {
+        let Submission { store, workspace, .. } = self.submission;
+        let key = workspace.hash.refusal(target.entity.hash, &change.0);
+        let Some(bytes) = store.get(View::Latest, Keyspace::REFUSED, &key)? else { return Ok(None) };
+        let record: RefusalRecord = codec::decode(&bytes, "a refusal")?;
+        let code = RefusalCode::from_u16(record.code).unwrap_or(RefusalCode::Malformed);
+        Ok(Some(Refusal::new(code, record.message)))
+    }
+
+    /// Spreads refusals to dependants and to the other members of transactions. Each change
+    /// is visited once, so the cost grows with the unit, however refusals chain.
+    fn spread(&mut self) {
+        let mut dependants: BTreeMap<(usize, ChangeHash), Vec<usize>> = BTreeMap::new();
+        for (at, target) in self.targets.iter().enumerate() {
+            for (change, _) in &target.pushed {
+                let Some(place) = self.places.get(&(at, change.hash())) else { continue };
+                for dep in change.deps() {
+                    dependants.entry((at, *dep)).or_default().push(*place);
+                }
+            }
+        }
+        let mut transactions = self.transactions();
+        for transaction in transactions.values().filter(|transaction| !transaction.is_whole()) {
+            for place in &transaction.places {
+                self.refuse_taken(*place, lasts(RefusalCode::Transaction, INCOMPLETE));
+            }
+        }
+        // Lasting refusals first: where both reach a change, no retry can help it.
+        for lasting in [true, false] {
+            let spreads =
+                |fate: &Fate| matches!(fate, Fate::Refused(_, s) if (*s != Standing::Passes) == lasting);
+            let mut open: Vec<usize> =
+                (0..self.items.len()).filter(|place| spreads(&self.items[*place].fate)).collect();
+            while let Some(place) = open.pop() {
+                let item = &self.items[place];
+                let Fate::Refused(cause, _) = &item.fate else { continue };
+                let (code, tx) = (cause.code, item.tx);
+                let below = dependants.remove(&(item.target, item.hash)).unwrap_or_default();
+                let beside = tx.and_then(|tx| transactions.remove(&tx.id)).unwrap_or_default().places;
+                for place in below {
+                    let fate = if lasting { depends_on_refused() } else { passes(code, BELOW_NOT_TAKEN) };
+                    if self.refuse_taken(place, fate) {
+                        open.push(place);
+                    }
+                }
+                for place in beside {
+                    let fate = if lasting {
+                        lasts(RefusalCode::Transaction, BESIDE_REFUSED)
+                    } else {
+                        passes(code, BESIDE_NOT_TAKEN)
+                    };
+                    if self.refuse_taken(place, fate) {
+                        open.push(place);
+                    }
+                }
+            }
+        }
+    }
+
+    fn refuse_taken(&mut self, place: usize, fate: Fate) -> bool {
+        let item = &mut self.items[place];
+        let taken = matches!(item.fate, Fate::Taken);
+        if taken {
+            item.fate = fate;
+        }
+        taken
+    }
+
+    fn transactions(&self) -> BTreeMap<[u8; 16], Transaction> {
+        let mut transactions: BTreeMap<[u8; 16], Transaction> = BTreeMap::new();
+        for (place, item) in self.items.iter().enumerate() {
+            if let Some(tx) = item.tx {
+                let transaction = transactions.entry(tx.id).or_default();
+                transaction.announced.insert(tx.members);
+                transaction.targets.insert(item.target);
+                transaction.places.push(place);
+            }
+        }
+        transactions
+    }
+
+    /// Puts what follows from the fates into the draft.
+    fn finish(self, draft: &mut Draft) -> Result<Verdict, StoreError> {
+        let Self { submission, mut targets, items, places } = self;
+        let workspace = submission.workspace.hash;
+        let mut accepted = Vec::new();
+        for (at, target) in targets.iter_mut().enumerate() {
+            let kept = |hash: &ChangeHash| {
+                places.get(&(at, *hash)).is_some_and(|place| matches!(items[*place].fate, Fate::Taken))
+            };
+            let before = target.entity.heads();
+            target.entity.settle(&target.pushed, kept)?;
+            draft.tip.digest.replace(target.entity.hash, &before, &target.entity.heads());
+            let changes: Vec<(Hash, Vec<u8>)> = target
+                .pushed
+                .iter()
+                .filter(|(change, _)| kept(&change.hash()))
+                .map(|(change, _)| (change.hash().0, change.bytes().to_vec()))
+                .collect();
+            if changes.is_empty() {
+                continue;
+            }
+            let named: BTreeSet<(String, u8)> = std::mem::take(&mut target.named).into_iter().collect();
+            let fits = |(field, kind): &(String, u8)| {
+                target.containers().get(field).is_some_and(|genesis| genesis.kind.code() == *kind)
+            };
+            accepted.push(FeedEntity {
+                type_name: target.entity.key.type_name().to_owned(),
+                id: target.entity.key.id().to_owned(),
+                genesis: named.into_iter().filter(fits).collect(),
+                changes,
+                signature: std::mem::take(&mut target.signature),
+            });
+            target.entity.put(&mut draft.batch, workspace);
+        }
+        if !accepted.is_empty() {
+            draft.append(&FeedRecord::Changes { author: submission.device.0, entities: accepted });
+        }
+        let mut refused = Vec::new();
+        let mut message_bytes = 0;
+        for item in items {
+            let Fate::Refused(refusal, standing) = item.fate else { continue };
+            let entity = &targets[item.target].entity;
+            let message = cut(&refusal.message, REFUSAL_BYTES_MAX);
+            let mut answer = Refused {
+                type_name: entity.key.type_name().to_owned(),
+                id: entity.key.id().to_owned(),
+                hash: item.hash.0,
+                code: refusal.code as u16,
+                message: message.to_owned(),
+            };
+            if standing == Standing::Lasts {
+                let record = RefusalRecord { code: answer.code, message: message.to_owned() };
+                let key = workspace.refusal(entity.hash, &item.hash.0);
+                draft.batch.put(Keyspace::REFUSED, key, codec::encode(&record));
+                let Refused { type_name, id, hash, code, message } = answer.clone();
+                draft.append(&FeedRecord::Refused { type_name, id, hash, code, message });
+            }
+            message_bytes += answer.message.len();
+            if message_bytes > ANSWER_MESSAGES_BYTES_MAX {
+                answer.message.clear();
+            }
+            refused.push(answer);
+        }
+        Ok(Verdict { refused, entities: targets.into_iter().map(|target| target.entity).collect() })
+    }
+}
+
+/// What a unit holds of one transaction.
+#[derive(Default)]
+struct Transaction {
+    /// Numbers of members that its changes announce.
+    announced: BTreeSet<u32>,
+    /// Entities with a change of it, known ones too: a unit may come again.
+    targets: BTreeSet<usize>,
+    places: Vec<usize>,
+}
+
+impl Transaction {
+    fn is_whole(&self) -> bool {
+        self.announced.iter().eq([&(self.targets.len() as u32)])
+    }
+}
+
+const INCOMPLETE: &str = "the unit does not hold its transaction whole";
+const BESIDE_REFUSED: &str = "another member of its transaction was refused";
+const BESIDE_NOT_TAKEN: &str = "another member of its transaction was not taken";
+const BELOW_NOT_TAKEN: &str = "it depends on a change that was not taken";
+
+fn lasts(code: RefusalCode, text: &str) -> Fate {
+    Fate::Refused(Refusal::new(code, text), Standing::Lasts)
+}
+
+fn passes(code: RefusalCode, text: &str) -> Fate {
+    Fate::Refused(Refusal::new(code, text), Standing::Passes)
+}
+
+fn depends_on_refused() -> Fate {
+    lasts(RefusalCode::DependsOnRefused, "it depends on a refused change")
+}
+
+/// The hash of a change that is well-formed to Automerge, if not to us.
+fn raw_hash(bytes: &[u8]) -> Option<ChangeHash> {
+    // Only plain chunks: a deflated one can inflate without bound.
+    if bytes.len() > CHANGE_BYTES_MAX || bytes.get(8) != Some(&1) {
+        return None;
+    }
+    let hash = catch_unwind(|| Some(automerge::Change::from_bytes(bytes.to_vec()).ok()?.hash()));
+    hash.ok().flatten().filter(|hash| checksum_fits(bytes, hash))
+}
+
+/// Whether the checksum of a chunk is the beginning of its hash. If it is not, the bytes must
+/// not count as the change of that hash: anybody can damage a checksum.
+fn checksum_fits(bytes: &[u8], hash: &ChangeHash) -> bool {
+    bytes.get(4..8) == Some(&hash.0[..4])
+}

@@ -1,0 +1,199 @@
+//! The feed: what happened in a workspace, gap-free and in one order for everyone.
+
+use bincode::{Decode, Encode};
+
+use super::layout::{WorkspaceHash, feed_place};
+use crate::codec;
+use crate::id::DeviceId;
+use crate::store::{Batch, Keyspace, Store, StoreError, View};
+use crate::wire::{EntityChanges, FeedBody, FeedEntry, Hash, Refused, Unit};
+
+/// Most entries of one page.
+const PAGE_ENTRIES_MAX: usize = 256;
+/// Stored bytes after which a page ends; one larger entry makes a page by itself.
+const PAGE_BYTES_MAX: usize = 512 * 1024;
+/// Keys read from the store at once: with full values 2 MiB.
+const SCAN_KEYS: usize = 32;
+
+/// An entry as it is stored, apart from its form on the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(super) enum FeedRecord {
+    Changes { author: [u8; 32], entities: Vec<FeedEntity> },
+    Refused { type_name: String, id: String, hash: Hash, code: u16, message: String },
+    Device { key: [u8; 32], name: String, platform: String },
+    Schema { hash: Hash },
+}
+
+/// The changes of one entity within an entry.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(super) struct FeedEntity {
+    pub(super) type_name: String,
+    pub(super) id: String,
+    pub(super) genesis: Vec<(String, u8)>,
+    /// Each change with its hash, so that its author is told without parsing it again.
+    pub(super) changes: Vec<(Hash, Vec<u8>)>,
+    pub(super) signature: Vec<u8>,
+}
+
+/// To whom an entry is shown.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reader<'a> {
+    pub(super) device: DeviceId,
+    /// Types that the reader may see; empty means all.
+    pub(super) types: &'a [String],
+    /// Whether its own changes are sent in full too.
+    pub(super) full: bool,
+}
+
+impl Reader<'_> {
+    fn sees(&self, type_name: &str) -> bool {
+        self.types.is_empty() || self.types.iter().any(|name| name == type_name)
+    }
+}
+
+impl FeedRecord {
+    /// The entry as `reader` gets it; `None` if nothing of it is for that reader.
+    pub(super) fn show(self, reader: Reader<'_>) -> Option<FeedBody> {
+        match self {
+            FeedRecord::Changes { author, entities } => {
+                let visible = entities.into_iter().filter(|entity| reader.sees(&entity.type_name));
+                if author == reader.device.0 && !reader.full {
+                    let own: Vec<_> = visible
+                        .map(|e| (e.type_name, e.id, e.changes.into_iter().map(|(hash, _)| hash).collect()))
+                        .collect();
+                    return (!own.is_empty()).then_some(FeedBody::Own(own));
+                }
+                let entities: Vec<_> = visible
+                    .map(|entity| EntityChanges {
+                        type_name: entity.type_name,
+                        id: entity.id,
+                        genesis: entity.genesis,
+                        changes: entity.changes.into_iter().map(|(_, bytes)| bytes).collect(),
+                        signature: entity.signature,
+                    })
+                    .collect();
+                (!entities.is_empty()).then_some(FeedBody::Changes { author, unit: Unit { entities } })
+            }
+            FeedRecord::Refused { type_name, id, hash, code, message } => reader
+                .sees(&type_name)
+                .then_some(FeedBody::Refused(Refused { type_name, id, hash, code, message })),
+            FeedRecord::Device { key, name, platform } => Some(FeedBody::Device { key, name, platform }),
+            FeedRecord::Schema { hash } => Some(FeedBody::Schema { hash }),
+        }
+    }
+}
+
+/// Writes the entry `seq`, which is new.
+pub(super) fn put(batch: &mut Batch, workspace: WorkspaceHash, seq: u64, record: &FeedRecord) {
+    codec::put_large(batch, Keyspace::FEED, &workspace.feed(seq), &codec::encode(record), 0);
+}
+
+/// A part of the feed, read for one reader.
+#[derive(Debug, Default)]
+pub(super) struct Page {
+    pub(super) entries: Vec<FeedEntry>,
+    /// The newest entry read, shown or not.
+    pub(super) last: u64,
+}
+
+/// Reads a page of the entries `from..=to`, of which there is at least one.
+pub(super) fn page(
+    store: &dyn Store,
+    workspace: WorkspaceHash,
+    from: u64,
+    to: u64,
+    reader: Reader<'_>,
+) -> Result<Page, StoreError> {
+    let mut page = Page { entries: Vec::new(), last: from.saturating_sub(1) };
+    let mut read = Assembly::default();
+    let mut start = workspace.feed(from);
+    while !read.full {
+        let rows = store.scan(View::Latest, Keyspace::FEED, &workspace.0, &start, SCAN_KEYS)?;
+        for (key, value) in &rows {
+            let place = feed_place(key).ok_or_else(|| damaged(from, "has a key of no known form"))?;
+            if place.0 > to {
+                read.end(&mut page, reader)?;
+                read.full = true;
+            } else {
+                read.part(&mut page, reader, place, value)?;
+            }
+            if read.full {
+                break;
+            }
+        }
+        match rows.last() {
+            Some((key, _)) if rows.len() == SCAN_KEYS => {
+                start.clone_from(key);
+                start.push(0);
+            }
+            _ => {
+                read.end(&mut page, reader)?;
+                break;
+            }
+        }
+    }
+    if page.last < from {
+        return Err(damaged(from, "is missing"));
+    }
+    Ok(page)
+}
+
+fn damaged(seq: u64, how: &str) -> StoreError {
+    StoreError::Damaged { what: format!("feed entry {seq} {how}") }
+}
+
+/// Puts the parts of entries together until the page is full.
+#[derive(Default)]
+struct Assembly {
+    open: Option<(u64, u32, Vec<u8>)>,
+    entries: usize,
+    bytes: usize,
+    full: bool,
+}
+
+impl Assembly {
+    fn part(
+        &mut self,
+        page: &mut Page,
+        reader: Reader<'_>,
+        place: (u64, u32),
+        value: &[u8],
+    ) -> Result<(), StoreError> {
+        if let Some((seq, part, bytes)) = &mut self.open
+            && *seq == place.0
+        {
+            if place.1 != *part + 1 {
+                return Err(damaged(place.0, "lacks a part"));
+            }
+            *part = place.1;
+            bytes.extend_from_slice(value);
+            return Ok(());
+        }
+        self.end(page, reader)?;
+        if self.full {
+            return Ok(());
+        }
+        if place != (page.last + 1, 0) {
+            return Err(damaged(page.last + 1, "is missing"));
+        }
+        self.open = Some((place.0, 0, value.to_vec()));
+        Ok(())
+    }
+
+    /// Takes the entry that is complete now, if the page has room for it.
+    fn end(&mut self, page: &mut Page, reader: Reader<'_>) -> Result<(), StoreError> {
+        let Some((seq, _, bytes)) = self.open.take() else { return Ok(()) };
+        self.entries += 1;
+        self.bytes += bytes.len();
+        if self.entries > 1 && (self.entries > PAGE_ENTRIES_MAX || self.bytes > PAGE_BYTES_MAX) {
+            self.full = true;
+            return Ok(());
+        }
+        let record: FeedRecord = codec::decode(&bytes, &format!("feed entry {seq}"))?;
+        if let Some(body) = record.show(reader) {
+            page.entries.push(FeedEntry { seq, body });
+        }
+        page.last = seq;
+        Ok(())
+    }
+}

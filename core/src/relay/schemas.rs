@@ -1,0 +1,201 @@
+//! The schema of a workspace at the relay: stored as its text, pushed by those who manage it.
+
+use std::collections::BTreeMap;
+
+use super::cut;
+use super::feed::FeedRecord;
+use super::layout::{SchemaRecord, WorkspaceHash};
+use super::workspace::Draft;
+use crate::codec;
+use crate::genesis::Genesis;
+use crate::schema::{EntityType, Schema};
+use crate::store::{Keyspace, Store, StoreError, View};
+use crate::wire::Hash;
+
+/// Longest schema file in bytes; a longer one is refused as a problem of the push.
+const SCHEMA_BYTES_MAX: usize = 512 * 1024;
+/// Most problems that one answer lists; more are counted.
+const PROBLEMS_MAX: usize = 100;
+/// Longest description of one problem.
+const PROBLEM_BYTES_MAX: usize = 1024;
+
+/// A schema that devices of the workspace are held to.
+#[derive(Debug)]
+pub(super) struct Published {
+    pub(super) hash: Hash,
+    parts: u32,
+    schema: Schema,
+    /// By type and field: making them costs more than judging with them.
+    genesis: BTreeMap<String, BTreeMap<String, Genesis>>,
+}
+
+impl Published {
+    fn new(schema: Schema, hash: Hash, parts: u32) -> Self {
+        let genesis = schema
+            .types
+            .values()
+            .map(|ty| (ty.name.clone(), Genesis::all(ty).into_iter().map(|g| (g.field.clone(), g)).collect()))
+            .collect();
+        Self { hash, parts, schema, genesis }
+    }
+
+    /// Reads the schema of a workspace.
+    pub(super) fn load(store: &dyn Store, workspace: WorkspaceHash) -> Result<Option<Self>, StoreError> {
+        let Some(bytes) = store.get(View::Latest, Keyspace::SCHEMA, &workspace.0)? else { return Ok(None) };
+        let record: SchemaRecord = codec::decode(&bytes, "the record of a schema")?;
+        let source = read_source(store, workspace, record.parts)?;
+        let schema = parse(&source)
+            .map_err(|problems| StoreError::Damaged { what: format!("a schema: {}", problems.join("; ")) })?;
+        Ok(Some(Self::new(schema, record.hash, record.parts)))
+    }
+
+    /// The text that was pushed.
+    pub(super) fn source(&self, store: &dyn Store, workspace: WorkspaceHash) -> Result<String, StoreError> {
+        read_source(store, workspace, self.parts)
+    }
+
+    /// A type with its containers.
+    pub(super) fn of(&self, type_name: &str) -> Option<(&EntityType, &BTreeMap<String, Genesis>)> {
+        Some((self.schema.types.get(type_name)?, self.genesis.get(type_name)?))
+    }
+}
+
+fn read_source(store: &dyn Store, workspace: WorkspaceHash, parts: u32) -> Result<String, StoreError> {
+    let bytes = codec::get_large(store, View::Latest, Keyspace::SCHEMA, &workspace.0, parts)?;
+    String::from_utf8(bytes).map_err(|_| StoreError::Damaged { what: "a schema is no text".into() })
+}
+
+/// Checks a pushed schema and puts it into `draft`. `Ok(None)` means that it is the one in
+/// force already; an error says why it can't be.
+pub(super) fn push(
+    current: Option<&Published>,
+    source: &str,
+    workspace: WorkspaceHash,
+    draft: &mut Draft,
+) -> Result<Option<Published>, Vec<String>> {
+    if source.len() > SCHEMA_BYTES_MAX {
+        return Err(vec![format!("the schema has {} bytes, {SCHEMA_BYTES_MAX} are allowed", source.len())]);
+    }
+    let schema = parse(source)?;
+    let hash = hash(&schema);
+    if let Some(current) = current {
+        if current.hash == hash {
+            return Ok(None);
+        }
+        let breaks = breaking(&current.schema, &schema);
+        if !breaks.is_empty() {
+            return Err(breaks);
+        }
+    }
+    let parts_before = current.map_or(0, |current| current.parts);
+    let parts =
+        codec::put_large(&mut draft.batch, Keyspace::SCHEMA, &workspace.0, source.as_bytes(), parts_before);
+    draft.batch.put(Keyspace::SCHEMA, workspace.0, codec::encode(&SchemaRecord { hash, parts }));
+    draft.append(&FeedRecord::Schema { hash });
+    Ok(Some(Published::new(schema, hash, parts)))
+}
+
+/// Bounds what goes into an answer.
+fn bounded(problems: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut problems = problems.into_iter();
+    let mut listed: Vec<String> = problems
+        .by_ref()
+        .take(PROBLEMS_MAX)
+        .map(|problem| cut(&problem, PROBLEM_BYTES_MAX).to_owned())
+        .collect();
+    let more = problems.count();
+    if more > 0 {
+        listed.push(format!("and {more} more"));
+    }
+    listed
+}
+
+// TEMPORARY until `Schema::parse`, `Schema::hash` and `Schema::compatibility` are here: the
+// three functions below shall be, each, a call of one of them, and `stand_in` goes.
+
+/// Reads a schema file. Errors are its problems, for people.
+fn parse(source: &str) -> Result<Schema, Vec<String>> {
+    // Schema::parse(source, "schema.toml").map_err(|errors| bounded(errors.iter().map(ToString::to_string)))
+    stand_in::parse(source).map_err(|problem| bounded([problem]))
+}
+
+fn hash(schema: &Schema) -> Hash {
+    // schema.hash()
+    stand_in::hash(schema)
+}
+
+/// What devices with the old schema could not live with.
+fn breaking(old: &Schema, new: &Schema) -> Vec<String> {
+    // bounded(old.compatibility(new).into_iter().filter(|c| c.severity == Severity::Breaking).map(|c| c.text))
+    bounded(stand_in::breaking(old, new))
+}
+
+/// TEMPORARY: reads just enough of a schema file to work with.
+mod stand_in {
+    use crate::schema::{EntityType, Field, FieldType, Policy, ScalarType, Schema, Tie};
+
+    pub(super) fn parse(source: &str) -> Result<Schema, String> {
+        let table: toml::Table = source.parse().map_err(|error: toml::de::Error| error.to_string())?;
+        let types = table.iter().map(|(name, value)| Ok((name.clone(), entity_type(name, value)?)));
+        Ok(Schema { types: types.collect::<Result<_, String>>()? })
+    }
+
+    fn entity_type(name: &str, value: &toml::Value) -> Result<EntityType, String> {
+        let fields = value.get("fields").and_then(toml::Value::as_table);
+        let fields = fields.ok_or_else(|| format!("{name} has no fields"))?;
+        Ok(EntityType {
+            name: name.to_owned(),
+            version: 1,
+            default_policy: match value.get("merge").and_then(toml::Value::as_str) {
+                Some("server_only") => Some(Policy::ServerOnly),
+                _ => None,
+            },
+            fields: fields.iter().map(|(name, value)| (name.clone(), field(name, value))).collect(),
+            groups: Default::default(),
+            indexes: Vec::new(),
+            unique: Vec::new(),
+            priority: 0,
+        })
+    }
+
+    fn field(name: &str, value: &toml::Value) -> Field {
+        let is = |key: &str, what: &str| value.get(key).and_then(toml::Value::as_str) == Some(what);
+        let (ty, policy) = match () {
+            () if is("type", "text") => (FieldType::Text, Policy::Text),
+            () if is("merge", "counter") => (FieldType::Scalar(ScalarType::Int), Policy::Counter),
+            () if is("type", "int") => (FieldType::Scalar(ScalarType::Int), Policy::Lww),
+            () => (FieldType::Scalar(ScalarType::String), Policy::Lww),
+        };
+        Field {
+            name: name.to_owned(),
+            ty,
+            policy,
+            group: None,
+            required: value.get("required").and_then(toml::Value::as_bool) == Some(true),
+            one_of: Vec::new(),
+            min: None,
+            max: None,
+            max_bytes: None,
+            default: None,
+            tie: Tie::Clock,
+            blob: None,
+        }
+    }
+
+    pub(super) fn hash(schema: &Schema) -> [u8; 32] {
+        *blake3::hash(format!("{schema:?}").as_bytes()).as_bytes()
+    }
+
+    pub(super) fn breaking(old: &Schema, new: &Schema) -> Vec<String> {
+        let mut breaks = Vec::new();
+        for (name, ty) in &old.types {
+            for field in ty.fields.values() {
+                let kept = new.types.get(name).and_then(|ty| ty.fields.get(&field.name));
+                if kept.is_none_or(|kept| kept.kind() != field.kind()) {
+                    breaks.push(format!("{name}.{} was removed or is held in another way", field.name));
+                }
+            }
+        }
+        breaks
+    }
+}

@@ -1,0 +1,136 @@
+//! A workspace in memory: where its feed ends, its digest, its schema, who listens.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::ConnId;
+use super::feed::{self, FeedRecord};
+use super::layout::{WorkspaceHash, WorkspaceRecord};
+use super::schemas::Published;
+use crate::codec;
+use crate::digest::Digest;
+use crate::id::{DeviceId, WorkspaceId};
+use crate::store::{Batch, CommitNo, Keyspace, Store, StoreError, View};
+use crate::wire::Channel;
+
+/// The end of a feed and the digest of exactly that moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tip {
+    pub(super) seq: u64,
+    pub(super) digest: Digest,
+}
+
+/// A workspace that some connection uses, or whose newest commit is not durable yet.
+///
+/// Invariant: kept in memory while `pending` is not empty, so that what is read from the
+/// store when one is loaded is durable.
+#[derive(Debug)]
+pub(super) struct Workspace {
+    pub(super) id: WorkspaceId,
+    pub(super) hash: WorkspaceHash,
+    /// With everything committed.
+    pub(super) tip: Tip,
+    /// With everything durable: what devices may be told.
+    pub(super) durable: Tip,
+    /// Commits that are not durable yet.
+    pending: VecDeque<(CommitNo, Tip)>,
+    /// Serial of the newest grant.
+    pub(super) serial: u64,
+    pub(super) schema: Option<Published>,
+    /// The channels that are signed in, and whose they are.
+    pub(super) members: BTreeMap<(ConnId, Channel), DeviceId>,
+}
+
+impl Workspace {
+    pub(super) fn new(id: WorkspaceId, hash: WorkspaceHash) -> Self {
+        Self {
+            id,
+            hash,
+            tip: Tip::default(),
+            durable: Tip::default(),
+            pending: VecDeque::new(),
+            serial: 0,
+            schema: None,
+            members: BTreeMap::new(),
+        }
+    }
+
+    /// Reads a workspace; `None` if nobody ever signed in to it.
+    pub(super) fn load(store: &dyn Store, id: &WorkspaceId) -> Result<Option<Self>, StoreError> {
+        let hash = WorkspaceHash::of(id);
+        let Some(record) = read_record(store, hash)? else { return Ok(None) };
+        let tip = Tip { seq: record.feed_end, digest: Digest(record.digest) };
+        let schema = Published::load(store, hash)?;
+        Ok(Some(Self { tip, durable: tip, serial: record.serial, schema, ..Self::new(id.clone(), hash) }))
+    }
+
+    /// What must be durable before anything about this workspace is promised.
+    pub(super) fn gate(&self) -> CommitNo {
+        self.pending.back().map_or(CommitNo(0), |(commit, _)| *commit)
+    }
+
+    /// Takes note of what became durable. Returns whether devices can be told more.
+    pub(super) fn became_durable(&mut self, durable: CommitNo) -> bool {
+        let before = self.durable;
+        while let Some((_, tip)) = self.pending.front().filter(|(commit, _)| *commit <= durable) {
+            self.durable = *tip;
+            self.pending.pop_front();
+        }
+        self.durable != before
+    }
+
+    /// Whether commits are still on their way to the disk.
+    pub(super) fn is_settled(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Begins a batch on top of what is committed.
+    pub(super) fn draft(&self) -> Draft {
+        Draft { batch: Batch::new(), workspace: self.hash, tip: self.tip, serial: self.serial }
+    }
+
+    /// Commits a draft of this workspace, with its feed end and digest in the same batch.
+    pub(super) fn commit(&mut self, store: &dyn Store, draft: Draft) -> Result<CommitNo, StoreError> {
+        let Draft { mut batch, tip, serial, .. } = draft;
+        let record = WorkspaceRecord {
+            name: self.id.as_str().to_owned(),
+            feed_end: tip.seq,
+            digest: tip.digest.0,
+            serial,
+        };
+        batch.put(Keyspace::META, self.hash.0, codec::encode(&record));
+        let commit = store.commit(batch)?;
+        self.tip = tip;
+        self.serial = serial;
+        self.pending.push_back((commit, tip));
+        Ok(commit)
+    }
+}
+
+/// The stored record of a workspace.
+pub(super) fn read_record(
+    store: &dyn Store,
+    hash: WorkspaceHash,
+) -> Result<Option<WorkspaceRecord>, StoreError> {
+    store
+        .get(View::Latest, Keyspace::META, &hash.0)?
+        .map(|bytes| codec::decode(&bytes, "the record of a workspace"))
+        .transpose()
+}
+
+/// One batch in the making. Nothing of it is visible until [`Workspace::commit`], so that an
+/// error half way leaves no trace.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) batch: Batch,
+    workspace: WorkspaceHash,
+    pub(super) tip: Tip,
+    pub(super) serial: u64,
+}
+
+impl Draft {
+    /// Appends an entry to the feed.
+    pub(super) fn append(&mut self, record: &FeedRecord) {
+        self.tip.seq += 1;
+        feed::put(&mut self.batch, self.workspace, self.tip.seq, record);
+    }
+}
