@@ -10,6 +10,7 @@ pub mod genesis;
 pub mod header;
 pub mod id;
 pub mod intent;
+pub mod query;
 pub mod relay;
 pub mod replica;
 pub mod rows;

@@ -254,7 +254,8 @@ async fn half_open_clients_are_bounded_and_let_go() {
             Err(TransportError::Busy) => refused += 1,
             Err(error) => panic!("{error}"),
         }
-        assert!(begin.elapsed() < PATIENCE);
+        // Well before QUIC's own idle timeout would let go of them.
+        assert!(begin.elapsed() < Duration::from_secs(15));
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     assert!(refused > 0 && client.close_reason().is_none());
@@ -265,8 +266,8 @@ async fn connections_over_the_limit_are_refused() {
     let limits = Limits { connections_max: 2, ..Limits::default() };
     let server = Server::start(limits);
     let first = server.client().await.unwrap();
-    let _second = server.client().await.unwrap();
     let at_server = server.accept().await;
+    let _second = server.client().await.unwrap();
     let _other = server.accept().await;
     let error = server.client().await.unwrap_err();
     assert!(matches!(error, TransportError::Busy) && error.can_retry() && !error.is_offline(), "{error}");

@@ -11,7 +11,7 @@ use crate::genesis::{Genesis, GenesisKind};
 use crate::header::{Header, HeaderIndex};
 use crate::id::{Author, EntityHash, EntityKey};
 use crate::shape::RootKey;
-use crate::store::{Batch, Keyspace, Store, StoreError, View};
+use crate::store::{Batch, Entry, Keyspace, Store, StoreError, View};
 
 /// Keys read from the store at once.
 const SCAN_KEYS: usize = 1024;
@@ -167,12 +167,8 @@ impl Entity {
     }
 }
 
-fn scan_all(
-    store: &dyn Store,
-    keyspace: Keyspace,
-    prefix: &[u8],
-) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
-    let mut all: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+fn scan_all(store: &dyn Store, keyspace: Keyspace, prefix: &[u8]) -> Result<Vec<Entry>, StoreError> {
+    let mut all: Vec<Entry> = Vec::new();
     loop {
         let from = all.last().map_or_else(Vec::new, |(key, _)| [key, &[0][..]].concat());
         let page = store.scan(View::Latest, keyspace, prefix, &from, SCAN_KEYS)?;

@@ -11,6 +11,12 @@
 //!     // and call handle(now, Input::Tick) at relay.next_wakeup()
 //! }
 //! ```
+//!
+//! One request, from its bytes to its answer: `hub` takes the input, `session` knows the
+//! connection, `requests` does what was asked with the help of `grants` (who may), `admit`
+//! and `entities` (what is taken) and `schemas`; `workspace` makes one batch of what follows
+//! and holds back its answer until that is durable; `pump` then serves the `feed` to all who
+//! listen. `layout` has every key and record.
 
 mod admit;
 mod entities;

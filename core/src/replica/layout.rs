@@ -223,6 +223,8 @@ pub(crate) struct StateRecord {
     pub(crate) digest: [u8; 32],
     /// Which life of the store this is.
     pub(crate) incarnation: u32,
+    /// The life of the store that the incarnation belongs to.
+    pub(crate) store_life: u32,
     /// Changes sent in this life.
     pub(crate) sent: u64,
     /// Next number in the outbox.

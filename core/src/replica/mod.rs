@@ -64,8 +64,9 @@ pub struct ReplicaConfig {
     pub schema_source: String,
     /// The role to assume until a grant says otherwise.
     pub assumed_role: Option<GrantRole>,
-    /// The store went back since it was last open: a new incarnation begins.
-    pub rolled_back: bool,
+    /// Which life of the store this is. It grows when the store was found to have gone back;
+    /// then a new incarnation begins, so that no (actor, seq) is used twice.
+    pub store_life: u32,
     /// Random bytes: where ids of transactions start from.
     pub seed: [u8; 32],
 }
@@ -158,7 +159,8 @@ impl Replica {
             Some(bytes) => codec::decode(&bytes, "the replica's state")?,
             None => StateRecord { outbox_next: 1, refused_next: 1, ..StateRecord::default() },
         };
-        if config.rolled_back {
+        if state.store_life != config.store_life {
+            state.store_life = config.store_life;
             state.incarnation += 1;
         }
         if state.role == 0

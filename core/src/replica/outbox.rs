@@ -226,11 +226,8 @@ impl Replica {
                 self.state.incarnation += 1;
                 self.state.sent = 0;
                 full = true;
-                let everything: BTreeSet<EntityHash> = self.pending.keys().copied().collect();
-                for hash in everything {
-                    self.write_again(&mut batch, now, hash, |_| true)?;
-                }
-            } else if before != self.correction_ms() || self.outbox.values().any(|pending| !pending.sent) {
+            }
+            if before != self.correction_ms() || self.outbox.values().any(|pending| !pending.sent) {
                 self.redate(&mut batch, now)?;
             }
             if granted.epoch != self.state.epoch {

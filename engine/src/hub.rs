@@ -1,0 +1,561 @@
+//! The hub: one thread that owns the replicas and turns the world into their inputs.
+//!
+//! Everything that changes state goes through it, in order: edits of the app, messages of the
+//! relay, the store's word that something is durable. Reads don't: they are served from
+//! durable rows on the caller's thread. The hub never waits for the disk or the network.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant, SystemTime};
+
+use anabranch_core::clock::{MonoMs, Now, WallMs};
+use anabranch_core::id::{EntityKey, WorkspaceId};
+use anabranch_core::replica::{ChannelState, Edit, Output, Replica, ReplicaConfig};
+use anabranch_core::rows::RefusedRecord;
+use anabranch_core::session::{ClientSession, Event};
+use anabranch_core::store::{CommitNo, Store, StoreError};
+use anabranch_core::wire::{Channel, SchemaIs};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use crate::error::{Category, Error};
+use crate::link::Wanted;
+use crate::status::{SyncOutcome, SyncReport, SyncState, WorkspaceStatus};
+
+/// Name and version that relays see.
+const SOFTWARE: &str = concat!("anabranch/", env!("CARGO_PKG_VERSION"));
+/// Longest queue of change events of one workspace; a watcher that falls further behind is
+/// told to read again.
+pub(crate) const EVENTS_MAX: usize = 4096;
+
+/// Reads both clocks, the wall clock shifted for tests.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    start: Instant,
+    offset_ms: i64,
+}
+
+impl Clock {
+    pub(crate) fn new(offset_ms: i64) -> Self {
+        Self { start: Instant::now(), offset_ms }
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        Now {
+            mono: MonoMs(self.start.elapsed().as_millis() as u64),
+            wall: WallMs((wall.as_millis() as u64).saturating_add_signed(self.offset_ms)),
+        }
+    }
+}
+
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// What the hub is asked or told.
+pub(crate) enum Command {
+    Open { workspace: WorkspaceId, reply: Reply<Feeds> },
+    Write { workspace: WorkspaceId, edits: Vec<Edit>, checked: bool, reply: Reply<Vec<String>> },
+    WriteEach { workspace: WorkspaceId, edits: Vec<Edit>, reply: Reply<Vec<Result<String, Error>>> },
+    Dismiss { workspace: WorkspaceId, number: u64, reply: Reply<bool> },
+    RetryRefused { workspace: WorkspaceId, record: RefusedRecord, reply: Reply<()> },
+    Sync { workspace: WorkspaceId, id: u64, reply: Reply<SyncReport> },
+    SyncTimeout { id: u64 },
+    Schema { workspace: WorkspaceId, push: bool, reply: Reply<SchemaIs> },
+    Token { token: String },
+    LinkConnecting,
+    LinkUp { outgoing: mpsc::UnboundedSender<Vec<u8>>, token: Option<String> },
+    Frame { bytes: Vec<u8>, _permit: tokio::sync::OwnedSemaphorePermit },
+    LinkDown { error: Option<Error> },
+    Durable,
+    Shutdown { reply: oneshot::Sender<()> },
+}
+
+/// Where a workspace's news come from.
+#[derive(Clone)]
+pub(crate) struct Feeds {
+    pub(crate) status: watch::Receiver<WorkspaceStatus>,
+    pub(crate) events: broadcast::Sender<EntityKey>,
+}
+
+/// What every replica of this engine is opened with.
+pub(crate) struct HubConfig {
+    pub(crate) template: ReplicaConfig,
+    pub(crate) clock: Clock,
+}
+
+struct Slot {
+    replica: Replica,
+    channel: Channel,
+    status: watch::Sender<WorkspaceStatus>,
+    events: broadcast::Sender<EntityKey>,
+    schema_waiters: VecDeque<(bool, bool, Reply<SchemaIs>)>,
+    attempts: u64,
+}
+
+struct Link {
+    outgoing: mpsc::UnboundedSender<Vec<u8>>,
+    session: ClientSession,
+    ready: bool,
+    token: Option<String>,
+}
+
+struct SyncWaiter {
+    workspace: WorkspaceId,
+    id: u64,
+    sent: u64,
+    received: u64,
+    reply: Reply<SyncReport>,
+}
+
+pub(crate) struct Hub {
+    config: HubConfig,
+    store: Arc<dyn Store>,
+    slots: BTreeMap<WorkspaceId, Slot>,
+    link: Option<Link>,
+    connecting: bool,
+    last_error: Option<Error>,
+    durable: CommitNo,
+    /// Released in order, each when its commit is durable.
+    promised: VecDeque<(CommitNo, Promise)>,
+    syncs: Vec<SyncWaiter>,
+    wanted: Arc<Wanted>,
+    durable_pending: Arc<AtomicBool>,
+    failed: Option<Error>,
+}
+
+enum Promise {
+    Reply(Box<dyn FnOnce(Result<(), Error>) + Send>),
+    Changed(WorkspaceId, Vec<EntityKey>),
+}
+
+impl Hub {
+    pub(crate) fn new(
+        config: HubConfig,
+        store: Arc<dyn Store>,
+        wanted: Arc<Wanted>,
+        commands: &Sender<Command>,
+    ) -> Self {
+        let durable_pending = Arc::new(AtomicBool::new(false));
+        let hook_pending = Arc::clone(&durable_pending);
+        let hook_commands = commands.clone();
+        store.set_durable_hook(Arc::new(move |_| {
+            // One message stands for any number of commits.
+            if !hook_pending.swap(true, Ordering::AcqRel) {
+                // A hub that has ended needs no news.
+                let _ = hook_commands.send(Command::Durable);
+            }
+        }));
+        Self {
+            config,
+            store,
+            slots: BTreeMap::new(),
+            link: None,
+            connecting: false,
+            last_error: None,
+            durable: CommitNo(0),
+            promised: VecDeque::new(),
+            syncs: Vec::new(),
+            wanted,
+            durable_pending,
+            failed: None,
+        }
+    }
+
+    /// Runs until it is told to shut down or everyone who could is gone.
+    pub(crate) fn run(mut self, commands: Receiver<Command>) {
+        while let Ok(command) = commands.recv() {
+            if let Command::Shutdown { reply } = command {
+                self.shut_down();
+                // The caller may have stopped waiting.
+                let _ = reply.send(());
+                return;
+            }
+            if let Err(error) = self.handle(command) {
+                self.fail(error.into());
+            }
+            self.drain();
+        }
+        self.shut_down();
+    }
+
+    fn shut_down(&mut self) {
+        self.link = None;
+        if let Err(error) = self.store.shut_down() {
+            tracing::warn!(%error, "the store did not shut down cleanly");
+        }
+        match self.store.durable() {
+            Ok(durable) => self.durable = self.durable.max(durable),
+            // Closed: everything queued was made durable, or the shutdown above said otherwise.
+            Err(StoreError::Closed) if self.failed.is_none() => self.durable = CommitNo(u64::MAX),
+            Err(_) => {}
+        }
+        self.release();
+        self.fail(Error::closed());
+    }
+
+    fn fail(&mut self, error: Error) {
+        if self.failed.is_none() {
+            tracing::error!(%error, "the engine stopped");
+            self.failed = Some(error.clone());
+        }
+        for (_, promise) in self.promised.drain(..) {
+            if let Promise::Reply(reply) = promise {
+                reply(Err(error.clone()));
+            }
+        }
+        for waiter in self.syncs.drain(..) {
+            let _ = waiter.reply.send(Err(error.clone()));
+        }
+    }
+
+    fn handle(&mut self, command: Command) -> Result<(), StoreError> {
+        let now = self.config.clock.now();
+        if let Some(error) = &self.failed {
+            refuse(command, error);
+            return Ok(());
+        }
+        match command {
+            Command::Open { workspace, reply } => {
+                let opened = self.open(&workspace);
+                let feeds = opened.map(|()| {
+                    let slot = &self.slots[&workspace];
+                    Feeds { status: slot.status.subscribe(), events: slot.events.clone() }
+                });
+                let _ = reply.send(feeds.map_err(Error::from));
+            }
+            Command::Write { workspace, edits, checked, reply } => {
+                let Some(slot) = self.slots.get_mut(&workspace) else { return Ok(()) };
+                match slot.replica.write(now, &edits, checked) {
+                    Ok(written) => self.promise(written.commit, |durable| {
+                        let _ = reply.send(durable.map(|()| written.versions));
+                    }),
+                    Err(error) => {
+                        let _ = reply.send(Err(error.into()));
+                    }
+                }
+            }
+            Command::WriteEach { workspace, edits, reply } => {
+                let Some(slot) = self.slots.get_mut(&workspace) else { return Ok(()) };
+                let mut results = Vec::with_capacity(edits.len());
+                let mut last = CommitNo(0);
+                for edit in edits {
+                    match slot.replica.write(now, std::slice::from_ref(&edit), true) {
+                        Ok(mut written) => {
+                            last = last.max(written.commit);
+                            results.push(Ok(written.versions.pop().unwrap_or_default()));
+                        }
+                        Err(error) => results.push(Err(Error::from(error))),
+                    }
+                }
+                self.promise(last, |durable| {
+                    let _ = reply.send(durable.map(|()| results));
+                });
+            }
+            Command::Dismiss { workspace, number, reply } => {
+                let Some(slot) = self.slots.get_mut(&workspace) else { return Ok(()) };
+                let found = slot.replica.dismiss(number)?;
+                let commit = slot.replica.last_commit();
+                self.promise(commit, move |durable| {
+                    let _ = reply.send(durable.map(|()| found));
+                });
+            }
+            Command::RetryRefused { workspace, record, reply } => {
+                let Some(slot) = self.slots.get_mut(&workspace) else { return Ok(()) };
+                match slot.replica.retry_refused(now, &record) {
+                    Ok(written) => self.promise(written.commit, |durable| {
+                        let _ = reply.send(durable);
+                    }),
+                    Err(error) => {
+                        let _ = reply.send(Err(error.into()));
+                    }
+                }
+            }
+            Command::Sync { workspace, id, reply } => {
+                if let Some(slot) = self.slots.get(&workspace) {
+                    let status = slot.replica.status();
+                    let (sent, received) = (status.sent, status.received);
+                    self.syncs.push(SyncWaiter { workspace, id, sent, received, reply });
+                }
+            }
+            Command::SyncTimeout { id } => self.end_sync(id),
+            Command::Schema { workspace, push, reply } => {
+                if let Some(slot) = self.slots.get_mut(&workspace) {
+                    slot.schema_waiters.push_back((push, false, reply));
+                }
+            }
+            Command::Token { token } => {
+                if let Some(link) = &mut self.link {
+                    link.token = Some(token.clone());
+                }
+                for slot in self.slots.values_mut() {
+                    slot.replica.refresh(token.clone());
+                }
+            }
+            Command::LinkConnecting => self.connecting = true,
+            Command::LinkUp { outgoing, token } => {
+                let (session, hello) = ClientSession::start(now, SOFTWARE);
+                // A closed link reports itself.
+                let _ = outgoing.send(hello);
+                self.link = Some(Link { outgoing, session, ready: false, token });
+                self.connecting = false;
+            }
+            Command::Frame { bytes, .. } => self.receive(now, &bytes)?,
+            Command::LinkDown { error } => self.link_down(error),
+            Command::Durable => {
+                self.durable_pending.store(false, Ordering::Release);
+                self.durable = self.durable.max(self.store.durable()?);
+                self.release();
+                for slot in self.slots.values_mut() {
+                    slot.replica.durable(self.durable)?;
+                }
+            }
+            Command::Shutdown { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, workspace: &WorkspaceId) -> Result<(), StoreError> {
+        if self.slots.contains_key(workspace) {
+            return Ok(());
+        }
+        let config = ReplicaConfig { workspace: workspace.clone(), ..self.config.template.clone() };
+        let replica = Replica::open(Arc::clone(&self.store), config)?;
+        let channel = self.slots.len() as Channel + 1;
+        let (status, _) = watch::channel(WorkspaceStatus::default());
+        let (events, _) = broadcast::channel(EVENTS_MAX);
+        let mut slot =
+            Slot { replica, channel, status, events, schema_waiters: VecDeque::new(), attempts: 0 };
+        slot.replica.durable(self.durable)?;
+        if let Some(link) = self.link.as_ref().filter(|link| link.ready) {
+            let ahead = slot.replica.status().clock_skew_ms.saturating_neg();
+            slot.replica.connect(channel, ahead, link.token.clone());
+        }
+        self.slots.insert(workspace.clone(), slot);
+        Ok(())
+    }
+
+    fn receive(&mut self, now: Now, bytes: &[u8]) -> Result<(), StoreError> {
+        let Some(link) = &mut self.link else { return Ok(()) };
+        match link.session.receive(now, bytes) {
+            Ok(Event::Ready { relay_ahead_ms }) => {
+                link.ready = true;
+                self.last_error = None;
+                for slot in self.slots.values_mut() {
+                    slot.attempts += 1;
+                    slot.replica.connect(slot.channel, relay_ahead_ms, link.token.clone());
+                }
+            }
+            Ok(Event::Channel(channel, message)) => {
+                if let Some(slot) = self.slots.values_mut().find(|slot| slot.channel == channel) {
+                    slot.replica.receive(now, message)?;
+                    self.wanted.signed_in();
+                    if let ChannelState::Faulted { code, .. } = slot.replica.channel_state()
+                        && code.is_auth()
+                    {
+                        self.wanted.ask_for_token();
+                    }
+                }
+            }
+            Ok(Event::Fault { code, message }) => self.link_down(Some(Error::fault(code, message))),
+            Ok(Event::Skipped) => {}
+            Err(error) => self.link_down(Some(error.into())),
+        }
+        Ok(())
+    }
+
+    fn link_down(&mut self, error: Option<Error>) {
+        self.connecting = false;
+        if self.link.take().is_some() {
+            for slot in self.slots.values_mut() {
+                slot.replica.disconnect();
+            }
+        }
+        if let Some(error) = error {
+            // Not the network but what is at its end: waiting does not help, so nobody waits.
+            let final_ = error.category() != Category::Network;
+            self.last_error = Some(error);
+            if final_ {
+                for id in self.syncs.iter().map(|waiter| waiter.id).collect::<Vec<_>>() {
+                    self.end_sync(id);
+                }
+            }
+        }
+    }
+
+    fn promise(&mut self, after: CommitNo, reply: impl FnOnce(Result<(), Error>) + Send + 'static) {
+        if after <= self.durable {
+            reply(Ok(()));
+        } else {
+            self.promised.push_back((after, Promise::Reply(Box::new(reply))));
+        }
+    }
+
+    fn release(&mut self) {
+        let due = self.promised.iter().take_while(|(after, _)| *after <= self.durable).count();
+        for (_, promise) in self.promised.drain(..due) {
+            match promise {
+                Promise::Reply(reply) => reply(Ok(())),
+                Promise::Changed(workspace, entities) => {
+                    if let Some(slot) = self.slots.get(&workspace) {
+                        for entity in entities {
+                            // Without watchers nobody needs to know.
+                            let _ = slot.events.send(entity);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Carries out what the replicas ask for, and tells those who wait.
+    fn drain(&mut self) {
+        let mut changed: Vec<(CommitNo, WorkspaceId, Vec<EntityKey>)> = Vec::new();
+        for (workspace, slot) in &mut self.slots {
+            while let Some(output) = slot.replica.poll_output() {
+                match output {
+                    Output::Send(bytes) => {
+                        if let Some(link) = &self.link {
+                            // A closed link reports itself.
+                            let _ = link.outgoing.send(bytes);
+                        }
+                    }
+                    Output::Changed { after, entities } => changed.push((after, workspace.clone(), entities)),
+                    Output::Status => {}
+                }
+            }
+            let open =
+                matches!(slot.replica.channel_state(), ChannelState::CatchingUp { .. } | ChannelState::Live);
+            if open {
+                for (push, asked, _) in slot.schema_waiters.iter_mut().filter(|(_, asked, _)| !asked) {
+                    *asked = true;
+                    slot.replica.exchange_schema(*push);
+                }
+                while let Some(output) = slot.replica.poll_output() {
+                    if let (Output::Send(bytes), Some(link)) = (output, &self.link) {
+                        let _ = link.outgoing.send(bytes);
+                    }
+                }
+            }
+            while let Some(answer) = slot.replica.take_schema_answer() {
+                let waiting = slot.schema_waiters.iter().position(|(_, asked, _)| *asked);
+                if let Some((_, _, reply)) = waiting.and_then(|place| slot.schema_waiters.remove(place)) {
+                    let _ = reply.send(Ok(answer));
+                }
+            }
+        }
+        for (after, workspace, entities) in changed {
+            self.promised.push_back((after, Promise::Changed(workspace, entities)));
+        }
+        self.release();
+        self.publish();
+        let done: Vec<u64> = self
+            .syncs
+            .iter()
+            .filter(|waiter| {
+                self.slots.get(&waiter.workspace).is_some_and(|slot| {
+                    slot.replica.is_complete()
+                        || matches!(slot.replica.channel_state(), ChannelState::Faulted { .. })
+                })
+            })
+            .map(|waiter| waiter.id)
+            .collect();
+        if self.link.is_some() {
+            for id in done {
+                self.end_sync(id);
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        for slot in self.slots.values_mut() {
+            let figures = slot.replica.status();
+            let (state, fault) = match (slot.replica.channel_state(), self.link.is_some()) {
+                (ChannelState::Faulted { code, message }, _) if code.is_auth() => {
+                    (SyncState::Auth, Some(message.clone()))
+                }
+                (ChannelState::Faulted { message, .. }, _) => (SyncState::Faulted, Some(message.clone())),
+                (_, false) if self.connecting => (SyncState::Connecting, None),
+                (_, false) => (SyncState::Offline, None),
+                (ChannelState::Offline | ChannelState::SigningIn, true) => (SyncState::SigningIn, None),
+                (ChannelState::CatchingUp { cursor, end }, true) => {
+                    (SyncState::Syncing { done: *cursor, total: *end }, None)
+                }
+                (_, true) if slot.replica.is_complete() => (SyncState::UpToDate, None),
+                (_, true) => (SyncState::Syncing { done: 0, total: figures.pending }, None),
+            };
+            let status = WorkspaceStatus {
+                state,
+                pending: figures.pending,
+                conflicts: figures.conflicts,
+                refused: figures.refused,
+                digest: figures.digest.to_string(),
+                clock_skew_ms: figures.clock_skew_ms,
+                last_error: fault.or_else(|| self.last_error.as_ref().map(ToString::to_string)),
+                synced_ms: figures.synced.map(|wall| wall.0),
+                role: slot.replica.role().name(),
+            };
+            slot.status.send_if_modified(|current| {
+                let differs = *current != status;
+                *current = status;
+                differs
+            });
+        }
+    }
+
+    /// Answers a sync with how far it came.
+    fn end_sync(&mut self, id: u64) {
+        let Some(place) = self.syncs.iter().position(|waiter| waiter.id == id) else { return };
+        let waiter = self.syncs.swap_remove(place);
+        let Some(slot) = self.slots.get(&waiter.workspace) else { return };
+        let figures = slot.replica.status();
+        let (outcome, error) = match (slot.replica.channel_state(), &self.last_error) {
+            _ if self.link.is_some() && slot.replica.is_complete() => (SyncOutcome::Complete, None),
+            (ChannelState::Faulted { code, message }, _) => {
+                let outcome = if code.is_auth() { SyncOutcome::Auth } else { SyncOutcome::Partial };
+                (outcome, Some(Error::fault(*code, message.clone())))
+            }
+            (_, Some(error)) if error.category() == Category::Auth => {
+                (SyncOutcome::Auth, Some(error.clone()))
+            }
+            (ChannelState::CatchingUp { .. } | ChannelState::Live, _) => (SyncOutcome::Partial, None),
+            (_, error) => {
+                let unreachable = || {
+                    Error::new(Category::Network, "unreachable", "the relay did not answer in time")
+                        .with_help(
+                            "check the network; what was written here goes out when the relay can be reached",
+                        )
+                };
+                (SyncOutcome::Offline, Some(error.clone().unwrap_or_else(unreachable)))
+            }
+        };
+        let report = SyncReport {
+            outcome,
+            sent: figures.sent - waiter.sent,
+            received: figures.received - waiter.received,
+            pending: figures.pending,
+            digest: figures.digest.to_string(),
+            error,
+        };
+        let commit = slot.replica.last_commit();
+        self.promise(commit, |durable| {
+            let _ = waiter.reply.send(durable.map(|()| report));
+        });
+    }
+}
+
+/// Answers a command with the failure that stopped the engine.
+fn refuse(command: Command, error: &Error) {
+    let error = error.clone();
+    // Whoever asked may have stopped waiting.
+    match command {
+        Command::Open { reply, .. } => drop(reply.send(Err(error))),
+        Command::Write { reply, .. } => drop(reply.send(Err(error))),
+        Command::WriteEach { reply, .. } => drop(reply.send(Err(error))),
+        Command::Dismiss { reply, .. } => drop(reply.send(Err(error))),
+        Command::RetryRefused { reply, .. } => drop(reply.send(Err(error))),
+        Command::Sync { reply, .. } => drop(reply.send(Err(error))),
+        Command::Schema { reply, .. } => drop(reply.send(Err(error))),
+        _ => {}
+    }
+}

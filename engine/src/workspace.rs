@@ -1,0 +1,502 @@
+//! A workspace: entities by type and id, with values by field name.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use anabranch_core::id::{DeviceId, EntityKey, WorkspaceId};
+use anabranch_core::query::{self, Filter, Query};
+use anabranch_core::replica::{Edit, Replica};
+use anabranch_core::rows::{ConflictRecord, RefusedRecord, RowRecord, Rows, SyncStatus};
+use anabranch_core::schema::Schema;
+use anabranch_core::store::Store;
+use anabranch_core::wire::SchemaIs;
+use base64::Engine as _;
+use futures_core::Stream;
+use serde_json::Value as Json;
+use tokio::sync::{broadcast, oneshot, watch};
+
+use crate::error::{Category, Error};
+use crate::hub::{Command, Feeds, Reply};
+use crate::link::{Wanted, WantedGuard};
+use crate::status::{SyncReport, WorkspaceStatus};
+
+/// An entity as people see it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Record {
+    /// Its type.
+    pub type_name: String,
+    /// Its id.
+    pub id: String,
+    /// Every field of the schema; null, or the field's default, where nothing was written.
+    pub fields: BTreeMap<String, Json>,
+    /// A token for edits based on this version.
+    pub version: String,
+    /// Where it stands.
+    pub status: SyncStatus,
+    /// Whether it is deleted.
+    pub deleted: bool,
+    /// When its first change was written, milliseconds since 1970.
+    pub created_ms: u64,
+    /// When its last change was written, milliseconds since 1970.
+    pub updated_ms: u64,
+    /// Name of the device of the last change.
+    pub updated_by: String,
+}
+
+/// A page of a query's result.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Page {
+    /// In order.
+    pub records: Vec<Record>,
+    /// Where to go on; none at the end.
+    pub cursor: Option<String>,
+}
+
+/// Something that waits for a person.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ConflictItem {
+    /// The entity's type.
+    pub type_name: String,
+    /// Its id.
+    pub id: String,
+    /// A field, a group, `field.key` for an entry of a map, or `*` for the whole entity.
+    pub field: String,
+    /// `manual`, `tie`, or `lost_edit`: a deletion won over edits that it had not seen.
+    pub kind: String,
+    /// What competes, the newest first.
+    pub sides: Vec<ConflictSide>,
+    /// What all sides started from.
+    pub base: Option<Json>,
+}
+
+/// One of the competing values.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ConflictSide {
+    /// Name of the device that wrote it.
+    pub device: String,
+    /// Whether this device wrote it.
+    pub mine: bool,
+    /// The value; null for a cleared field or a deletion.
+    pub value: Json,
+    /// When it was written, milliseconds since 1970.
+    pub time_ms: u64,
+}
+
+/// How a person settles a conflict.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Resolution {
+    /// What this device wrote.
+    Mine,
+    /// What the other device wrote.
+    Theirs,
+    /// One of the sides, counted from 1.
+    Side(usize),
+    /// Another value.
+    Value(Json),
+}
+
+/// An entity changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChangeEvent {
+    /// This one. What it is now is durable and can be read.
+    Changed(EntityKey),
+    /// More changed than this stream could hold: read again what is shown.
+    Missed,
+}
+
+/// The stream of changes of a workspace.
+pub struct ChangeStream {
+    events: broadcast::Receiver<EntityKey>,
+    // A sender that is alive while the engine is keeps the stream open; this one must not.
+    status: watch::Receiver<WorkspaceStatus>,
+}
+
+impl ChangeStream {
+    /// The next change; none when the engine has shut down. Safe to drop and call again.
+    pub async fn next(&mut self) -> Option<ChangeEvent> {
+        loop {
+            tokio::select! {
+                biased;
+                event = self.events.recv() => match event {
+                    Ok(key) => return Some(ChangeEvent::Changed(key)),
+                    Err(broadcast::error::RecvError::Lagged(_)) => return Some(ChangeEvent::Missed),
+                    Err(broadcast::error::RecvError::Closed) => return None,
+                },
+                changed = self.status.changed() => if changed.is_err() {
+                    return None;
+                },
+            }
+        }
+    }
+}
+
+/// A boxed stream, to be polled by any runtime.
+pub type BoxStream<T> = Pin<Box<dyn Stream<Item = T> + Send>>;
+
+/// Everything that workspaces share.
+pub(crate) struct Shared {
+    pub(crate) commands: Sender<Command>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) schema: Arc<Schema>,
+    pub(crate) device: DeviceId,
+    pub(crate) wanted: Arc<Wanted>,
+    pub(crate) has_relay: bool,
+    pub(crate) timers: tokio::runtime::Handle,
+    pub(crate) next_sync: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).map_err(|_| Error::closed())?;
+        answer.await.map_err(|_| Error::closed())?
+    }
+}
+
+/// A workspace of an engine. Cheap to clone.
+#[derive(Clone)]
+pub struct Workspace {
+    id: WorkspaceId,
+    shared: Arc<Shared>,
+    rows: Rows,
+    feeds: Feeds,
+}
+
+impl Workspace {
+    pub(crate) async fn open(shared: Arc<Shared>, id: WorkspaceId) -> Result<Self, Error> {
+        let workspace = id.clone();
+        let feeds = shared.ask(|reply| Command::Open { workspace, reply }).await?;
+        let rows = Rows::new(Arc::clone(&shared.store), Arc::clone(&shared.schema), &id);
+        Ok(Self { id, shared, rows, feeds })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.id.as_str()
+    }
+
+    /// Its types.
+    pub fn schema(&self) -> &Arc<Schema> {
+        &self.shared.schema
+    }
+
+    /// One entity; none if it does not exist or is deleted.
+    pub async fn get(&self, type_name: &str, id: &str) -> Result<Option<Record>, Error> {
+        self.known(type_name)?;
+        let key = EntityKey::new(type_name, id)?;
+        match self.rows.get(&key)? {
+            Some(row) if !row.deleted => Ok(Some(self.record(key, row)?)),
+            _ => Ok(None),
+        }
+    }
+
+    fn known(&self, type_name: &str) -> Result<(), Error> {
+        if self.shared.schema.types.contains_key(type_name) {
+            return Ok(());
+        }
+        let known: Vec<&str> = self.shared.schema.types.keys().map(String::as_str).collect();
+        let message = format!("the schema has no type {type_name:?}; it has {}", known.join(", "));
+        Err(Error::new(Category::Validation, "unknown_type", message))
+    }
+
+    fn record(&self, key: EntityKey, row: RowRecord) -> Result<Record, Error> {
+        let updated_by = match parse_device(&row.updated_by) {
+            Some(device) => self.rows.device_name(&device)?,
+            None => row.updated_by,
+        };
+        Ok(Record {
+            type_name: key.type_name().to_owned(),
+            id: key.id().to_owned(),
+            fields: row.fields,
+            version: row.version,
+            status: row.status,
+            deleted: row.deleted,
+            created_ms: row.created_ms,
+            updated_ms: row.updated_ms,
+            updated_by,
+        })
+    }
+
+    /// Answers a query from durable rows.
+    pub async fn query(&self, query: &Query) -> Result<Page, Error> {
+        let found = query::run(&self.rows, query)?;
+        let records =
+            found.rows.into_iter().map(|(key, row)| self.record(key, row)).collect::<Result<_, _>>()?;
+        Ok(Page { records, cursor: found.cursor })
+    }
+
+    /// Reads a condition such as `level = expert` for entities of a type.
+    pub fn filter(&self, type_name: &str, text: &str) -> Result<Filter, Error> {
+        self.known(type_name)?;
+        Ok(Filter::parse(&self.shared.schema.types[type_name], text)?)
+    }
+
+    /// A live query: yields the result, then the whole result again after each change to it.
+    /// Ends when the engine shuts down.
+    pub fn watch(&self, query: Query) -> BoxStream<Result<Page, Error>> {
+        let start = (self.clone(), self.changes(), query, None::<Page>);
+        Box::pin(futures_util::stream::unfold(start, |(workspace, mut changes, query, last)| async move {
+            loop {
+                if last.is_some() {
+                    match changes.next().await? {
+                        ChangeEvent::Changed(key) if key.type_name() != query.type_name => continue,
+                        _ => {}
+                    }
+                }
+                match workspace.query(&query).await {
+                    Ok(page) if last.as_ref() == Some(&page) => {}
+                    Ok(page) => return Some((Ok(page.clone()), (workspace, changes, query, Some(page)))),
+                    Err(error) => {
+                        return Some((Err(error), (workspace, changes, query, Some(Page::default()))));
+                    }
+                }
+            }
+        }))
+    }
+
+    /// Every change from now on, each when it is durable.
+    pub fn changes(&self) -> ChangeStream {
+        ChangeStream { events: self.feeds.events.subscribe(), status: self.feeds.status.clone() }
+    }
+
+    /// Makes all edits as one transaction. When this returns they are durable, and the next
+    /// read shows them. Gives each entity's version. Dropped before it returns, the write may
+    /// or may not be made.
+    pub async fn write(&self, edits: Vec<Edit>) -> Result<Vec<String>, Error> {
+        self.write_as(edits, true).await
+    }
+
+    /// Like [`Workspace::write`] without the rules of the schema and the role: for tests that
+    /// prove that the relay checks for itself.
+    #[doc(hidden)]
+    pub async fn write_unchecked(&self, edits: Vec<Edit>) -> Result<Vec<String>, Error> {
+        self.write_as(edits, false).await
+    }
+
+    async fn write_as(&self, edits: Vec<Edit>, checked: bool) -> Result<Vec<String>, Error> {
+        let workspace = self.id.clone();
+        self.shared.ask(|reply| Command::Write { workspace, edits, checked, reply }).await
+    }
+
+    /// Makes each edit for itself: bulk writes. One that fails does not stop the others.
+    pub async fn write_each(&self, edits: Vec<Edit>) -> Result<Vec<Result<String, Error>>, Error> {
+        let workspace = self.id.clone();
+        self.shared.ask(|reply| Command::WriteEach { workspace, edits, reply }).await
+    }
+
+    /// Everything that waits for a person, in order of type and id.
+    pub async fn conflicts(&self) -> Result<Vec<ConflictItem>, Error> {
+        let mut items = Vec::new();
+        for (key, record) in self.rows.conflicts()? {
+            items.push(self.conflict(&key, record)?);
+        }
+        Ok(items)
+    }
+
+    fn conflict(&self, key: &EntityKey, record: ConflictRecord) -> Result<ConflictItem, Error> {
+        let mut sides = Vec::with_capacity(record.sides.len());
+        for side in record.sides {
+            let device = DeviceId(side.device);
+            sides.push(ConflictSide {
+                device: self.rows.device_name(&device)?,
+                mine: device == self.shared.device,
+                value: side.value,
+                time_ms: side.time_ms,
+            });
+        }
+        Ok(ConflictItem {
+            type_name: key.type_name().to_owned(),
+            id: key.id().to_owned(),
+            field: record.field,
+            kind: record.kind,
+            sides,
+            base: record.base,
+        })
+    }
+
+    /// Settles a conflict, here and with the next sync everywhere.
+    pub async fn resolve(
+        &self,
+        type_name: &str,
+        id: &str,
+        field: &str,
+        choice: Resolution,
+    ) -> Result<(), Error> {
+        let key = EntityKey::new(type_name, id)?;
+        let group = self.group_of(type_name, field);
+        let name = group.as_deref().unwrap_or(field);
+        let found = self.rows.conflicts()?.into_iter().find(|(k, record)| *k == key && record.field == name);
+        let Some((_, record)) = found else {
+            let message = format!("{name:?} of {key} is not in conflict");
+            return Err(Error::new(Category::NotFound, "no_conflict", message)
+                .with_help("`conflicts` lists what is; perhaps another device has settled it"));
+        };
+        let sides = self.conflict(&key, record)?.sides;
+        let value = pick(&sides, choice)?;
+        self.write(vec![Replica::resolution(&key, name, value)]).await?;
+        Ok(())
+    }
+
+    /// The group that a field is resolved with.
+    fn group_of(&self, type_name: &str, field: &str) -> Option<String> {
+        self.shared.schema.types.get(type_name)?.fields.get(field)?.group.clone()
+    }
+
+    /// What the relay refused, oldest first, each with its number.
+    pub async fn refused(&self) -> Result<Vec<(u64, RefusedRecord)>, Error> {
+        Ok(self.rows.refused()?)
+    }
+
+    /// Forgets a refused change that the user has dealt with.
+    pub async fn dismiss(&self, number: u64) -> Result<(), Error> {
+        let workspace = self.id.clone();
+        let found = self.shared.ask(|reply| Command::Dismiss { workspace, number, reply }).await?;
+        if found { Ok(()) } else { Err(no_refused(number)) }
+    }
+
+    /// Makes a refused edit again, and forgets the refusal.
+    pub async fn retry_refused(&self, number: u64) -> Result<(), Error> {
+        let found = self.rows.refused()?.into_iter().find(|(known, _)| *known == number);
+        let (_, record) = found.ok_or_else(|| no_refused(number))?;
+        let workspace = self.id.clone();
+        self.shared.ask(|reply| Command::RetryRefused { workspace, record, reply }).await?;
+        self.dismiss(number).await
+    }
+
+    /// Figures, as they are now.
+    pub fn status(&self) -> WorkspaceStatus {
+        self.feeds.status.borrow().clone()
+    }
+
+    /// Figures as they change: always the latest, never a queue.
+    pub fn watch_status(&self) -> BoxStream<WorkspaceStatus> {
+        let start = (self.feeds.status.clone(), true);
+        Box::pin(futures_util::stream::unfold(start, |(mut status, first)| async move {
+            if !first {
+                status.changed().await.ok()?;
+            }
+            let now = status.borrow_and_update().clone();
+            Some((now, (status, false)))
+        }))
+    }
+
+    /// One complete exchange with the relay, within `deadline`. What was achieved is kept
+    /// however it ends; dropped before, it is as if the deadline had come.
+    pub async fn sync(&self, deadline: Duration) -> Result<SyncReport, Error> {
+        self.needs_relay()?;
+        let id = self.shared.next_sync.fetch_add(1, Ordering::Relaxed);
+        let _timer = self.timer(deadline, move || Command::SyncTimeout { id });
+        let workspace = self.id.clone();
+        let (reply, answer) = oneshot::channel();
+        // Asked before the link is wanted: a link that fails at once must find who waits.
+        self.shared.commands.send(Command::Sync { workspace, id, reply }).map_err(|_| Error::closed())?;
+        let _link: WantedGuard = self.shared.wanted.want();
+        answer.await.map_err(|_| Error::closed())?
+    }
+
+    fn needs_relay(&self) -> Result<(), Error> {
+        if self.shared.has_relay {
+            return Ok(());
+        }
+        Err(Error::new(Category::Usage, "no_relay", "no relay is configured")
+            .with_help("give the engine the relay's address when it is opened"))
+    }
+
+    fn timer(&self, after: Duration, command: impl FnOnce() -> Command + Send + 'static) -> Timer {
+        let commands = self.shared.commands.clone();
+        Timer(self.shared.timers.spawn(async move {
+            tokio::time::sleep(after).await;
+            // A hub that has ended waits for nothing.
+            let _ = commands.send(command());
+        }))
+    }
+
+    /// Pushes this engine's schema to the relay. Admins and authorities only.
+    pub async fn push_schema(&self, deadline: Duration) -> Result<(), Error> {
+        let answer = self.exchange_schema(true, deadline).await?;
+        if answer.problems.is_empty() {
+            return Ok(());
+        }
+        let message = format!("the relay refused the schema: {}", answer.problems.join("; "));
+        Err(Error::new(Category::Validation, "schema_refused", message))
+    }
+
+    /// The workspace's schema as the relay has it; none where none was pushed.
+    pub async fn fetch_schema(&self, deadline: Duration) -> Result<Option<String>, Error> {
+        Ok(self.exchange_schema(false, deadline).await?.source)
+    }
+
+    async fn exchange_schema(&self, push: bool, deadline: Duration) -> Result<SchemaIs, Error> {
+        self.needs_relay()?;
+        let _link = self.shared.wanted.want();
+        let start = std::time::Instant::now();
+        let report = self.sync(deadline).await?;
+        if let Some(error) = report.error {
+            return Err(error);
+        }
+        let workspace = self.id.clone();
+        let (reply, answer) = oneshot::channel();
+        self.shared.commands.send(Command::Schema { workspace, push, reply }).map_err(|_| Error::closed())?;
+        let (late, mut too_late) = oneshot::channel::<()>();
+        let left = deadline.saturating_sub(start.elapsed());
+        let timer = self.shared.timers.spawn(async move {
+            tokio::time::sleep(left).await;
+            drop(late);
+        });
+        let _timer = Timer(timer);
+        tokio::select! {
+            answer = answer => answer.map_err(|_| Error::closed())?,
+            _ = &mut too_late => Err(Error::new(Category::Network, "timeout", "the relay did not answer in time")),
+        }
+    }
+}
+
+/// Ends a timer's task when it is not waited for any more.
+struct Timer(tokio::task::JoinHandle<()>);
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn no_refused(number: u64) -> Error {
+    Error::new(Category::NotFound, "no_refused", format!("there is no refused change {number}"))
+}
+
+fn pick(sides: &[ConflictSide], choice: Resolution) -> Result<Json, Error> {
+    let only = |mine: bool, word: &str| {
+        let mut found = sides.iter().filter(|side| side.mine == mine);
+        match (found.next(), found.next()) {
+            (Some(side), None) => Ok(side.value.clone()),
+            (None, _) => Err(format!("no side is {word}")),
+            (Some(_), Some(_)) => Err(format!("more than one side is {word}")),
+        }
+    };
+    let result = match choice {
+        Resolution::Mine => only(true, "mine"),
+        Resolution::Theirs => only(false, "theirs"),
+        Resolution::Side(number) => match number.checked_sub(1).and_then(|place| sides.get(place)) {
+            Some(side) => Ok(side.value.clone()),
+            None => Err(format!("there is no side {number}, only 1 to {}", sides.len())),
+        },
+        Resolution::Value(value) => Ok(value),
+    };
+    result.map_err(|message| {
+        Error::new(Category::Validation, "no_such_side", message)
+            .with_help("name a side by its number, or give a value")
+    })
+}
+
+fn parse_device(text: &str) -> Option<DeviceId> {
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text).ok()?;
+    Some(DeviceId(bytes.try_into().ok()?))
+}
