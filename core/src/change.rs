@@ -129,6 +129,11 @@ impl Change {
         let raw = catch_unwind(|| RawChange::from_bytes(bytes.to_vec()))
             .map_err(|_| MalformedChange("its columns cannot be read"))?
             .map_err(|_| MalformedChange("it cannot be parsed"))?;
+        // The library leaves the checksum of a chunk unchecked here; without it one hash would
+        // have many byte forms.
+        if bytes.get(4..8) != Some(&raw.hash().0[..4]) {
+            return Err(MalformedChange("its checksum is wrong"));
+        }
         Self::from_raw(raw)
     }
 

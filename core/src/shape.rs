@@ -110,7 +110,7 @@ pub fn scalar_to_json(field: &Field, scalar: &ScalarValue) -> Option<Json> {
         (ScalarType::Float, ScalarValue::F64(value)) => {
             serde_json::Number::from_f64(*value).map(Json::Number)
         }
-        (ScalarType::Timestamp, ScalarValue::Timestamp(ms)) => timestamp_from_ms(*ms).map(Json::String),
+        (ScalarType::Timestamp, ScalarValue::Timestamp(ms)) => Some(Json::String(timestamp_from_ms(*ms))),
         (ScalarType::String | ScalarType::Ref(_), ScalarValue::Str(text)) => {
             Some(Json::String(text.to_string()))
         }

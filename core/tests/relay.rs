@@ -362,6 +362,10 @@ fn nothing_is_promised_before_it_is_durable() {
     world.send(conn, changes(unit([of("n1", &[&change])])));
     assert_eq!(world.inbox(conn), []);
     assert_eq!(world.inbox(listener), []);
+    world.send(listener, open_from(0));
+    let early = world.inbox(listener);
+    assert!(entries(&early).iter().all(|entry| !matches!(entry.body, FeedBody::Changes { .. })));
+    assert_ne!(caught_up(&early).unwrap().digest, world.digest().1.0, "nor who asks meanwhile");
     world.flush();
     assert!(matches!(&world.inbox(conn)[..], [Message::Ack(_)]));
     let heard = world.inbox(listener);
@@ -991,7 +995,9 @@ fn a_schema_is_pushed_by_those_who_manage_the_workspace() {
     let incompatible = push(&mut world, &SCHEMA.replace("title =", "name ="));
     assert_eq!(incompatible.hash, first.hash);
     assert!(!incompatible.problems.is_empty());
-    let wider = SCHEMA.replace("[country]", "body = { type = \"text\" }\n[country]");
+    let wider = SCHEMA
+        .replace("[note]\nversion = 1", "[note]\nversion = 2")
+        .replace("[country]", "body = { type = \"text\" }\n[country]");
     let second = push(&mut world, &wider);
     assert_eq!(second.problems, Vec::<String>::new());
     assert_ne!(second.hash, first.hash);

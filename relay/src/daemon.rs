@@ -210,6 +210,11 @@ impl Opened {
         let verifier = JwtVerifier::open(dir, settings.issuers.clone())?;
         let options = StoreOptions::default().cache_bytes(u64::from(settings.cache_mb) << 20);
         let store = Arc::new(SledStore::open(dir.store_path(), options)?);
+        if store.rolled_back() {
+            // The feed keeps its epoch, so only a device whose cursor is past the feed's end can
+            // tell that the relay went back.
+            tracing::error!("the store is behind what it once held: an older copy, or a lost file");
+        }
         Ok(Self { settings, key, verifier, store })
     }
 

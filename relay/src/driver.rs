@@ -150,7 +150,17 @@ impl Driver {
     }
 
     fn hand_out(&mut self, links: &mut BTreeMap<ConnId, LinkHandle>) {
-        while let Some(output) = self.relay.poll_output() {
+        let outputs: Vec<Output> = std::iter::from_fn(|| self.relay.poll_output()).collect();
+        // Before the grant that comes with it can leave: the device may answer that with a
+        // message over the old limit.
+        for output in &outputs {
+            if let Output::RaiseLimit { conn } = output
+                && let Some(link) = links.get(conn)
+            {
+                link.signed_in();
+            }
+        }
+        for output in outputs {
             // Outputs for a link that is gone already have nowhere to go.
             match output {
                 Output::Send { conn, bytes } => {
@@ -158,16 +168,12 @@ impl Driver {
                         link.send(bytes);
                     }
                 }
-                Output::RaiseLimit { conn } => {
-                    if let Some(link) = links.get(&conn) {
-                        link.signed_in();
-                    }
-                }
                 Output::Close { conn, code, reason } => {
                     if let Some(link) = links.get(&conn) {
                         link.close(code, reason);
                     }
                 }
+                Output::RaiseLimit { .. } => {}
             }
         }
     }
@@ -233,6 +239,8 @@ mod tests {
             let input = Input::Received { conn, bytes: message.encode() };
             events.send(Event::Input(input, None)).await.ok().unwrap();
         }
+        // Ends the driver if nothing else did.
+        drop(events);
         let ended = tokio::task::spawn_blocking(|| thread.join()).await.unwrap().unwrap();
         assert!(
             matches!(&ended, Err(RelayError::Panicked { what }) if what == "a fault of ours"),

@@ -8,7 +8,7 @@ use super::layout::{SchemaRecord, WorkspaceHash};
 use super::workspace::Draft;
 use crate::codec;
 use crate::genesis::Genesis;
-use crate::schema::{EntityType, Schema};
+use crate::schema::{EntityType, Schema, Severity};
 use crate::store::{Keyspace, Store, StoreError, View};
 use crate::wire::Hash;
 
@@ -77,7 +77,7 @@ pub(super) fn push(
         return Err(vec![format!("the schema has {} bytes, {SCHEMA_BYTES_MAX} are allowed", source.len())]);
     }
     let schema = parse(source)?;
-    let hash = hash(&schema);
+    let hash = schema.hash();
     if let Some(current) = current {
         if current.hash == hash {
             return Ok(None);
@@ -110,92 +110,14 @@ fn bounded(problems: impl IntoIterator<Item = String>) -> Vec<String> {
     listed
 }
 
-// TEMPORARY until `Schema::parse`, `Schema::hash` and `Schema::compatibility` are here: the
-// three functions below shall be, each, a call of one of them, and `stand_in` goes.
-
 /// Reads a schema file. Errors are its problems, for people.
 fn parse(source: &str) -> Result<Schema, Vec<String>> {
-    // Schema::parse(source, "schema.toml").map_err(|errors| bounded(errors.iter().map(ToString::to_string)))
-    stand_in::parse(source).map_err(|problem| bounded([problem]))
-}
-
-fn hash(schema: &Schema) -> Hash {
-    // schema.hash()
-    stand_in::hash(schema)
+    Schema::parse(source, "schema.toml")
+        .map_err(|errors| bounded(errors.errors.iter().map(ToString::to_string)))
 }
 
 /// What devices with the old schema could not live with.
 fn breaking(old: &Schema, new: &Schema) -> Vec<String> {
-    // bounded(old.compatibility(new).into_iter().filter(|c| c.severity == Severity::Breaking).map(|c| c.text))
-    bounded(stand_in::breaking(old, new))
-}
-
-/// TEMPORARY: reads just enough of a schema file to work with.
-mod stand_in {
-    use crate::schema::{EntityType, Field, FieldType, Policy, ScalarType, Schema, Tie};
-
-    pub(super) fn parse(source: &str) -> Result<Schema, String> {
-        let table: toml::Table = source.parse().map_err(|error: toml::de::Error| error.to_string())?;
-        let types = table.iter().map(|(name, value)| Ok((name.clone(), entity_type(name, value)?)));
-        Ok(Schema { types: types.collect::<Result<_, String>>()? })
-    }
-
-    fn entity_type(name: &str, value: &toml::Value) -> Result<EntityType, String> {
-        let fields = value.get("fields").and_then(toml::Value::as_table);
-        let fields = fields.ok_or_else(|| format!("{name} has no fields"))?;
-        Ok(EntityType {
-            name: name.to_owned(),
-            version: 1,
-            default_policy: match value.get("merge").and_then(toml::Value::as_str) {
-                Some("server_only") => Some(Policy::ServerOnly),
-                _ => None,
-            },
-            fields: fields.iter().map(|(name, value)| (name.clone(), field(name, value))).collect(),
-            groups: Default::default(),
-            indexes: Vec::new(),
-            unique: Vec::new(),
-            priority: 0,
-        })
-    }
-
-    fn field(name: &str, value: &toml::Value) -> Field {
-        let is = |key: &str, what: &str| value.get(key).and_then(toml::Value::as_str) == Some(what);
-        let (ty, policy) = match () {
-            () if is("type", "text") => (FieldType::Text, Policy::Text),
-            () if is("merge", "counter") => (FieldType::Scalar(ScalarType::Int), Policy::Counter),
-            () if is("type", "int") => (FieldType::Scalar(ScalarType::Int), Policy::Lww),
-            () => (FieldType::Scalar(ScalarType::String), Policy::Lww),
-        };
-        Field {
-            name: name.to_owned(),
-            ty,
-            policy,
-            group: None,
-            required: value.get("required").and_then(toml::Value::as_bool) == Some(true),
-            one_of: Vec::new(),
-            min: None,
-            max: None,
-            max_bytes: None,
-            default: None,
-            tie: Tie::Clock,
-            blob: None,
-        }
-    }
-
-    pub(super) fn hash(schema: &Schema) -> [u8; 32] {
-        *blake3::hash(format!("{schema:?}").as_bytes()).as_bytes()
-    }
-
-    pub(super) fn breaking(old: &Schema, new: &Schema) -> Vec<String> {
-        let mut breaks = Vec::new();
-        for (name, ty) in &old.types {
-            for field in ty.fields.values() {
-                let kept = new.types.get(name).and_then(|ty| ty.fields.get(&field.name));
-                if kept.is_none_or(|kept| kept.kind() != field.kind()) {
-                    breaks.push(format!("{name}.{} was removed or is held in another way", field.name));
-                }
-            }
-        }
-        breaks
-    }
+    let changes = old.compatibility(new).into_iter();
+    bounded(changes.filter(|change| change.severity == Severity::Breaking).map(|change| change.text))
 }

@@ -138,7 +138,8 @@ impl Device {
             Author { device: DeviceId(*self.key.public().as_bytes()), incarnation: Incarnation::default() };
         let workspace = WorkspaceId::new(workspace).unwrap();
         let actor = author.actor(&workspace, &EntityKey::new("note", id).unwrap());
-        let mut document = AutoCommit::new().with_actor(actor).with_author(Some(author.to_bytes().into()));
+        // Setting an author draws a random actor, so the actor comes after it.
+        let mut document = AutoCommit::new().with_author(Some(author.to_bytes().into())).with_actor(actor);
         document.put(ROOT, "title", title).unwrap();
         let time = Hlc::from_wall(WallMs(wall_ms())).to_change_time();
         document

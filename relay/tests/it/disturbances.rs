@@ -63,7 +63,10 @@ async fn frames_of_noise_end_their_own_connection_only() {
             *flags = 1 | (round as u8 & 2);
         }
         soon(device.sender.send(frame)).await.unwrap();
-        assert_eq!(device.closed_with().await, FaultCode::Protocol as u64, "round {round}");
+        // Kinds 0 and 15 may be messages of a later version, for all that the relay knows.
+        let codes = [FaultCode::Protocol as u64, FaultCode::Incompatible as u64];
+        let code = device.closed_with().await;
+        assert!(codes.contains(&code), "round {round}: {code}");
     }
     assert_eq!(honest.create("home", "n0", "milk").await.refused, vec![]);
     an_honest_device_works(&bench, &relay).await;
