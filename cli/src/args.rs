@@ -238,10 +238,7 @@ pub(crate) enum DataCommand {
     Follow,
     /// The relay's schema, or a push of the device's
     #[command(skip)]
-    RelaySchema {
-        push: bool,
-        deadline: u64,
-    },
+    RelaySchema { push: bool, deadline: u64 },
 }
 
 const SET_HELP: &str = "\

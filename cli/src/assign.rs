@@ -87,8 +87,11 @@ impl EditLine {
             intents
                 .extend(elements.into_iter().map(|element| Intent::Remove { field: field.clone(), element }));
         }
-        intents
-            .extend(self.append.into_iter().map(|(field, items)| Intent::Insert { field, at: None, items }));
+        intents.extend(self.append.into_iter().map(|(field, items)| Intent::Insert {
+            field,
+            at: None,
+            items,
+        }));
         for (field, entries) in self.put {
             let put = |(key, value)| Intent::Put { field: field.clone(), key, value };
             intents.extend(entries.into_iter().map(put));
@@ -152,13 +155,17 @@ fn intent(field: &Field, key: Option<&str>, operator: Operator, value: &str) -> 
         }
         (_, Some(_), _) => Err(unfit(field, "field.key=value sets entries of maps")),
         (_, None, Operator::Set) => Ok(Intent::Set { field: name, value: whole(field, value)? }),
-        (FieldKind::Counter, None, Operator::Add) => Ok(Intent::Increment { field: name, by: number(field, value)? }),
+        (FieldKind::Counter, None, Operator::Add) => {
+            Ok(Intent::Increment { field: name, by: number(field, value)? })
+        }
         (FieldKind::Counter, None, Operator::Remove) => {
             let by = number(field, value)?.checked_neg();
             let by = by.ok_or_else(|| unfit(field, "the number is too small"))?;
             Ok(Intent::Increment { field: name, by })
         }
-        (FieldKind::Set, None, Operator::Add) => Ok(Intent::Add { field: name, element: element(field, value)? }),
+        (FieldKind::Set, None, Operator::Add) => {
+            Ok(Intent::Add { field: name, element: element(field, value)? })
+        }
         (FieldKind::Set, None, Operator::Remove) => {
             Ok(Intent::Remove { field: name, element: element(field, value)? })
         }
@@ -206,7 +213,10 @@ fn element(field: &Field, text: &str) -> Result<Json, Failure> {
 
 fn number(field: &Field, text: &str) -> Result<i64, Failure> {
     text.trim().parse().map_err(|_| {
-        Failure::validation("invalid", format!("counter {:?} got {text:?}; give it a whole number", field.name))
+        Failure::validation(
+            "invalid",
+            format!("counter {:?} got {text:?}; give it a whole number", field.name),
+        )
     })
 }
 

@@ -10,6 +10,7 @@ mod args;
 mod assign;
 mod commands;
 mod config;
+mod demo;
 mod failure;
 mod output;
 mod owner;
@@ -56,7 +57,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Relay(args) => commands::relay(global, args, &mut output).await,
         Command::Token(args) => commands::token(global, args, &mut output).await,
         Command::Init(args) => commands::init(global, args, &mut output).await,
-        Command::Demo(_) => Ok(()),
+        Command::Demo(args) => demo::demo(args, &mut output).await,
         Command::Schema(command) => commands::schema(global, command, &mut output).await,
         Command::Watch => commands::watch(global, &mut output).await,
         Command::Data(command) => commands::data(global, command, &mut output).await,

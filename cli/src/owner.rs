@@ -193,8 +193,9 @@ async fn serve_one(stream: UnixStream, device: Device) {
 }
 
 async fn carry_out(line: &str, device: &Device, frames: mpsc::Sender<Frame>) -> Result<(), Failure> {
-    let request: Request = serde_json::from_str(line)
-        .map_err(|error| Failure::usage("other_version", format!("the command was not understood: {error}")))?;
+    let request: Request = serde_json::from_str(line).map_err(|error| {
+        Failure::usage("other_version", format!("the command was not understood: {error}"))
+    })?;
     if request.version != VERSION {
         let message = format!("the owner of the directory speaks version {VERSION}, not {}", request.version);
         return Err(Failure::usage("other_version", message).help("restart `anabranch watch`"));

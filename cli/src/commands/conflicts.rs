@@ -35,7 +35,8 @@ pub(crate) async fn conflicts(workspace: &Workspace, output: &mut Output) -> Res
             output.object(&object).await?;
             continue;
         }
-        let mut text = format!("{}/{} {} ({})\n", conflict.type_name, conflict.id, conflict.field, conflict.kind);
+        let mut text =
+            format!("{}/{} {} ({})\n", conflict.type_name, conflict.id, conflict.field, conflict.kind);
         if let Some(base) = &conflict.base {
             let _ = writeln!(text, "  before: {}", plain(base));
         }
@@ -76,7 +77,8 @@ pub(crate) async fn resolve(
     let (type_name, id) = (&args.entity.type_name, &args.entity.id);
     workspace.resolve(type_name, id, &args.field, resolution).await?;
     let object = json!({ "type": type_name, "id": id, "field": args.field, "kept": told });
-    let text = format!("{} of {type_name}/{id} is settled here, and with the next sync everywhere", args.field);
+    let text =
+        format!("{} of {type_name}/{id} is settled here, and with the next sync everywhere", args.field);
     output.result(object, text).await
 }
 
@@ -88,8 +90,10 @@ pub(crate) async fn refused(
     let refused = workspace.refused().await?;
     let exists = |number: u64| match refused.iter().any(|(known, _)| *known == number) {
         true => Ok(()),
-        false => Err(Failure::new(Category::NotFound, "not_found", format!("there is no refused edit {number}"))
-            .help("`anabranch refused` prints them with their numbers")),
+        false => {
+            Err(Failure::new(Category::NotFound, "not_found", format!("there is no refused edit {number}"))
+                .help("`anabranch refused` prints them with their numbers"))
+        }
     };
     match action.unwrap_or(RefusedAction::List) {
         RefusedAction::List => {

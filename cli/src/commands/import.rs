@@ -66,7 +66,8 @@ pub(crate) async fn import(
     output.result(object, format!("{imported} of {total} are saved on this device")).await?;
     match first_failure {
         Some(failure) => {
-            let message = format!("{failed} of {total} were not imported, the first because {}", failure.message);
+            let message =
+                format!("{failed} of {total} were not imported, the first because {}", failure.message);
             Err(Failure::new(failure.category, failure.code.clone(), message).help(failure.help_text()))
         }
         None => Ok(()),

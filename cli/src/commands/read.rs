@@ -37,7 +37,13 @@ pub(crate) async fn get(
     for (name, value) in &record.fields {
         let _ = writeln!(text, "  {name:width$}  {}", plain(value));
     }
-    let _ = write!(text, "  last written by {} at {}\n  version {}", record.updated_by, time(record.updated_ms), record.version);
+    let _ = write!(
+        text,
+        "  last written by {} at {}\n  version {}",
+        record.updated_by,
+        time(record.updated_ms),
+        record.version
+    );
     output.text(text).await
 }
 
@@ -96,8 +102,7 @@ pub(crate) async fn export(
     output: &mut Output,
 ) -> Result<(), Failure> {
     assign::entity_type(workspace.schema(), type_name)?;
-    let mut query =
-        Query { type_name: type_name.to_owned(), limit: Some(PAGE_ROWS), ..Query::default() };
+    let mut query = Query { type_name: type_name.to_owned(), limit: Some(PAGE_ROWS), ..Query::default() };
     let mut lines = BTreeSet::new();
     loop {
         let page = workspace.query(&query).await?;

@@ -120,7 +120,9 @@ pub(crate) async fn with_relay(
     }
     match workspace.fetch_schema(deadline).await? {
         Some(source) => show(&source, output).await,
-        None => Err(Failure::new(Category::NotFound, "no_schema", "the relay has no schema of this workspace")
-            .help("an admin or authority gives it one with `anabranch schema push`")),
+        None => {
+            Err(Failure::new(Category::NotFound, "no_schema", "the relay has no schema of this workspace")
+                .help("an admin or authority gives it one with `anabranch schema push`"))
+        }
     }
 }

@@ -29,7 +29,11 @@ pub(crate) async fn relay(global: Global, args: RelayArgs, output: &mut Output) 
             "require_schema": settings.require_schema,
             "grant_days": settings.grant_days,
         });
-        let text = format!("the configuration is in order: {} on {}", settings.dir.root().display(), settings.listen);
+        let text = format!(
+            "the configuration is in order: {} on {}",
+            settings.dir.root().display(),
+            settings.listen
+        );
         return output.result(object, text).await;
     }
     let (started, listening) = tokio::sync::oneshot::channel();
@@ -110,8 +114,11 @@ pub(crate) async fn init(global: Global, args: InitArgs, output: &mut Output) ->
         Some(url) if url.key().is_none() => {
             let claims = token.as_deref().and_then(peek_claims);
             let key = claims.and_then(|claims| claims.relay_key).ok_or_else(|| {
-                Failure::usage("no_relay_key", "neither the relay's address nor the token tells the relay's key")
-                    .help("give the address as the relay prints it: quic://HOST:PORT#KEY")
+                Failure::usage(
+                    "no_relay_key",
+                    "neither the relay's address nor the token tells the relay's key",
+                )
+                .help("give the address as the relay prints it: quic://HOST:PORT#KEY")
             })?;
             Some(url.with_key(key))
         }

@@ -16,6 +16,9 @@ use crate::owner::{self, Listener, Request};
 /// How often `watch` looks whether its own state changed.
 const STATE_PERIOD: Duration = Duration::from_millis(200);
 
+/// How often figures are asked for, 2 ms apart.
+const FIGURES_TRIES: u32 = 500;
+
 pub(crate) async fn sync(
     workspace: &Workspace,
     deadline_ms: u64,
@@ -28,7 +31,7 @@ pub(crate) async fn sync(
             }
             // Without a relay a device is offline for good, which loses nothing either.
             Err(error) if error.code() == "no_relay" => {
-                let status = workspace.status();
+                let status = figures(workspace).await;
                 (SyncOutcome::Offline, 0, 0, status.pending, status.digest, Some(error))
             }
             Err(error) => return Err(error.into()),
@@ -58,7 +61,7 @@ pub(crate) async fn sync(
 }
 
 pub(crate) async fn status(workspace: &Workspace, output: &mut Output) -> Result<(), Failure> {
-    let status = workspace.status();
+    let status = figures(workspace).await;
     let text = format!(
         "workspace {}, {}\n{} to send, {} in conflict, {} refused\ndigest {}\nclock {} ms ahead of the relay's",
         workspace.name(),
@@ -76,6 +79,18 @@ pub(crate) async fn status(workspace: &Workspace, output: &mut Output) -> Result
     }
 }
 
+/// Where the device stands. A workspace that was opened just now has no figures yet.
+async fn figures(workspace: &Workspace) -> WorkspaceStatus {
+    for _ in 0..FIGURES_TRIES {
+        let status = workspace.status();
+        if !status.digest.is_empty() {
+            return status;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    workspace.status()
+}
+
 fn status_json(status: &WorkspaceStatus) -> Json {
     json!({
         "state": status.state.name(),
@@ -91,7 +106,8 @@ fn status_json(status: &WorkspaceStatus) -> Json {
 pub(crate) async fn watch(global: Global, output: &mut Output) -> Result<(), Failure> {
     let dir = DeviceDir::new(global.data)?;
     let config = dir.config()?;
-    let no_signals = |error: std::io::Error| Failure::internal(format!("could not listen for signals: {error}"));
+    let no_signals =
+        |error: std::io::Error| Failure::internal(format!("could not listen for signals: {error}"));
     // Before anything is open, so that no signal is missed.
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
@@ -135,6 +151,7 @@ pub(crate) async fn follow(workspace: &Workspace, output: &mut Output) -> Result
     let mut period = tokio::time::interval(STATE_PERIOD);
     period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut shown = None;
+    figures(workspace).await;
     loop {
         tokio::select! {
             biased;
