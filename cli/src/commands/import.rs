@@ -3,6 +3,7 @@
 use anabranch::{Edit, Expect, Intent, Workspace};
 use serde_json::{Map, Value as Json, json};
 
+use super::write::nothing_written;
 use crate::args::ImportArgs;
 use crate::assign;
 use crate::failure::Failure;
@@ -28,22 +29,25 @@ pub(crate) async fn import(
     output.progress(0, total as u64, false).await?;
     for chunk in records.chunks(CHUNK_RECORDS) {
         let mut edits = Vec::with_capacity(chunk.len());
-        let mut ids = Vec::with_capacity(chunk.len());
+        let mut keys = Vec::with_capacity(chunk.len());
         let mut failures = Vec::new();
         for (place, record) in chunk.iter().enumerate() {
             match edit(workspace, args, keeps_id, record).await {
                 Ok(edit) => {
-                    ids.push(edit.key.id().to_owned());
+                    keys.push(edit.key.clone());
                     edits.push(edit);
                 }
                 Err(failure) => failures.push((format!("record {}", done + place + 1), failure)),
             }
         }
         let results = workspace.write_each(edits).await?;
-        for (id, result) in ids.into_iter().zip(results) {
-            if let Err(error) = result {
-                failures.push((id, error.into()));
-            }
+        for (key, result) in keys.into_iter().zip(results) {
+            let failure = match result {
+                Ok(version) if version.is_empty() => nothing_written(&key),
+                Ok(_) => continue,
+                Err(error) => error.into(),
+            };
+            failures.push((key.id().to_owned(), failure));
         }
         for (which, failure) in failures {
             failed += 1;

@@ -1,6 +1,6 @@
 //! `set` and `delete`.
 
-use anabranch::{Edit, Expect, Intent, Workspace};
+use anabranch::{Edit, EntityKey, Expect, Intent, Workspace};
 use serde_json::json;
 
 use crate::args::{EntityArgs, SetArgs};
@@ -36,6 +36,9 @@ pub(crate) async fn set(
     let keys: Vec<_> = edits.iter().map(|edit| edit.key.clone()).collect();
     let versions = write(workspace, edits, args.unchecked).await?;
     for (key, version) in keys.iter().zip(versions) {
+        if version.is_empty() {
+            return Err(nothing_written(key));
+        }
         let object = json!({ "type": key.type_name(), "id": key.id(), "version": version });
         output.result(object, format!("{key} is saved on this device")).await?;
     }
@@ -54,10 +57,18 @@ pub(crate) async fn delete(
     edit.expect = Expect::Existing;
     let key = edit.key.clone();
     let versions = write_as(workspace, vec![edit], unchecked).await?;
+    // What was created and deleted before it was ever sent leaves nothing behind.
+    let version = versions.first().filter(|version| !version.is_empty());
     let object = json!({
-        "type": key.type_name(), "id": key.id(), "version": versions.first(), "deleted": true,
+        "type": key.type_name(), "id": key.id(), "version": version, "deleted": true,
     });
     output.result(object, format!("{key} is deleted on this device")).await
+}
+
+/// An entity is what was written into it: one without any value does not come to be.
+pub(super) fn nothing_written(key: &EntityKey) -> Failure {
+    Failure::validation("nothing_written", format!("{key} was not created: it has no value in any field"))
+        .help("give it at least one value")
 }
 
 /// Writes edits of entities that exist, are new, or were deleted: to set fields of a deleted
