@@ -1,0 +1,105 @@
+//! What each command does.
+
+mod conflicts;
+mod import;
+mod read;
+mod schema;
+mod setup;
+mod sync;
+mod write;
+
+pub(crate) use schema::schema;
+pub(crate) use setup::{init, relay, token};
+pub(crate) use sync::{follow, watch};
+
+use std::io::Read as _;
+
+use crate::args::{DataCommand, Global};
+use crate::config::{Device, DeviceDir, Opened, read_text};
+use crate::failure::{Category, Failure};
+use crate::output::Output;
+use crate::owner::{self, Request};
+
+/// Carries out a command on a directory: through the process that owns it, or by owning it
+/// for as long as the command takes.
+pub(crate) async fn data(global: Global, command: DataCommand, output: &mut Output) -> Result<(), Failure> {
+    let dir = DeviceDir::new(global.data)?;
+    let config = dir.config()?;
+    let input = input(&command)?;
+    let offset = global.clock_offset;
+    let owner = match owner::connect(dir.root()).await {
+        Some(stream) => Opened::Elsewhere(stream),
+        None => dir.open(&config, offset, false, async || owner::connect(dir.root()).await).await?,
+    };
+    match owner {
+        Opened::Elsewhere(stream) => {
+            let request = Request::new(global.json, offset, input, command);
+            owner::forward(stream, &request, output).await
+        }
+        Opened::Here(device) => {
+            let result = carry_out(&device, command, input, output).await;
+            let closed = device.engine.shutdown().await.map_err(Failure::from);
+            result.and(closed)
+        }
+    }
+}
+
+/// Reads what a command reads, before it is decided which process carries it out.
+fn input(command: &DataCommand) -> Result<Option<String>, Failure> {
+    match command {
+        DataCommand::Set(args) if args.type_name == "-" => standard_input().map(Some),
+        DataCommand::Import(args) if args.file.as_os_str() == "-" => standard_input().map(Some),
+        DataCommand::Import(args) => read_text(&args.file).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn standard_input() -> Result<String, Failure> {
+    let mut text = String::new();
+    match std::io::stdin().lock().read_to_string(&mut text) {
+        Ok(_) => Ok(text),
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+            Err(Failure::validation("not_utf8", "the standard input is not UTF-8 text"))
+        }
+        Err(error) => {
+            let message = format!("could not read the standard input: {error}");
+            Err(Failure::new(Category::Storage, "io", message))
+        }
+    }
+}
+
+/// Carries out a command in the process that owns the directory.
+pub(crate) async fn carry_out(
+    device: &Device,
+    command: DataCommand,
+    input: Option<String>,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let workspace = &device.workspace;
+    match command {
+        DataCommand::Set(args) => write::set(workspace, args, input.as_deref(), output).await,
+        DataCommand::Delete { entity, if_version, unchecked } => {
+            write::delete(workspace, &entity, if_version.as_deref(), unchecked, output).await
+        }
+        DataCommand::Get { entity } => read::get(workspace, &entity, output).await,
+        DataCommand::List(args) => read::list(workspace, args, output).await,
+        DataCommand::Export { type_name } => read::export(workspace, &type_name, output).await,
+        DataCommand::Import(args) => {
+            import::import(workspace, &args, input.as_deref().unwrap_or_default(), output).await
+        }
+        DataCommand::Sync { deadline } => sync::sync(workspace, deadline, output).await,
+        DataCommand::Status => sync::status(workspace, output).await,
+        DataCommand::Conflicts => conflicts::conflicts(workspace, output).await,
+        DataCommand::Resolve(args) => conflicts::resolve(workspace, &args, output).await,
+        DataCommand::Refused { action } => conflicts::refused(workspace, action, output).await,
+        DataCommand::Follow => follow(workspace, output).await,
+        DataCommand::RelaySchema { push, deadline } => {
+            schema::with_relay(workspace, push, deadline, output).await
+        }
+    }
+}
+
+/// RFC 3339 from milliseconds since 1970.
+fn time(ms: u64) -> String {
+    anabranch::schema::timestamp_from_ms(i64::try_from(ms).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,220 @@
+//! The directory of a device, as far as this program wrote it.
+//!
+//! ```text
+//! DIR/anabranch.toml    device, workspace, relay and token; mode 0600
+//! DIR/schema.toml       the schema
+//! DIR/anabranch.sock    the socket of the process that owns the directory, while one does
+//! ```
+//!
+//! The engine keeps its own files beside them.
+
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anabranch::{Engine, Schema, TokenSource, Workspace};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Category, Failure};
+
+/// How long a command waits for another one that holds the directory.
+const IN_USE_WAIT: Duration = Duration::from_secs(10);
+
+/// What `init` was told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DeviceConfig {
+    /// What people call the device.
+    pub(crate) device: String,
+    pub(crate) workspace: String,
+    /// With its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) relay: Option<String>,
+    /// Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<String>,
+}
+
+/// The directory of a device.
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceDir {
+    root: PathBuf,
+}
+
+impl DeviceDir {
+    /// The directory given by `--data`.
+    pub(crate) fn new(data: Option<PathBuf>) -> Result<Self, Failure> {
+        match data {
+            Some(root) => Ok(Self { root }),
+            None => Err(Failure::usage("no_data_dir", "no directory was given")
+                .help("give --data DIR, or set ANABRANCH_DATA")),
+        }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn schema_path(&self) -> PathBuf {
+        self.root.join("schema.toml")
+    }
+
+    fn config_path(&self) -> PathBuf {
+        self.root.join("anabranch.toml")
+    }
+
+    /// Makes the directory. The configuration is written last: while it is missing, `init` can
+    /// be repeated.
+    pub(crate) fn create(&self, config: &DeviceConfig, schema_source: &str) -> Result<(), Failure> {
+        let path = self.config_path();
+        if path.exists() {
+            let message = format!("{} is already set up", self.root.display());
+            return Err(Failure::usage("already_initialised", message)
+                .help("choose another directory; to change relay or token, edit its anabranch.toml"));
+        }
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(&self.root).map_err(|error| Failure::storage("create", &self.root, &error))?;
+        self.write_schema(schema_source)?;
+        let text = toml::to_string(config).map_err(|error| Failure::internal(error.to_string()))?;
+        write_private(&path, &text)
+    }
+
+    /// Replaces the schema.
+    pub(crate) fn write_schema(&self, source: &str) -> Result<(), Failure> {
+        write_private(&self.schema_path(), source)
+    }
+
+    /// What `init` was told.
+    pub(crate) fn config(&self) -> Result<DeviceConfig, Failure> {
+        let path = self.config_path();
+        let text = std::fs::read_to_string(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                let message = format!("{} is no directory of a device", self.root.display());
+                Failure::usage("not_initialised", message)
+                    .help("make it with `anabranch init`, or give another one with --data")
+            }
+            _ => Failure::storage("read", &path, &error),
+        })?;
+        toml::from_str(&text).map_err(|error| {
+            Failure::usage("bad_config", format!("{}: {}", path.display(), error.message().trim()))
+                .help("mend the file; `anabranch init` in a fresh directory shows what it looks like")
+        })
+    }
+
+    /// The device's schema.
+    pub(crate) fn schema(&self) -> Result<Schema, Failure> {
+        let path = self.schema_path();
+        parse_schema(&read_text(&path)?, &path)
+    }
+
+    /// Opens the engine. Waits a while where another process holds the directory, and calls
+    /// `busy` before each new try: it may have found a better way.
+    pub(crate) async fn open<T>(
+        &self,
+        config: &DeviceConfig,
+        clock_offset_ms: i64,
+        background_sync: bool,
+        mut busy: impl AsyncFnMut() -> Option<T>,
+    ) -> Result<Opened<T>, Failure> {
+        let schema = self.schema()?;
+        let deadline = tokio::time::Instant::now() + IN_USE_WAIT;
+        loop {
+            let mut builder = Engine::builder(&self.root)
+                .schema(schema.clone())
+                .device_name(&config.device)
+                .clock_offset_ms(clock_offset_ms)
+                .background_sync(background_sync);
+            if let Some(relay) = &config.relay {
+                builder = builder.relay(relay);
+            }
+            if let Some(token) = &config.token {
+                // Asked for at each sign-in: a new token in the file is taken without a restart.
+                let dir = self.clone();
+                builder = builder.token(TokenSource::callback(move || {
+                    let token = dir.config().map(|config| config.token.unwrap_or_default());
+                    std::future::ready(token.map_err(|failure| failure.message))
+                }));
+                // Edits made before the first sign-in are checked by the role that it will give.
+                if let Some(claims) = anabranch_relay::peek_claims(token) {
+                    builder = builder.assume_role(claims.role.name());
+                }
+            }
+            let failure = match builder.open().await {
+                Ok(engine) => {
+                    let workspace = engine.workspace(&config.workspace).await?;
+                    return Ok(Opened::Here(Device { engine, workspace, clock_offset_ms }));
+                }
+                Err(error) => Failure::from(error),
+            };
+            let in_use = failure.category == Category::Storage && failure.code.contains("in_use");
+            if !in_use || tokio::time::Instant::now() > deadline {
+                return Err(failure);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if let Some(other) = busy().await {
+                return Ok(Opened::Elsewhere(other));
+            }
+        }
+    }
+}
+
+/// How the directory is reached.
+pub(crate) enum Opened<T> {
+    /// This process owns it.
+    Here(Device),
+    /// Another one does.
+    Elsewhere(T),
+}
+
+/// An open device.
+#[derive(Clone)]
+pub(crate) struct Device {
+    pub(crate) engine: Engine,
+    pub(crate) workspace: Workspace,
+    pub(crate) clock_offset_ms: i64,
+}
+
+/// Parses a schema; every mistake is told with file and line.
+pub(crate) fn parse_schema(source: &str, path: &Path) -> Result<Schema, Failure> {
+    Schema::parse(source, &path.display().to_string()).map_err(|errors| {
+        Failure::validation("bad_schema", errors.to_string()).help("mend the lines named in the message")
+    })
+}
+
+/// Reads a file that a person named.
+pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            Failure::usage("no_such_file", format!("there is no file {}", path.display()))
+                .help("check the name and the directory that it is relative to")
+        }
+        std::io::ErrorKind::InvalidData => {
+            Failure::validation("not_utf8", format!("{} is not UTF-8 text", path.display()))
+        }
+        _ => Failure::storage("read", path, &error),
+    })
+}
+
+/// Writes a file that only its owner reads; afterwards it is there in full or not at all.
+fn write_private(path: &Path, text: &str) -> Result<(), Failure> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    let temporary = path.with_extension(format!("new-{}", std::process::id()));
+    let write = || {
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        std::fs::File::open(parent)?.sync_all()
+    };
+    write().map_err(|error| {
+        let _ = std::fs::remove_file(&temporary);
+        Failure::storage("write", path, &error)
+    })
+}
