@@ -1,5 +1,7 @@
 //! Engines and a real relay over real QUIC, as an app would use them.
 
+#![expect(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
+
 use std::path::Path;
 use std::time::Duration;
 
