@@ -511,7 +511,11 @@ impl Hub {
         let Some(slot) = self.slots.get(&waiter.workspace) else { return };
         let figures = slot.replica.status();
         let (outcome, error) = match (slot.replica.channel_state(), &self.last_error) {
-            _ if self.link.is_some() && slot.replica.is_complete() => (SyncOutcome::Complete, None),
+            _ if self.link.is_some() && slot.replica.is_complete() => {
+                // What a refused parent holds back, or the relay can't take now, is not done.
+                let outcome = if figures.pending == 0 { SyncOutcome::Complete } else { SyncOutcome::Partial };
+                (outcome, None)
+            }
             (ChannelState::Faulted { code, message }, _) => {
                 let outcome = if code.is_auth() { SyncOutcome::Auth } else { SyncOutcome::Partial };
                 (outcome, Some(Error::fault(*code, message.clone())))

@@ -166,7 +166,8 @@ impl Replica {
     }
 
     pub(super) fn on_ack(&mut self, now: Now, ack: Ack) -> Result<(), StoreError> {
-        let Some(numbers) = self.channel.in_flight.remove(&ack.unit_id) else { return Ok(()) };
+        let Some((numbers, entities)) = self.channel.in_flight.remove(&ack.unit_id) else { return Ok(()) };
+        self.channel.busy.retain(|entity| !entities.contains(entity));
         let mut refused: BTreeMap<ChangeHash, Refused> =
             ack.refused.into_iter().map(|refused| (ChangeHash(refused.hash), refused)).collect();
         let mut by_entity: BTreeMap<EntityHash, (EntityKey, Vec<ChangeHash>, Vec<Refused>)> = BTreeMap::new();

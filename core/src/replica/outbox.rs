@@ -65,7 +65,10 @@ pub(super) struct Link {
     channel: Channel,
     /// Whether the grant is there and the feed was opened.
     granted: bool,
-    pub(super) in_flight: BTreeMap<u64, Vec<u64>>,
+    /// Outbox numbers and entities of each unit that was not answered yet.
+    pub(super) in_flight: BTreeMap<u64, (Vec<u64>, BTreeSet<EntityHash>)>,
+    /// Their entities: one unit at a time for each.
+    pub(super) busy: BTreeSet<EntityHash>,
     next_unit: u64,
     durable: CommitNo,
     /// The feed was asked for again in full after a fault was found.
@@ -207,6 +210,7 @@ impl Replica {
                 let code = FaultCode::from_u16(fault.code).unwrap_or(FaultCode::Internal);
                 self.channel.granted = false;
                 self.channel.in_flight.clear();
+                self.channel.busy.clear();
                 self.channel.state = ChannelState::Faulted { code, message: fault.message };
                 self.outputs.push_back(Output::Status);
             }
@@ -292,15 +296,11 @@ impl Replica {
 
     /// Whether something waits that could be sent now.
     fn has_sendable(&self) -> bool {
-        self.pending.iter().any(|(hash, numbers)| {
+        self.pending.keys().any(|hash| {
             !self.channel.stalled.contains(hash)
-                && !self.is_in_flight(numbers)
+                && !self.channel.busy.contains(hash)
                 && !self.is_held(*hash).unwrap_or(true)
         })
-    }
-
-    fn is_in_flight(&self, numbers: &BTreeSet<u64>) -> bool {
-        self.channel.in_flight.values().flatten().any(|number| numbers.contains(number))
     }
 
     /// Sends what may be sent.
@@ -321,7 +321,10 @@ impl Replica {
             let unit_id = self.channel.next_unit;
             self.channel.next_unit += 1;
             let message = Changes { channel: self.channel.channel, unit_id, sent: self.state.sent, unit };
-            self.channel.in_flight.insert(unit_id, numbers);
+            let entities: BTreeSet<EntityHash> =
+                numbers.iter().filter_map(|n| self.outbox.get(n)).map(|pending| pending.entity).collect();
+            self.channel.busy.extend(&entities);
+            self.channel.in_flight.insert(unit_id, (numbers, entities));
             self.send(message);
         }
         Ok(())
@@ -356,7 +359,7 @@ impl Replica {
         let mut queue: Vec<(i64, u64, EntityHash)> = self
             .pending
             .iter()
-            .filter(|(hash, numbers)| !self.channel.stalled.contains(*hash) && !self.is_in_flight(numbers))
+            .filter(|(hash, _)| !self.channel.stalled.contains(*hash) && !self.channel.busy.contains(*hash))
             .filter_map(|(hash, numbers)| {
                 let first = *numbers.first()?;
                 let pending = self.outbox.get(&first)?;
@@ -400,7 +403,7 @@ impl Replica {
                 continue;
             }
             let Some(numbers) = self.pending.get(&hash) else { continue };
-            if self.is_in_flight(numbers) || self.channel.stalled.contains(&hash) {
+            if self.channel.busy.contains(&hash) || self.channel.stalled.contains(&hash) {
                 return Ok(None);
             }
             for number in numbers {
@@ -431,8 +434,7 @@ impl Replica {
             }
         }
         group.extend(parents);
-        let busy =
-            group.iter().filter_map(|hash| self.pending.get(hash)).any(|numbers| self.is_in_flight(numbers));
+        let busy = group.iter().any(|hash| self.channel.busy.contains(hash));
         Ok((!busy).then_some(group))
     }
 
