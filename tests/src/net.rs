@@ -218,6 +218,28 @@ impl Net {
         self.collect(node);
     }
 
+    /// Edits one entity as it is now, without the model; `checked` is off for what only the
+    /// relay shall refuse. Returns the commit with which it is durable.
+    pub fn write_plainly(&mut self, node: usize, id: &str, intents: &[Intent], checked: bool) -> CommitNo {
+        let key = EntityKey::new(self.ty.name.clone(), id).unwrap();
+        let write = Write { key, intents: intents.to_vec(), based_on: None, expect: Expect::Any };
+        let now = self.now(node);
+        let written = self.nodes[node].replica.write(now, &[write], checked).unwrap();
+        self.collect(node);
+        written.commit
+    }
+
+    /// The newest commit that is durable on a device.
+    pub fn durable(&self, node: usize) -> CommitNo {
+        self.nodes[node].store.durable().unwrap()
+    }
+
+    /// What a device shows of an entity, and how many of its changes were refused.
+    pub fn look(&self, node: usize, id: &str) -> (Option<RowRecord>, u64) {
+        let key = EntityKey::new(self.ty.name.clone(), id).unwrap();
+        (self.rows(node).get(&key).unwrap(), self.nodes[node].replica.status().refused)
+    }
+
     fn blank(&self) -> Row {
         let fields = self.ty.fields.values().map(|field| (field.name.clone(), field.empty_value())).collect();
         Row { fields, deleted: false, conflicts: Vec::new() }
@@ -391,21 +413,29 @@ impl Net {
     /// Everybody meets. All must hold the same, with nothing left to send and nothing refused,
     /// and each row must be what the model makes of all that users did and were promised.
     pub fn settle(&mut self) {
+        self.agree();
+        for node in &self.nodes {
+            assert_eq!(node.replica.status().refused, 0);
+        }
+        let keys: BTreeSet<EntityKey> = self.tried.iter().map(|tried| tried.key.clone()).collect();
+        for key in keys {
+            self.check(&key);
+        }
+    }
+
+    /// Everybody meets, and holds the same as the relay, with nothing left to send.
+    pub fn agree(&mut self) {
         for node in 0..self.nodes.len() {
             self.disconnect(node);
             self.connect(node);
         }
         self.quiet();
         let (_, digest) = self.relay.digest(&WorkspaceId::new("home").unwrap()).unwrap().unwrap();
-        for node in &self.nodes {
+        for (n, node) in self.nodes.iter().enumerate() {
             let status = node.replica.status();
-            assert!(node.replica.is_complete(), "{:?}", node.replica.channel_state());
-            assert_eq!((status.pending, status.refused), (0, 0));
-            assert_eq!(status.digest, digest);
-        }
-        let keys: BTreeSet<EntityKey> = self.tried.iter().map(|tried| tried.key.clone()).collect();
-        for key in keys {
-            self.check(&key);
+            assert!(node.replica.is_complete(), "device {n}: {:?}", node.replica.channel_state());
+            assert_eq!(status.pending, 0, "device {n} has something left to send");
+            assert_eq!(status.digest, digest, "device {n}");
         }
     }
 
