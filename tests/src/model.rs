@@ -678,22 +678,8 @@ impl Log {
 
     /// Holds a row of the engine to what it must be after the edits `seen`.
     pub fn check(&self, seen: &Seen, row: &Row) -> Result<(), String> {
-        let (deleted, fields, open) = self.row(seen);
-        if row.deleted != deleted {
-            return Err(format!("deleted: it says {}, it must be {deleted}", row.deleted));
-        }
-        for (name, value) in &row.fields {
-            match fields.get(name) {
-                None => self.check_sequence(name, seen, value)?,
-                Some(wanted) if wanted != value => {
-                    return Err(format!("{name}: it shows {value}, it must be {wanted}"));
-                }
-                Some(_) => {}
-            }
-        }
-        if row.fields.len() != self.ty.fields.len() {
-            return Err("a field is missing".into());
-        }
+        self.check_fields(seen, row.deleted, &row.fields)?;
+        let open = self.row(seen).2;
         let mut found: Vec<Open> = row
             .conflicts
             .iter()
@@ -714,6 +700,32 @@ impl Log {
         found.sort_by(|a, b| a.field.cmp(&b.field));
         if found != open {
             return Err(format!("conflicts: it reports {found:#?}, there must be {open:#?}"));
+        }
+        Ok(())
+    }
+
+    /// The same for a row of which only the fields are known.
+    pub fn check_fields(
+        &self,
+        seen: &Seen,
+        deleted: bool,
+        shown: &BTreeMap<String, Json>,
+    ) -> Result<(), String> {
+        let (must_be, fields, _) = self.row(seen);
+        if deleted != must_be {
+            return Err(format!("deleted: it says {deleted}, it must be {must_be}"));
+        }
+        for (name, value) in shown {
+            match fields.get(name) {
+                None => self.check_sequence(name, seen, value)?,
+                Some(wanted) if wanted != value => {
+                    return Err(format!("{name}: it shows {value}, it must be {wanted}"));
+                }
+                Some(_) => {}
+            }
+        }
+        if shown.len() != self.ty.fields.len() {
+            return Err("a field is missing".into());
         }
         Ok(())
     }

@@ -350,6 +350,10 @@ impl Replica {
             match result {
                 Rewritten::Kept(_) => {}
                 Rewritten::Again { change, intents, .. } => {
+                    // An answer that is still under way is about the change that it was.
+                    for sent in self.channel.in_flight.values_mut() {
+                        sent.retain(|other| *other != number);
+                    }
                     record.hash = change.hash().0;
                     record.bytes = change.bytes().len() as u32;
                     record.intents = intents;
