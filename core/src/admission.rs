@@ -226,6 +226,23 @@ fn identity(change: &Change, context: &Context<'_>) -> Result<Author, Refusal> {
     Ok(author)
 }
 
+/// The actor that Automerge derives for an isolated edit while `level` others are not covered
+/// by the version that the edit is based on.
+pub(crate) fn derived_actor(base: &ActorId, level: u64) -> ActorId {
+    if level == 0 {
+        return base.clone();
+    }
+    let mut bytes = DERIVED_ACTOR_MAGIC.to_vec();
+    let mut rest = level;
+    while rest >= 0x80 {
+        bytes.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    bytes.push(rest as u8);
+    bytes.extend_from_slice(base.to_bytes());
+    ActorId::from(bytes)
+}
+
 /// The 16 bytes that bind an actor, or those within an actor derived for an isolated edit.
 fn base_actor(actor: &ActorId) -> Option<&[u8]> {
     let bytes = actor.to_bytes();
@@ -382,7 +399,7 @@ fn operations(change: &Change, context: &Context<'_>, checked: bool, first: bool
                 format!("{} is reference data: only an authority creates it", ty.name),
             );
         }
-        for field in ty.fields.values().filter(|f| f.required && !written.contains(&f.name)) {
+        if let Some(field) = ty.fields.values().find(|f| f.required && !written.contains(&f.name)) {
             return refuse(
                 RefusalCode::Validation,
                 format!("{}.{} is required and has no value", ty.name, field.name),

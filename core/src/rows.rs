@@ -16,6 +16,9 @@ pub use crate::replica::layout::{ConflictRecord, RefusedRecord, RowRecord, SideR
 /// Rows of one page of a scan.
 const PAGE_ROWS: usize = 256;
 
+/// Index keys with the entities that they stand for, and whether there are more.
+pub type IndexPage = (Vec<(Vec<u8>, EntityKey)>, bool);
+
 /// A reader of one workspace.
 #[derive(Clone)]
 pub struct Rows {
@@ -83,7 +86,7 @@ impl Rows {
         prefix_values: &[u8],
         after: Option<&[u8]>,
         descending: bool,
-    ) -> Result<(Vec<(Vec<u8>, EntityKey)>, bool), StoreError> {
+    ) -> Result<IndexPage, StoreError> {
         let mut prefix = self.keys.index(type_name, index);
         prefix.extend_from_slice(prefix_values);
         let found = if descending {

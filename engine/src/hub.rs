@@ -272,7 +272,8 @@ impl Hub {
                 }
             }
             Command::Sync { workspace, id, reply } => {
-                if let Some(slot) = self.slots.get(&workspace) {
+                if let Some(slot) = self.slots.get_mut(&workspace) {
+                    slot.replica.confirm();
                     let status = slot.replica.status();
                     let (sent, received) = (status.sent, status.received);
                     self.syncs.push(SyncWaiter { workspace, id, sent, received, reply });

@@ -35,6 +35,7 @@ pub use anabranch_core::rows::{RefusedRecord, SyncStatus};
 pub mod schema {
     pub use anabranch_core::schema::*;
 }
+pub use anabranch_derive::Entity;
 pub use error::{Category, Error};
 pub use link::TokenSource;
 pub use schema::Schema;
@@ -139,13 +140,16 @@ impl EngineBuilder {
         if let Some(error) = self.error {
             return Err(error);
         }
+        // Types of several sources must also fit each other.
+        let schema = Schema::from_types(self.schema.types.into_values())
+            .map_err(|errors| Error::new(Category::Validation, "invalid_schema", errors.to_string()))?;
         let relay: Option<RelayUrl> = self.relay.as_deref().map(str::parse).transpose()?;
         let dir = self.dir.clone();
         let (store, key, seed) = run_blocking(move || prepare(&dir)).await?;
         let store_life = store_life(&store)?;
         let store: Arc<dyn Store> = Arc::new(store);
         let device = DeviceId(key.public().0);
-        let schema = Arc::new(self.schema);
+        let schema = Arc::new(schema);
         let template = ReplicaConfig {
             workspace: WorkspaceId::new("template")?,
             device,
@@ -295,14 +299,14 @@ impl Engine {
 #[doc(hidden)]
 pub mod __private {
     //! For the code that `#[derive(Entity)]` writes.
-    use crate::schema::{EntityType, Schema};
+    use crate::schema::EntityType;
 
-    /// The type that a schema file of one type describes. The derive has checked it.
+    /// The type that the derive wrote as a schema file of one type.
+    ///
+    /// # Panics
+    /// On what the derive could not see, such as a default longer than `max_bytes`. It is the
+    /// app's own source that is wrong, so the first run of it says so.
     pub fn parse_type(source: &str) -> EntityType {
-        match Schema::parse(source, "#[derive(Entity)]").map(|schema| schema.types.into_values().next()) {
-            Ok(Some(ty)) => ty,
-            Ok(None) => panic!("#[derive(Entity)] wrote a schema without a type"),
-            Err(errors) => panic!("{errors}"),
-        }
+        EntityType::parse(source, "#[derive(Entity)]").unwrap_or_else(|errors| panic!("{errors}"))
     }
 }

@@ -117,7 +117,8 @@ pub(crate) async fn run(config: LinkConfig, wanted: Arc<Wanted>, hub: Sender<Com
         if hub.send(Command::LinkDown { error }).is_err() {
             return;
         }
-        if ended && !wanted.is_wanted() {
+        if ended {
+            // Closed because nobody wanted it; by now someone may.
             continue;
         }
         failures = failures.saturating_add(1);

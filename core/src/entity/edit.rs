@@ -7,8 +7,8 @@ use automerge::{ActorId, Author as DocAuthor, ChangeHash, ObjId, PatchLog, ROOT,
 use serde_json::Value as Json;
 
 use super::Entity;
-use super::resolve::{Life, Reader, compare_numbers, register_key};
-use crate::admission::INCREMENT_MAX;
+use super::resolve::{Candidate, Life, Reader, compare_numbers, register_key};
+use crate::admission::{INCREMENT_MAX, derived_actor};
 use crate::change::{CHANGE_BYTES_MAX, Change, Note, Role, TxMark};
 use crate::clock::{Hlc, WallMs};
 use crate::id::Author;
@@ -145,7 +145,7 @@ impl Entity {
         let intents = &expand(&self.reader(base.as_deref()), context.ty, intents)?[..];
         self.begin_containers(context.ty, intents)?;
         let time = self.time_of(context, base.as_deref().unwrap_or(&heads));
-        let isolated = base.map(|base| self.with_containers(base, intents));
+        let isolated = base.map(|base| self.with_own_previous(self.with_containers(base, intents), context));
         let steps = self.plan(context, intents, isolated.as_deref(), time)?;
         if steps.is_empty() {
             return Ok(None);
@@ -202,6 +202,25 @@ impl Entity {
         base
     }
 
+    /// A version that names the newest change of the actor that will write the edit, where it
+    /// contains that only by way of others: each change names its actor's previous one.
+    fn with_own_previous(&self, mut base: Vec<ChangeHash>, context: &EditContext<'_>) -> Vec<ChangeHash> {
+        let actor = context.author.actor(&self.workspace, &self.key);
+        let reader = self.reader(None);
+        for level in 0.. {
+            let entry = self.headers.actor(&derived_actor(&actor, level));
+            let Some(newest) = entry.and_then(|entry| entry.newest) else { break };
+            if reader.covers(&base, newest) {
+                let previous = self.headers.headers()[newest as usize].hash;
+                if !base.contains(&previous) {
+                    base.push(previous);
+                }
+                break;
+            }
+        }
+        base
+    }
+
     fn plan(
         &self,
         context: &EditContext<'_>,
@@ -217,6 +236,8 @@ impl Entity {
             time,
             steps: Vec::new(),
             groups: BTreeMap::new(),
+            written: BTreeMap::new(),
+            elements: BTreeMap::new(),
             lengths: BTreeMap::new(),
             key: self.key.to_string(),
         };
@@ -347,6 +368,11 @@ struct Plan<'a> {
     steps: Vec<Step>,
     /// Members to write by group.
     groups: BTreeMap<String, BTreeMap<String, Json>>,
+    /// What the steps so far write, by map (none is the root) and key: a later intent of an
+    /// edit builds on the earlier ones, not on what the user saw before them.
+    written: BTreeMap<(Option<String>, String), ScalarValue>,
+    /// Elements that the steps so far add or remove, by set and key.
+    elements: BTreeMap<(String, String), bool>,
     /// Lengths of lists and texts as the steps so far leave them.
     lengths: BTreeMap<String, usize>,
     key: String,
@@ -372,14 +398,20 @@ impl<'a> Plan<'a> {
                 let obj = self.container(field)?;
                 // A new value each time: re-added as it was, it would lose to a removal.
                 let value = ScalarValue::Int(self.time.to_change_time());
-                self.steps.push(Step::Put { obj, key: shape::element_to_key(&element), value, fresh: false });
+                let key = shape::element_to_key(&element);
+                self.elements.insert((field.name.clone(), key.clone()), true);
+                self.steps.push(Step::Put { obj, key, value, fresh: false });
                 Ok(())
             }
             Intent::Remove { field, element } => {
                 let field = self.field(field, FieldKind::Set, "a set")?;
                 let key = shape::element_to_key(&checked_element(field, element)?);
                 let obj = self.container(field)?;
-                if self.reader.keys(&field.name).contains(&key) {
+                let there = match self.elements.insert((field.name.clone(), key.clone()), false) {
+                    Some(there) => there,
+                    None => self.reader.keys(&field.name).contains(&key),
+                };
+                if there {
                     self.steps.push(Step::Remove { obj, key });
                 }
                 Ok(())
@@ -496,20 +528,32 @@ impl<'a> Plan<'a> {
         value: ScalarValue,
         resolves: bool,
     ) -> Result<(), EditError> {
-        let shown = self.reader.register(register_key(name, group, policy, Role::Device), policy, tie);
-        if !resolves {
-            if shown.is_open() {
-                return Err(EditError::Conflict { field: format!("{} of {}", name, self.key) });
-            }
-            if !self.moves(policy, shown.value.as_ref(), &value, name)? {
-                return Ok(());
-            }
-        }
         let key = register_key(name, group, policy, self.context.role).to_key();
-        let held = self.reader.candidates(&ROOT, &key);
-        let fresh = held.len() > 1 || held.iter().any(|candidate| candidate.scalar == value);
-        self.steps.push(Step::Put { obj: ROOT, key, value, fresh });
+        let place = (None, key);
+        let (shown, open) = match self.written.get(&place) {
+            Some(earlier) => (Some(earlier.clone()), false),
+            None => {
+                let own = register_key(name, group, policy, Role::Device);
+                let shown = self.reader.register(own, policy, tie);
+                (shown.value.clone(), shown.is_open())
+            }
+        };
+        if open && !resolves {
+            return Err(EditError::Conflict { field: format!("{} of {}", name, self.key) });
+        }
+        // What is not in conflict is written, whatever the write is called.
+        if !open && !self.moves(policy, shown.as_ref(), &value, name)? {
+            return Ok(());
+        }
+        let held = self.reader.candidates(&ROOT, &place.1);
+        self.write(ROOT, place, value, &held);
         Ok(())
+    }
+
+    fn write(&mut self, obj: ObjId, place: (Option<String>, String), value: ScalarValue, held: &[Candidate]) {
+        let fresh = held.len() > 1 || held.iter().any(|candidate| candidate.scalar == value);
+        self.steps.push(Step::Put { obj, key: place.1.clone(), value: value.clone(), fresh });
+        self.written.insert(place, value);
     }
 
     /// Whether a write changes anything under the policy.
@@ -553,18 +597,22 @@ impl<'a> Plan<'a> {
         let value = if value.is_null() { Json::Null } else { checked_element(field, value)? };
         let value = shape::json_to_scalar(field, &value);
         let obj = self.container(field)?;
-        let shown = self.reader.entry(field, &obj, key);
-        if !resolves {
-            if shown.is_open() {
-                return Err(EditError::Conflict { field: format!("{name}.{key} of {}", self.key) });
+        let place = (Some(name.to_owned()), key.to_owned());
+        let (shown, open) = match self.written.get(&place) {
+            Some(earlier) => (Some(earlier.clone()), false),
+            None => {
+                let shown = self.reader.entry(field, &obj, key);
+                (shown.value.clone(), shown.is_open())
             }
-            if !self.moves(field.policy, shown.value.as_ref(), &value, &format!("{name}.{key}"))? {
-                return Ok(());
-            }
+        };
+        if open && !resolves {
+            return Err(EditError::Conflict { field: format!("{name}.{key} of {}", self.key) });
+        }
+        if !open && !self.moves(field.policy, shown.as_ref(), &value, &format!("{name}.{key}"))? {
+            return Ok(());
         }
         let held = self.reader.candidates(&obj, key);
-        let fresh = held.len() > 1 || held.iter().any(|candidate| candidate.scalar == value);
-        self.steps.push(Step::Put { obj, key: key.to_owned(), value, fresh });
+        self.write(obj, place, value, &held);
         Ok(())
     }
 
@@ -580,8 +628,7 @@ impl<'a> Plan<'a> {
                     group.members.join(", ")
                 ));
             };
-            let shown =
-                self.reader.register(RootKey::Group { name, shadow: false }, group.policy, group.tie).value;
+            let shown = self.group_shown(name, group.policy, group.tie);
             let mut members = shown.as_ref().and_then(shape::group_from_scalar).unwrap_or_default();
             for (member, value) in given {
                 match ty.fields.get(member).filter(|field| field.group.as_deref() == Some(name)) {
@@ -604,11 +651,19 @@ impl<'a> Plan<'a> {
         self.write_register(name, false, field.policy, field.tie, shape::json_to_scalar(field, &value), true)
     }
 
+    /// A group's value as this edit has left it so far.
+    fn group_shown(&self, name: &str, policy: Policy, tie: Tie) -> Option<ScalarValue> {
+        let key = register_key(name, true, policy, self.context.role).to_key();
+        match self.written.get(&(None, key)) {
+            Some(earlier) => Some(earlier.clone()),
+            None => self.reader.register(RootKey::Group { name, shadow: false }, policy, tie).value,
+        }
+    }
+
     fn finish_groups(&mut self) -> Result<(), EditError> {
         for (name, written) in std::mem::take(&mut self.groups) {
             let Some(group) = self.context.ty.groups.get(&name) else { continue };
-            let key = RootKey::Group { name: &name, shadow: false };
-            let shown = self.reader.register(key, group.policy, group.tie).value;
+            let shown = self.group_shown(&name, group.policy, group.tie);
             let mut members = shown.as_ref().and_then(shape::group_from_scalar).unwrap_or_default();
             members.extend(written);
             // A cleared member that was never set is nothing new.

@@ -11,7 +11,7 @@ mod resolve;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use automerge::{Automerge, ChangeHash, ReadDoc};
+use automerge::{Automerge, ChangeHash};
 
 use crate::admission::{self, Context, Judge, Refusal, RefusalCode};
 use crate::change::{Change, MalformedChange};
@@ -46,6 +46,9 @@ pub struct LoadError {
     entity: EntityKey,
     what: String,
 }
+
+/// The document can't hold a change.
+struct Unloadable;
 
 /// What became of changes that were received.
 #[derive(Clone, Debug, Default)]
@@ -161,14 +164,27 @@ impl Entity {
         Reader { doc: &self.doc, headers: &self.headers, at }
     }
 
-    /// The bytes of changes, in causal order.
-    pub fn changes(&self, hashes: &BTreeSet<ChangeHash>) -> Vec<Vec<u8>> {
-        self.headers
-            .headers()
+    /// Changes in causal order.
+    pub fn changes(&self, hashes: &BTreeSet<ChangeHash>) -> Vec<Change> {
+        self.raw_changes(|hash| hashes.contains(hash))
+            .into_iter()
+            .filter_map(|raw| Change::from_raw(raw).ok())
+            .collect()
+    }
+
+    /// Changes in causal order. To write out one change the library walks over the whole
+    /// document, and it needs no longer for many: so they are asked for together.
+    fn raw_changes(&self, wanted: impl Fn(&ChangeHash) -> bool) -> Vec<automerge::Change> {
+        let headers = self.headers.headers();
+        let Some(first) = headers.iter().find(|header| wanted(&header.hash)) else { return Vec::new() };
+        let before: Vec<ChangeHash> =
+            first.deps.iter().filter_map(|dep| self.headers.get(*dep)).map(|header| header.hash).collect();
+        let mut found: BTreeMap<ChangeHash, automerge::Change> =
+            self.doc.get_changes(&before).into_iter().map(|change| (change.hash(), change)).collect();
+        headers
             .iter()
-            .filter(|header| hashes.contains(&header.hash))
-            .filter_map(|header| self.doc.get_change_by_hash(&header.hash))
-            .map(|change| change.raw_bytes().to_vec())
+            .filter(|header| wanted(&header.hash))
+            .filter_map(|header| found.remove(&header.hash))
             .collect()
     }
 
@@ -208,6 +224,61 @@ impl Entity {
         judge: Judge,
         admitted: bool,
     ) -> Received {
+        // All at once first: the library needs little longer for many changes than for one.
+        // If the document can't hold them all, each is tried for itself.
+        let before = self.headers.clone();
+        match self.receive_together(changes.clone(), ty, judge, admitted) {
+            Ok(received) => received,
+            Err(Unloadable) => {
+                self.headers = before;
+                self.receive_each(changes, ty, judge, admitted)
+            }
+        }
+    }
+
+    fn receive_together(
+        &mut self,
+        changes: Vec<Change>,
+        ty: Option<&EntityType>,
+        judge: Judge,
+        admitted: bool,
+    ) -> Result<Received, Unloadable> {
+        let mut accepted = Vec::with_capacity(changes.len());
+        let received = self.sort_out(changes, |entity, change| {
+            let author = entity.judge(change, ty, judge)?;
+            entity.headers.push(change, author, admitted);
+            accepted.push(change.clone());
+            Ok(())
+        });
+        if !accepted.is_empty() {
+            self.apply(&accepted)?;
+        }
+        Ok(received)
+    }
+
+    fn receive_each(
+        &mut self,
+        changes: Vec<Change>,
+        ty: Option<&EntityType>,
+        judge: Judge,
+        admitted: bool,
+    ) -> Received {
+        self.sort_out(changes, |entity, change| {
+            let author = entity.judge(change, ty, judge)?;
+            entity
+                .apply(std::slice::from_ref(change))
+                .map_err(|Unloadable| Refusal::new(RefusalCode::Unloadable, "the document can't hold it"))?;
+            entity.headers.push(change, author, admitted);
+            Ok(())
+        })
+    }
+
+    /// Takes changes in causal order, as far as what they build on is known.
+    fn sort_out(
+        &mut self,
+        changes: Vec<Change>,
+        mut take: impl FnMut(&mut Self, &Change) -> Result<(), Refusal>,
+    ) -> Received {
         let mut received = Received::default();
         let mut open = changes;
         loop {
@@ -222,7 +293,7 @@ impl Entity {
                     waiting.push(change);
                     continue;
                 }
-                match self.take(&change, ty, judge, admitted) {
+                match take(self, &change) {
                     Ok(()) => {
                         progress = true;
                         received.applied.push(change.hash());
@@ -251,46 +322,29 @@ impl Entity {
         self.headers.contains(dep) || self.genesis.values().any(|genesis| genesis.hash == *dep)
     }
 
-    fn take(
-        &mut self,
-        change: &Change,
-        ty: Option<&EntityType>,
-        judge: Judge,
-        admitted: bool,
-    ) -> Result<(), Refusal> {
-        let context = Context {
-            workspace: &self.workspace,
-            entity: &self.key,
-            ty,
-            genesis: &self.genesis,
-            headers: &self.headers,
-            judge,
-        };
-        let author = admission::judge(change, &context)?;
-        self.apply(change, author, admitted)
-    }
-
-    /// Tier 2: applies a judged change. A document that panicked is dropped and loaded again
-    /// from what it was before.
-    fn apply(&mut self, change: &Change, author: Author, admitted: bool) -> Result<(), Refusal> {
-        let unloadable = || Refusal::new(RefusalCode::Unloadable, "the document can't hold it");
-        let mut changes: Vec<automerge::Change> = Vec::new();
-        for genesis in self.genesis.values() {
-            if change.deps().contains(&genesis.hash) && self.begun.insert(genesis.field.clone()) {
-                changes.push(genesis.change().clone());
+    /// Tier 2: applies judged changes where a panic is caught. If the document can't hold them
+    /// it is put back to what it was before.
+    fn apply(&mut self, changes: &[Change]) -> Result<(), Unloadable> {
+        let mut raw: Vec<automerge::Change> = Vec::new();
+        let mut begun = Vec::new();
+        for genesis in self.genesis.values().filter(|genesis| !self.begun.contains(&genesis.field)) {
+            if changes.iter().any(|change| change.deps().contains(&genesis.hash)) {
+                begun.push(genesis.field.clone());
+                raw.push(genesis.change().clone());
             }
         }
-        changes.push(change.raw().clone());
+        raw.extend(changes.iter().map(|change| change.raw().clone()));
         let before = self.doc.get_heads();
         let doc = &mut self.doc;
         let applied = catch_unwind(AssertUnwindSafe(|| {
-            doc.apply_changes(changes).is_ok() && doc.get_change_meta_by_hash(&change.hash()).is_some()
+            doc.apply_changes(raw).is_ok()
+                && changes.iter().all(|change| doc.get_change_meta_by_hash(&change.hash()).is_some())
         }));
         if !matches!(applied, Ok(true)) {
-            self.restore(&before).map_err(|_| unloadable())?;
-            return Err(unloadable());
+            self.restore(&before).map_err(|_| Unloadable)?;
+            return Err(Unloadable);
         }
-        self.headers.push(change, author, admitted);
+        self.begun.extend(begun);
         Ok(())
     }
 

@@ -154,16 +154,18 @@ impl Entity {
             genesis: self.genesis.clone(),
             begun: BTreeSet::new(),
         };
-        for header in self.headers.headers().iter().filter(|header| !gone.contains(&header.hash)) {
-            let raw = self
-                .doc
-                .get_change_by_hash(&header.hash)
-                .ok_or_else(|| fail(format!("lacks the change {}", header.hash)))?;
+        let kept = self.headers.headers().iter().filter(|header| !gone.contains(&header.hash));
+        let changes = self.raw_changes(|hash| !gone.contains(hash));
+        let mut parsed = Vec::with_capacity(changes.len());
+        for (header, raw) in kept.zip(changes) {
             let change = Change::from_raw(raw).map_err(|error| fail(error.to_string()))?;
-            entity
-                .apply(&change, self.headers.author(header), header.admitted)
-                .map_err(|refusal| fail(refusal.message))?;
+            if change.hash() != header.hash {
+                return Err(fail(format!("lacks the change {}", header.hash)));
+            }
+            entity.headers.push(&change, self.headers.author(header), header.admitted);
+            parsed.push(change);
         }
+        entity.apply(&parsed).map_err(|_| fail("does not hold its own changes".into()))?;
         Ok(entity)
     }
 

@@ -230,11 +230,21 @@ impl<'a> Reader<'a> {
             }
             lost.push(place);
         }
+        // A deletion that someone took back or confirmed since is no edit that was lost.
+        lost.retain(|place| !self.only_deletes(*place));
         Life::Deleted { by: winner.clone(), lost }
     }
 
+    fn only_deletes(&self, place: u32) -> bool {
+        let header = &self.headers.headers()[place as usize];
+        let Some(change) = self.doc.get_change_by_hash(&header.hash).filter(|_| !header.revives) else {
+            return false;
+        };
+        change.decode().operations.iter().all(|op| op.key == TOMBSTONE.into())
+    }
+
     /// Whether a version includes a change.
-    fn covers(&self, heads: &[ChangeHash], place: u32) -> bool {
+    pub(super) fn covers(&self, heads: &[ChangeHash], place: u32) -> bool {
         heads
             .iter()
             .filter_map(|head| self.headers.place(head))
@@ -426,13 +436,20 @@ impl<'a> Reader<'a> {
         let mut sides = vec![Side { device: by.device, time: by.time, change: by.change, value: Json::Null }];
         // One side for each device that lost edits, at its newest one.
         let mut newest: BTreeMap<DeviceId, u32> = BTreeMap::new();
+        // By what every device knows, not by the order of arrival.
+        let order = |place: u32| {
+            let header = &self.headers.headers()[place as usize];
+            (header.time, self.headers.actors()[header.actor as usize].actor.to_bytes())
+        };
         for place in lost {
             let header = &self.headers.headers()[*place as usize];
             let kept = newest.entry(self.headers.device(header)).or_insert(*place);
-            if header.time > self.headers.headers()[*kept as usize].time {
+            if order(*place) > order(*kept) {
                 *kept = *place;
             }
         }
+        let mut newest: Vec<(DeviceId, u32)> = newest.into_iter().collect();
+        newest.sort_by(|a, b| order(b.1).cmp(&order(a.1)));
         for (device, place) in newest {
             let header = &self.headers.headers()[place as usize];
             let value =
@@ -475,6 +492,9 @@ fn group_json(scalar: &ScalarValue) -> Option<Json> {
 /// that write the same agree.
 fn pick(mut candidates: Vec<Candidate>, policy: Policy, tie: Tie) -> Resolved {
     candidates.sort_by(|a, b| b.order().cmp(&a.order()));
+    let written = |c: &&Candidate| c.scalar != ScalarValue::Null;
+    // Who writes the first value again later must not make it a later one.
+    let first = candidates.iter().rev().find(written).map(|c| c.scalar.clone());
     let mut distinct: Vec<Candidate> = Vec::new();
     for candidate in candidates {
         if !distinct.iter().any(|known| known.scalar == candidate.scalar) {
@@ -483,7 +503,6 @@ fn pick(mut candidates: Vec<Candidate>, policy: Policy, tie: Tie) -> Resolved {
     }
     let newest = distinct.first().map(|c| c.scalar.clone());
     let plain = |value| Resolved { value, kind: None, sides: Vec::new() };
-    let written = |c: &&Candidate| c.scalar != ScalarValue::Null;
     match policy {
         Policy::Manual if distinct.len() > 1 => {
             Resolved { value: newest, kind: Some(ConflictKind::Manual), sides: distinct }
@@ -497,10 +516,7 @@ fn pick(mut candidates: Vec<Candidate>, policy: Policy, tie: Tie) -> Resolved {
                 plain(newest)
             }
         }
-        Policy::FirstWrite => {
-            let first = distinct.iter().filter(written).min_by(|a, b| a.order().cmp(&b.order()));
-            plain(first.map(|c| c.scalar.clone()).or(newest))
-        }
+        Policy::FirstWrite => plain(first.or(newest)),
         Policy::Max | Policy::Min => {
             let wanted = if policy == Policy::Max { Ordering::Greater } else { Ordering::Less };
             let best = distinct.iter().filter(written).fold(None, |best: Option<&Candidate>, c| match best {

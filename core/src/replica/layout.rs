@@ -7,7 +7,7 @@
 //! | META | `state` | [`StateRecord`] |
 //! | ENTITY | entity hash | [`EntityRecord`] |
 //! | DOC | entity hash, 0 | the snapshot |
-//! | DOC | entity hash, 1, number | one change stored after the snapshot |
+//! | DOC | entity hash, 1, number | an increment: changes since, each behind its length |
 //! | HEADER | entity hash, place | [`HeaderRecord`](crate::codec::HeaderRecord) |
 //! | ROW | type, 0, id | [`RowRecord`] |
 //! | INDEX | type, 0, index number, values, 0, id | nothing |
@@ -248,10 +248,8 @@ pub(crate) struct EntityRecord {
     pub(crate) id: String,
     /// Bytes of the snapshot.
     pub(crate) snapshot_bytes: u64,
-    /// Changes stored after the snapshot.
-    pub(crate) increments: u32,
-    /// Bytes of them.
-    pub(crate) increment_bytes: u64,
+    /// Bytes of each increment stored after the snapshot.
+    pub(crate) increments: Vec<u64>,
     /// Actors with their authors, in order.
     pub(crate) actors: Vec<(Vec<u8>, Vec<u8>)>,
     /// Containers by field.

@@ -40,8 +40,13 @@ pub use write::{Edit, Expect, WriteError, Written};
 
 /// Documents smaller than this are stored whole after each change.
 const FOLD_BELOW_BYTES: u64 = 4 * 1024;
-/// Most changes stored after a snapshot.
-const INCREMENTS_MAX: u32 = 16;
+/// Most increments stored after a snapshot.
+const INCREMENTS_MAX: usize = 16;
+/// A snapshot is folded when its increments have this many times its bytes. A change alone
+/// takes about eight times the bytes that it takes within a snapshot, so about a quarter of a
+/// document is applied when it is loaded, and it is folded each time it has grown by a
+/// quarter: proving that a large snapshot loads is what costs.
+const FOLD_INCREMENTS_FACTOR: u64 = 2;
 /// Entities whose documents stay loaded.
 const CACHED_ENTITIES_MAX: usize = 256;
 /// A clock is corrected when it is off by more than this, in milliseconds.
@@ -374,10 +379,11 @@ impl Replica {
             .ok_or_else(|| damaged(format!("the header index of {key}")))?;
         let read = |key: Vec<u8>| self.keys.get(&*self.store, View::Latest, Keyspace::DOC, &key);
         let snapshot = read(self.keys.snapshot(hash))?.unwrap_or_default();
-        let mut increments = Vec::with_capacity(record.increments as usize);
-        for number in 0..record.increments {
+        let mut increments = Vec::new();
+        for number in 0..record.increments.len() as u32 {
             let bytes = read(self.keys.increment(hash, number))?;
-            increments.push(bytes.ok_or_else(|| damaged(format!("increment {number} of {key}")))?);
+            let changes = bytes.as_deref().and_then(split_increment);
+            increments.extend(changes.ok_or_else(|| damaged(format!("increment {number} of {key}")))?);
         }
         Entity::load(&self.config.workspace, key, ty, &snapshot, &increments, headers, &record.containers)
             .map_err(|error| damaged(error.to_string()))
@@ -438,29 +444,33 @@ impl Replica {
         }
         if rewritten || !changes.is_empty() {
             let bytes: u64 = changes.iter().map(|change| change.bytes().len() as u64).sum();
-            let small = record.snapshot_bytes + record.increment_bytes + bytes < FOLD_BELOW_BYTES;
-            let full = record.increments + changes.len() as u32 > INCREMENTS_MAX;
-            if rewritten || small || full {
-                // What cannot be loaded again must not replace what can.
-                let snapshot = if proved && small { Ok(entity.save()) } else { entity.save_proved() };
-                match snapshot {
-                    Ok(snapshot) => {
-                        for number in 0..record.increments {
-                            keys.delete(&*store, batch, Keyspace::DOC, keys.increment(hash, number))?;
-                        }
-                        record.snapshot_bytes = snapshot.len() as u64;
-                        record.increments = 0;
-                        record.increment_bytes = 0;
-                        keys.put(&*store, batch, &mut spills, Keyspace::DOC, keys.snapshot(hash), &snapshot)?;
-                    }
+            let appended = record.increments.iter().sum::<u64>() + bytes;
+            let small = record.snapshot_bytes + appended < FOLD_BELOW_BYTES;
+            let full = appended > FOLD_INCREMENTS_FACTOR * record.snapshot_bytes
+                || record.increments.len() >= INCREMENTS_MAX;
+            // What cannot be loaded again must not replace what can.
+            let snapshot = match (rewritten || small || full, proved && small) {
+                (false, _) => None,
+                (true, true) => Some(entity.save()),
+                (true, false) => match entity.save_proved() {
+                    Ok(snapshot) => Some(snapshot),
                     Err(error) if rewritten => return Err(StoreError::Damaged { what: error.to_string() }),
                     Err(error) => {
-                        tracing::warn!(%error, "a snapshot failed its proof; its changes are kept beside the last good one");
-                        append(&keys, &*store, batch, &mut spills, hash, record, changes)?;
+                        tracing::warn!(%error, "a snapshot failed its proof: the last good one is kept");
+                        None
                     }
+                },
+            };
+            match snapshot {
+                Some(snapshot) => {
+                    for number in 0..record.increments.len() as u32 {
+                        keys.delete(&*store, batch, Keyspace::DOC, keys.increment(hash, number))?;
+                    }
+                    record.increments.clear();
+                    record.snapshot_bytes = snapshot.len() as u64;
+                    keys.put(&*store, batch, &mut spills, Keyspace::DOC, keys.snapshot(hash), &snapshot)?;
                 }
-            } else {
-                append(&keys, &*store, batch, &mut spills, hash, record, changes)?;
+                None => append(&keys, &*store, batch, &mut spills, hash, record, changes)?,
             }
         }
         record.actors = entity
@@ -495,7 +505,7 @@ impl Replica {
             batch.delete(Keyspace::HEADER, self.keys.header(hash, place));
         }
         self.keys.delete(&*store, batch, Keyspace::DOC, self.keys.snapshot(hash))?;
-        for number in 0..record.increments {
+        for number in 0..record.increments.len() as u32 {
             self.keys.delete(&*store, batch, Keyspace::DOC, self.keys.increment(hash, number))?;
         }
         let heads: Vec<ChangeHash> = record.admitted_heads.iter().map(|head| ChangeHash(*head)).collect();
@@ -704,6 +714,8 @@ impl Replica {
     }
 }
 
+/// Appends changes as an increment, merged with earlier ones that are not much larger: their
+/// number stays logarithmic, and each byte is rewritten a logarithmic number of times.
 fn append(
     keys: &Keys,
     store: &dyn Store,
@@ -713,13 +725,44 @@ fn append(
     record: &mut EntityRecord,
     changes: &[Change],
 ) -> Result<(), StoreError> {
-    for change in changes {
-        let place = keys.increment(hash, record.increments);
-        keys.put(store, batch, spills, Keyspace::DOC, place, change.bytes())?;
-        record.increments += 1;
-        record.increment_bytes += change.bytes().len() as u64;
+    let mut bytes = join_increment(changes);
+    while let Some(last) = record.increments.last()
+        && *last <= 2 * bytes.len() as u64
+    {
+        let place = keys.increment(hash, record.increments.len() as u32 - 1);
+        let earlier = keys.get(store, View::Latest, Keyspace::DOC, &place)?;
+        let mut merged = earlier
+            .ok_or_else(|| StoreError::Damaged { what: "an increment of a document is missing".into() })?;
+        merged.extend_from_slice(&bytes);
+        bytes = merged;
+        keys.delete(store, batch, Keyspace::DOC, place)?;
+        record.increments.pop();
     }
+    let place = keys.increment(hash, record.increments.len() as u32);
+    keys.put(store, batch, spills, Keyspace::DOC, place, &bytes)?;
+    record.increments.push(bytes.len() as u64);
     Ok(())
+}
+
+/// Changes, each behind its length.
+fn join_increment(changes: &[Change]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for change in changes {
+        bytes.extend_from_slice(&(change.bytes().len() as u32).to_be_bytes());
+        bytes.extend_from_slice(change.bytes());
+    }
+    bytes
+}
+
+fn split_increment(mut bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let mut changes = Vec::new();
+    while !bytes.is_empty() {
+        let (length, rest) = bytes.split_first_chunk::<4>()?;
+        let (change, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+        changes.push(change.to_vec());
+        bytes = rest;
+    }
+    Some(changes)
 }
 
 /// Visits every entry under a prefix.

@@ -13,7 +13,6 @@ use serde_json::Value as Json;
 
 use super::layout::{RowRecord, from_json};
 use super::{Output, Replica, SKEW_TOLERATED_MS};
-use crate::change::Change;
 use crate::clock::{Now, WallMs};
 use crate::id::{EntityHash, EntityKey};
 use crate::schema::{FieldType, ScalarType};
@@ -126,6 +125,17 @@ impl Replica {
         };
         self.send(message);
         self.outputs.push_back(Output::Status);
+    }
+
+    /// Asks the relay once more for what is new, so that a sync on a link that stands is an
+    /// exchange too: what the relay had by then has arrived when [`Replica::is_complete`].
+    pub fn confirm(&mut self) {
+        if self.channel.is_live() {
+            self.channel.state =
+                ChannelState::CatchingUp { cursor: self.state.cursor, end: self.state.cursor };
+            self.open_feed(false);
+            self.outputs.push_back(Output::Status);
+        }
     }
 
     /// The link is gone. What was in flight is sent again over the next one.
@@ -518,7 +528,7 @@ impl Replica {
             }
             let same = pending.tx.is_some() && pending.tx == last_tx;
             let room = bytes + pending.bytes <= bytes_left;
-            if !same && !room && !(first && taken.is_empty()) {
+            if !(same || room || first && taken.is_empty()) {
                 break;
             }
             bytes += pending.bytes;
@@ -542,12 +552,11 @@ impl Replica {
             self.load(&key)?;
             let entity = &self.loaded(hash)?.entity;
             let changes = entity.changes(&hashes[&hash]);
-            let parsed: Vec<Change> = changes.iter().filter_map(|bytes| Change::parse(bytes).ok()).collect();
             unit.entities.push(EntityChanges {
                 type_name: key.type_name().to_owned(),
                 id: key.id().to_owned(),
-                genesis: entity.genesis_of(&parsed),
-                changes,
+                genesis: entity.genesis_of(&changes),
+                changes: changes.iter().map(|change| change.bytes().to_vec()).collect(),
                 signature: Vec::new(),
             });
         }

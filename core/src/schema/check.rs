@@ -51,7 +51,8 @@ impl Schema {
     /// successor may be published too if none is [`Severity::Breaking`].
     ///
     /// Frozen once published are a field's type, merge, group, tie and default: every device
-    /// computes values from them alone, so two devices that disagree never converge.
+    /// computes values from them alone, so two devices that disagree never converge. They also
+    /// decide how the field is laid out in the document ([`Field::kind`]), which is thereby frozen.
     pub fn compatibility(&self, newer: &Schema) -> Vec<Change> {
         let mut changes = Vec::new();
         for (name, old) in &self.types {
@@ -171,12 +172,6 @@ impl Comparison<'_> {
             );
             self.add(Severity::Breaking, name, text);
         }
-        if (&old.ty, old.policy, &old.group) == (&new.ty, new.policy, &new.group) && old.kind() != new.kind()
-        {
-            let text = format!("layout is frozen but went from {:?} to {:?}", old.kind(), new.kind());
-            self.add(Severity::Breaking, name, text);
-        }
-
         match (old.required, new.required) {
             (false, true) => self.add(
                 Severity::Breaking,

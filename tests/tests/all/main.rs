@@ -1,0 +1,6 @@
+//! One binary, so that the crates under test are linked once.
+
+// Everything here is test code: a panic is how it speaks.
+#![allow(clippy::unwrap_used)]
+
+mod schedules;
