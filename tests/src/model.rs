@@ -56,6 +56,8 @@ pub enum Deed {
         came: Vec<Json>,
         /// How it looked afterwards.
         view: Vec<Json>,
+        /// Whether something came and went within the edit, which is an edit all the same.
+        fleeting: bool,
     },
 }
 
@@ -167,10 +169,10 @@ impl Log {
     /// A container that is set as a whole is meant as what that changes.
     pub fn understand(&self, saw: &Seen, screen: &Screen, intents: &[Intent]) -> Vec<Deed> {
         let mut views = screen.clone();
-        let mut sequences: BTreeMap<String, (Vec<Json>, Vec<Json>)> = BTreeMap::new();
+        let mut sequences: BTreeMap<String, (Vec<Json>, Vec<Json>, bool)> = BTreeMap::new();
         let mut deeds = Vec::new();
         let replace = |views: &mut Screen,
-                       sequences: &mut BTreeMap<String, (Vec<Json>, Vec<Json>)>,
+                       sequences: &mut BTreeMap<String, (Vec<Json>, Vec<Json>, bool)>,
                        field: &str,
                        at: Option<usize>,
                        delete: usize,
@@ -178,13 +180,14 @@ impl Log {
             let view = views.entry(field.to_owned()).or_default();
             let at = at.unwrap_or(view.len());
             let removed: Vec<Json> = view.splice(at..at + delete, items.iter().cloned()).collect();
-            let (gone, came) = sequences.entry(field.to_owned()).or_default();
+            let (gone, came, fleeting) = sequences.entry(field.to_owned()).or_default();
             came.extend(items);
             for item in removed {
                 // What came and went within one edit never was.
                 match came.iter().position(|new| *new == item) {
                     Some(place) => {
                         came.remove(place);
+                        *fleeting = true;
                     }
                     None => gone.push(item),
                 }
@@ -211,7 +214,7 @@ impl Log {
                         let shown = screen.get(field).cloned().unwrap_or_default();
                         let gone = shown.iter().filter(|item| !wanted.contains(item)).cloned();
                         let came = wanted.iter().filter(|item| !shown.contains(item)).cloned();
-                        sequences.insert(field.clone(), (gone.collect(), came.collect()));
+                        sequences.insert(field.clone(), (gone.collect(), came.collect(), false));
                         views.insert(field.clone(), wanted);
                     }
                     Some(FieldKind::Counter) => {
@@ -247,9 +250,9 @@ impl Log {
                 other => deeds.push(Deed::Plain(other.clone())),
             }
         }
-        for (field, (gone, came)) in sequences {
+        for (field, (gone, came, fleeting)) in sequences {
             let view = views[&field].clone();
-            deeds.push(Deed::Sequence { field, gone, came, view });
+            deeds.push(Deed::Sequence { field, gone, came, view, fleeting });
         }
         deeds
     }
@@ -270,8 +273,8 @@ impl Log {
                 return Err(No::Validation);
             }
             match deed {
-                Deed::Sequence { field, gone, came, view } => {
-                    if !gone.is_empty() || !came.is_empty() {
+                Deed::Sequence { field, gone, came, view, fleeting } => {
+                    if *fleeting || !gone.is_empty() || !came.is_empty() {
                         effects.any = true;
                         effects.sequences.insert(field.clone(), (gone.clone(), came.clone(), view.clone()));
                     }
@@ -355,7 +358,8 @@ impl Log {
     fn judge_life(&self, role: Role, saw: &Seen, deeds: &[Deed]) -> Result<(), No> {
         let has = |wanted: &Intent| deeds.iter().any(|d| matches!(d, Deed::Plain(i) if i == wanted));
         let (deletes, revives) = (has(&Intent::Delete), has(&Intent::Revive));
-        if deletes && (deeds.len() > 1 || (self.ty.is_server_only() && role != Role::Authority)) {
+        let reference = self.ty.is_server_only() && role != Role::Authority;
+        if (deletes && deeds.len() > 1) || ((deletes || revives) && reference) {
             return Err(No::Validation);
         }
         if saw.is_empty() {

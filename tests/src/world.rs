@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anabranch_core::admission::{Judge, RefusalCode};
-use anabranch_core::change::{Change, Role};
+use anabranch_core::admission::{Judge, Refusal, RefusalCode};
+use anabranch_core::change::{Change, Note, Role};
 use anabranch_core::clock::{Hlc, WallMs};
 use anabranch_core::entity::{EditContext, EditError, Entity, Row};
 use anabranch_core::id::{Author, DeviceId, EntityKey, Incarnation, WorkspaceId};
 use anabranch_core::intent::Intent;
 use anabranch_core::schema::{EntityType, FieldKind, Schema};
-use automerge::ChangeHash;
+use automerge::transaction::{CommitOptions, Transaction};
+use automerge::{Automerge, ChangeHash, ReadDoc};
 
 use crate::model::{Edit, EditId, Effects, Log, No, Screen, Seen, characters};
 
@@ -44,7 +45,10 @@ pub struct World {
     pub log: Log,
     /// Right time, in milliseconds.
     pub wall_ms: u64,
+    /// A replica that judges every change as the relay does.
+    pub relay: Entity,
     changes: Vec<Change>,
+    intents: Vec<Vec<Intent>>,
     ids: BTreeMap<ChangeHash, EditId>,
 }
 
@@ -74,10 +78,12 @@ impl World {
             devices: roles.iter().enumerate().map(device).collect(),
             ty: ty.clone(),
             log: Log::new(ty),
+            relay: Entity::new(&workspace, &key, Some(ty)),
             workspace,
             key,
             wall_ms: START_MS,
             changes: Vec::new(),
+            intents: Vec::new(),
             ids: BTreeMap::new(),
         }
     }
@@ -100,6 +106,11 @@ impl World {
     /// The change of an edit.
     pub fn change(&self, id: EditId) -> &Change {
         &self.changes[id]
+    }
+
+    /// The intents of an edit as the outbox keeps them.
+    pub fn intents(&self, id: EditId) -> &[Intent] {
+        &self.intents[id]
     }
 
     /// The edit of a change.
@@ -176,9 +187,15 @@ impl World {
                 });
                 self.ids.insert(edited.change.hash(), id);
                 self.changes.push(edited.change.clone());
+                self.intents.push(edited.intents.clone());
                 self.check_header(id, wall);
+                let judged = self.submit(device, edited.change.clone());
+                assert_eq!(judged, Ok(()), "the relay refuses what is right: {told}\n{}", self.story());
             }
-            _ => panic!("{told}: the engine says {made:?}, the model {wanted:?}"),
+            _ => {
+                let made = made.as_ref().map(Option::is_some);
+                panic!("{told}: the engine says {made:?}, the model {wanted:?}\n{}", self.story())
+            }
         }
         if !matches!(made, Ok(Some(_))) {
             assert_eq!(self.devices[device].entity.heads(), before, "no edit and yet a new version");
@@ -186,6 +203,30 @@ impl World {
         self.note_version(device);
         self.check(device);
         made.map(|edited| edited.map(|edited| self.ids[&edited.change.hash()]))
+    }
+
+    /// Offers a change of a device to the relay, whose clock is far ahead.
+    pub fn submit(&mut self, device: usize, change: Change) -> Result<(), Refusal> {
+        let Device { author, role, .. } = self.devices[device];
+        let judge = Judge::Relay { device: author.device, role, now: WallMs(START_MS * 2) };
+        let received = self.relay.receive(vec![change], Some(&self.ty), judge, true);
+        received.refused.into_iter().next().map_or(Ok(()), |(_, refusal)| Err(refusal))
+    }
+
+    /// A change that no honest device makes: what `forge` does to a device's document, with the
+    /// actor, message and a time as they should be. Nobody has taken it yet.
+    pub fn forge(&self, device: usize, forge: impl FnOnce(&mut Transaction<'_>)) -> Change {
+        let Device { author, role, entity, .. } = &self.devices[device];
+        let mut doc = Automerge::load(&entity.save()).unwrap();
+        // Naming an author draws a new actor.
+        doc.set_author(Some(automerge::Author::from(author.to_bytes())));
+        doc.set_actor(author.actor(&self.workspace, &self.key));
+        let mut tx = doc.transaction();
+        forge(&mut tx);
+        let time = Hlc::from_wall(WallMs(self.wall_ms + 1_000_000_000)).to_change_time();
+        let message = Note { role: *role, revives: false, tx: None }.to_message();
+        let (hash, _) = tx.commit_with(CommitOptions::default().with_message(message).with_time(time));
+        Change::from_raw(doc.get_change_by_hash(&hash.unwrap()).unwrap()).unwrap()
     }
 
     /// An edit that must change something.
@@ -324,6 +365,7 @@ impl World {
             assert_eq!(self.row(device), row);
             assert_eq!(self.devices[device].entity.heads(), heads);
         }
+        assert_eq!(self.relay.row(&self.ty), row);
         for turn in 0..3 {
             let entity = self.fresh(seed.wrapping_add(turn));
             assert_eq!(entity.row(&self.ty), row, "an order of arrival mattered:\n{}", self.story());

@@ -130,9 +130,7 @@ impl Entity {
         let heads = self.headers.heads();
         let base = match context.based_on {
             Some(base) => {
-                if base.iter().any(|head| !self.headers.contains(head))
-                    || (base.is_empty() && !heads.is_empty())
-                {
+                if base.iter().any(|head| !self.headers.contains(head)) {
                     return Err(EditError::UnknownVersion(self.key.to_string()));
                 }
                 let mut sorted = base.to_vec();
@@ -245,12 +243,16 @@ impl Entity {
             plan.intent(intent)?;
         }
         plan.finish_groups()?;
-        let creates = self.headers.is_empty()
-            || at.is_some_and(|at| at.iter().all(|head| !self.headers.contains(head)));
-        if creates && context.checked {
+        if self.creates(at) && context.checked {
             plan.check_required(intents)?;
         }
         Ok(plan.steps)
+    }
+
+    /// Whether an edit of this version begins the entity. Nothing of it is there then, or only
+    /// containers.
+    fn creates(&self, at: Option<&[ChangeHash]>) -> bool {
+        self.headers.is_empty() || at.is_some_and(|at| !at.iter().any(|head| self.headers.contains(head)))
     }
 
     fn check_life(
@@ -264,10 +266,14 @@ impl Entity {
         if deletes && intents.len() > 1 {
             return invalid("a deletion stands alone: make other edits before it or leave them out");
         }
-        if context.checked && deletes && context.ty.is_server_only() && context.role != Role::Authority {
-            return invalid(format!("{} is reference data: only an authority deletes it", context.ty.name));
+        let reference = context.ty.is_server_only() && context.role != Role::Authority;
+        if context.checked && (deletes || revives) && reference {
+            return invalid(format!(
+                "{} is reference data: only an authority deletes it or brings it back",
+                context.ty.name
+            ));
         }
-        if self.headers.is_empty() {
+        if self.creates(reader.at) {
             return if deletes || revives {
                 Err(EditError::NotFound(format!("{} does not exist", self.key)))
             } else {

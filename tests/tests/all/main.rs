@@ -3,4 +3,6 @@
 // Everything here is test code: a panic is how it speaks.
 #![allow(clippy::unwrap_used)]
 
+mod rebuild;
 mod schedules;
+mod traps;

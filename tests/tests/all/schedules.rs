@@ -50,6 +50,19 @@ pub(crate) enum Step {
     Meet { from: u8, to: u8, part: u8 },
 }
 
+impl Step {
+    /// The same, but this device tells the others nothing.
+    pub(crate) fn hears_only(self, device: u8) -> Self {
+        match self {
+            Step::Meet { from, to, part } => match from % 3 == device {
+                true => Step::Meet { from: to, to: from, part },
+                false => Step::Meet { from, to, part },
+            },
+            edit => edit,
+        }
+    }
+}
+
 pub(crate) fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
     let draws = prop::collection::vec(any::<Draw>(), 1..4);
     let wait_ms = prop_oneof![3 => Just(0u16), 2 => Just(1), 2 => 2u16..2_000];
@@ -96,7 +109,8 @@ pub(crate) fn play(world: &mut World, steps: &[Step], unique: &mut u32) {
                 let versions = &world.devices[device].versions;
                 let base = match (*base, versions.len()) {
                     (0, _) | (_, 0) => None,
-                    (n, len) => Some(versions[usize::from(n) % len].clone()),
+                    // The last choice is a form opened before there was anything.
+                    (n, len) => Some(versions.get(usize::from(n) % (len + 1)).cloned().unwrap_or_default()),
                 };
                 let entity = &world.devices[device].entity;
                 let row = match &base {
@@ -104,7 +118,7 @@ pub(crate) fn play(world: &mut World, steps: &[Step], unique: &mut u32) {
                     None => entity.row(&world.ty),
                 };
                 let screen = world.screen(device, base.as_deref());
-                let creates = entity.headers().is_empty();
+                let creates = entity.headers().is_empty() || base.as_ref().is_some_and(Vec::is_empty);
                 let intents = draft::intents(&world.ty, &row, &screen, draws, creates, unique);
                 // Refusals that the model foresees are part of the story.
                 let _ = world.try_edit(device, base.as_deref(), &intents);
