@@ -48,7 +48,7 @@ impl DeviceDir {
         match data {
             Some(root) => Ok(Self { root }),
             None => Err(Failure::usage("no_data_dir", "no directory was given")
-                .help("give --data DIR, or set ANABRANCH_DATA")),
+                .help("give --data DIR")),
         }
     }
 

@@ -1,5 +1,7 @@
 //! The program as scripts use it: separate processes, real directories, a real relay.
 
+#![allow(clippy::unwrap_used, reason = "tests and their helpers fail by panicking")]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
