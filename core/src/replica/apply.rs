@@ -351,7 +351,7 @@ impl Replica {
                 Rewritten::Kept(_) => {}
                 Rewritten::Again { change, intents, .. } => {
                     // An answer that is still under way is about the change that it was.
-                    for sent in self.channel.in_flight.values_mut() {
+                    for (sent, _) in self.channel.in_flight.values_mut() {
                         sent.retain(|other| *other != number);
                     }
                     record.hash = change.hash().0;
