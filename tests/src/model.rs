@@ -61,6 +61,9 @@ pub enum Deed {
     },
 }
 
+/// What went, what came, and how it looked to the author afterwards.
+type Sequence = (Vec<Json>, Vec<Json>, Vec<Json>);
+
 /// What an edit does to what people see.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Effects {
@@ -68,7 +71,7 @@ pub struct Effects {
     increments: BTreeMap<String, i64>,
     adds: BTreeSet<(String, String)>,
     removes: BTreeSet<(String, String)>,
-    sequences: BTreeMap<String, (Vec<Json>, Vec<Json>, Vec<Json>)>,
+    sequences: BTreeMap<String, Sequence>,
     revives: bool,
     any: bool,
 }
@@ -736,7 +739,7 @@ impl Log {
             Json::Array(items) => items.clone(),
             other => return Err(format!("{field}: it shows {other}")),
         };
-        let edits: Vec<&(Vec<Json>, Vec<Json>, Vec<Json>)> =
+        let edits: Vec<&Sequence> =
             seen.iter().filter_map(|id| self.edits[*id].effects.sequences.get(field)).collect();
         let removed: BTreeSet<String> =
             edits.iter().flat_map(|(gone, ..)| gone).map(canonical_json).collect();

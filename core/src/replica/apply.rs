@@ -159,6 +159,9 @@ impl Replica {
                 settled = true;
             }
         }
+        if settled {
+            self.channel.remakes.remove(&hash);
+        }
         if settled || !places.is_empty() {
             touched.entry(hash).or_default().admitted.extend(places);
         }
@@ -218,8 +221,21 @@ impl Replica {
         denied: Vec<Refused>,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
+        // What is refused for good leaves the outbox, so only rounds without that could go on
+        // for ever.
+        let settles = denied.iter().any(|refusal| {
+            !matches!(
+                RefusalCode::from_u16(refusal.code),
+                Some(
+                    RefusalCode::MissingDependency
+                        | RefusalCode::DependsOnRefused
+                        | RefusalCode::ClockAhead
+                        | RefusalCode::BadSequence
+                )
+            )
+        });
         let remakes = self.channel.remakes.entry(hash).or_default();
-        *remakes += 1;
+        *remakes = if settles { 0 } else { *remakes + 1 };
         let exhausted = *remakes > REMAKES_MAX;
         let mut gone = BTreeSet::new();
         let mut again = BTreeSet::new();

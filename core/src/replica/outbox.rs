@@ -28,7 +28,8 @@ const UNITS_IN_FLIGHT_MAX: usize = 16;
 const UNIT_ENTITIES: usize = 256;
 /// A unit takes no more changes when it has this many bytes.
 const UNIT_BYTES: usize = 256 * 1024;
-/// How often an entity is written again within one session before it counts as refused.
+/// How often in a row an entity is written again within one session, with nothing of it taken
+/// or refused for good between, before it counts as refused.
 pub(super) const REMAKES_MAX: u32 = 3;
 
 /// How far the channel to the relay has come.

@@ -208,3 +208,18 @@ fn any_number_of_refusals_in_one_session_costs_nothing_else() {
     assert_eq!((row.expect("the increments stay").fields["count"].clone(), refused), (json!(6), 6));
     assert_eq!(net.look(0, "e").0.unwrap().fields["count"], 6);
 }
+
+#[test]
+fn a_long_session_with_many_refusals_costs_nothing_else() {
+    let mut net = Net::new(COUNTING, "thing", &[0, 0]);
+    net.connect(1);
+    net.quiet();
+    for turn in 0..6 {
+        net.write_plainly(1, "e", &[forbidden(&turn.to_string())], false);
+        net.write_plainly(1, "e", &[one_more()], true);
+        net.quiet();
+    }
+    net.agree();
+    let (row, refused) = net.look(1, "e");
+    assert_eq!((row.expect("the increments stay").fields["count"].clone(), refused), (json!(6), 6));
+}
