@@ -218,6 +218,8 @@ impl Hub {
         match command {
             Command::Open { workspace, reply } => {
                 let opened = self.open(&workspace);
+                // Whoever asks next sees the figures, not their defaults.
+                self.publish();
                 let feeds = opened.map(|()| {
                     let slot = &self.slots[&workspace];
                     Feeds { status: slot.status.subscribe(), events: slot.events.clone() }

@@ -23,7 +23,7 @@ pub enum Expect {
     Any,
     /// It must not exist.
     New,
-    /// It must exist and not be deleted.
+    /// It must have been created, by whomever. If it is deleted, only its revival is taken.
     Existing,
 }
 
