@@ -236,7 +236,7 @@ async fn run_blocking<T: Send + 'static>(
     result.await.map_err(|_| Error::new(Category::Storage, "damaged", "opening the store failed"))?
 }
 
-struct Inner {
+pub(crate) struct Inner {
     shared: Arc<Shared>,
     runtime: Option<tokio::runtime::Runtime>,
     _background: Option<WantedGuard>,
@@ -254,8 +254,8 @@ impl Drop for Inner {
     }
 }
 
-/// The engine of one device: its store, its key, its link to a relay. Cheap to clone; the last
-/// clone that is dropped shuts it down.
+/// The engine of one device: its store, its key, its link to a relay. Cheap to clone; when the
+/// last clone and the last [`Workspace`] are dropped it shuts down.
 #[derive(Clone)]
 pub struct Engine {
     inner: Arc<Inner>,
@@ -279,7 +279,7 @@ impl Engine {
 
     /// A workspace. From now on it takes part in syncs.
     pub async fn workspace(&self, name: &str) -> Result<Workspace, Error> {
-        Workspace::open(Arc::clone(&self.inner.shared), WorkspaceId::new(name)?).await
+        Workspace::open(Arc::clone(&self.inner), WorkspaceId::new(name)?).await
     }
 
     /// This device's public key, which is its identity.
