@@ -310,3 +310,8 @@ pub mod __private {
         EntityType::parse(source, "#[derive(Entity)]").unwrap_or_else(|errors| panic!("{errors}"))
     }
 }
+
+/// The example in the README, so that it compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
