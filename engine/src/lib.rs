@@ -311,7 +311,12 @@ pub mod __private {
     }
 }
 
-/// The example in the README, so that it compiles and runs.
+/// The examples in the README and the book, so that they compile and run.
 #[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-struct Readme;
+mod documents {
+    #[doc = include_str!("../../README.md")]
+    struct Readme;
+
+    #[doc = include_str!("../../docs/src/schema.md")]
+    struct Schema;
+}
