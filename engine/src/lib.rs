@@ -310,3 +310,13 @@ pub mod __private {
         EntityType::parse(source, "#[derive(Entity)]").unwrap_or_else(|errors| panic!("{errors}"))
     }
 }
+
+/// The examples in the README and the book, so that they compile and run.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../../README.md")]
+    struct Readme;
+
+    #[doc = include_str!("../../docs/src/schema.md")]
+    struct Schema;
+}
