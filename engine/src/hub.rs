@@ -513,6 +513,13 @@ impl Hub {
         let Some(slot) = self.slots.get(&waiter.workspace) else { return };
         let figures = slot.replica.status();
         let (outcome, error) = match (slot.replica.channel_state(), &self.last_error) {
+            _ if self.link.is_some() && slot.replica.is_complete() && slot.replica.is_diverged() => {
+                let message =
+                    "this device and the relay hold different things although everything was fetched again";
+                let error = Error::new(Category::Server, "digest_mismatch", message)
+                    .with_help("tell the relay's operator; what was written here is kept");
+                (SyncOutcome::Partial, Some(error))
+            }
             _ if self.link.is_some() && slot.replica.is_complete() => {
                 // What a refused parent holds back, or the relay can't take now, is not done.
                 let outcome = if figures.pending == 0 { SyncOutcome::Complete } else { SyncOutcome::Partial };
@@ -541,6 +548,7 @@ impl Hub {
             sent: figures.sent - waiter.sent,
             received: figures.received - waiter.received,
             pending: figures.pending,
+            refused: figures.refused,
             digest: figures.digest.to_string(),
             error,
         };

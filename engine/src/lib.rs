@@ -23,7 +23,7 @@ use anabranch_core::replica::ReplicaConfig;
 use anabranch_core::store::{Batch, Keyspace, Store, View};
 use anabranch_core::wire::GrantRole;
 use anabranch_store::{SledStore, StoreOptions};
-use anabranch_transport::{DeviceKey, RelayUrl};
+use anabranch_transport::DeviceKey;
 
 pub use anabranch_core::entity::WHOLE_ENTITY;
 pub use anabranch_core::id::EntityKey;
@@ -31,6 +31,8 @@ pub use anabranch_core::intent::Intent;
 pub use anabranch_core::query::{Filter, Op, Query};
 pub use anabranch_core::replica::{Edit, Expect, parse_version};
 pub use anabranch_core::rows::{RefusedRecord, SyncStatus};
+/// The address of a relay: where it is and who it is.
+pub use anabranch_transport::RelayUrl;
 /// Schemas: the types of a workspace, their fields, and the policy of each.
 pub mod schema {
     pub use anabranch_core::schema::*;

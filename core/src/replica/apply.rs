@@ -288,14 +288,14 @@ impl Replica {
         now: Now,
         hash: EntityHash,
         which: impl Fn(bool) -> bool,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<EntityKey>, StoreError> {
         let Some(key) = self
             .pending
             .get(&hash)
             .and_then(|n| self.outbox.get(n.first()?))
             .map(|pending| pending.key.clone())
         else {
-            return Ok(());
+            return Ok(None);
         };
         self.load(&key)?;
         let numbers = self.pending.get(&hash).cloned().unwrap_or_default();
@@ -309,8 +309,7 @@ impl Replica {
         if self.cache.contains_key(&hash) {
             self.persist(batch, hash, &[], &[], true, false)?;
         }
-        self.outputs.push_back(Output::Changed { after: self.last_commit, entities: vec![key] });
-        Ok(())
+        Ok(Some(key))
     }
 
     #[expect(clippy::too_many_arguments, reason = "one step of one algorithm, told apart by its two callers")]
@@ -422,6 +421,10 @@ impl Replica {
         }
         if caught_up.digest != self.state.digest {
             tracing::error!("the digest differs from the relay's even after everything was fetched again");
+            self.channel.diverged = true;
+        }
+        if caught_up.digest == self.state.digest {
+            self.channel.diverged = false;
         }
         self.channel.state = ChannelState::Live;
         self.state.synced_ms = self.relay_clock(now).0;

@@ -77,6 +77,8 @@ pub(super) struct Link {
     /// The relay's clock minus this device's raw clock, in milliseconds.
     relay_ahead_ms: i64,
     pub(super) remakes: BTreeMap<EntityHash, u32>,
+    /// The digest differed even after everything was fetched again.
+    pub(super) diverged: bool,
     /// Entities that the relay can't take now; tried again at the next connect.
     pub(super) stalled: BTreeSet<EntityHash>,
     /// The relay's answers to schema requests.
@@ -100,6 +102,12 @@ impl Replica {
     /// Whether everything was received and everything that can be sent was answered.
     pub fn is_complete(&self) -> bool {
         self.channel.is_live() && self.channel.in_flight.is_empty() && !self.has_sendable()
+    }
+
+    /// Whether this device and the relay hold different things although everything was fetched
+    /// again: a fault of one of them.
+    pub fn is_diverged(&self) -> bool {
+        self.channel.diverged
     }
 
     /// The hash of the workspace's schema at the relay, once it is known; zeros mean none.
@@ -232,6 +240,7 @@ impl Replica {
         self.state.role = granted.grant.role;
         self.channel.relay_schema = Some(granted.schema);
         let mut batch = Batch::new();
+        let mut redated = Vec::new();
         if !renewed {
             let before = self.correction_ms();
             self.state.skew_ms = self.channel.relay_ahead_ms;
@@ -243,7 +252,7 @@ impl Replica {
                 full = true;
             }
             if before != self.correction_ms() || self.outbox.values().any(|pending| !pending.sent) {
-                self.redate(&mut batch, now)?;
+                redated = self.redate(&mut batch, now)?;
             }
             if granted.epoch != self.state.epoch {
                 // Cursors of another feed mean nothing: what is known is passed over when it
@@ -259,7 +268,10 @@ impl Replica {
             }
             self.open_feed(full);
         }
-        self.commit(batch)?;
+        let after = self.commit(batch)?;
+        if !redated.is_empty() {
+            self.outputs.push_back(Output::Changed { after, entities: redated });
+        }
         self.outputs.push_back(Output::Status);
         Ok(())
     }
@@ -278,7 +290,7 @@ impl Replica {
 
     /// Dates pending changes again whose clock was off by more than is tolerated. They have
     /// never left the device, so their places in the actor's sequence are free.
-    fn redate(&mut self, batch: &mut Batch, now: Now) -> Result<(), StoreError> {
+    fn redate(&mut self, batch: &mut Batch, now: Now) -> Result<Vec<EntityKey>, StoreError> {
         let correction = self.correction_ms();
         let mut entities: BTreeSet<EntityHash> = BTreeSet::new();
         for (number, pending) in &self.outbox {
@@ -289,10 +301,11 @@ impl Replica {
                 }
             }
         }
+        let mut redated = Vec::with_capacity(entities.len());
         for hash in entities {
-            self.write_again(batch, now, hash, |sent| !sent)?;
+            redated.extend(self.write_again(batch, now, hash, |sent| !sent)?);
         }
-        Ok(())
+        Ok(redated)
     }
 
     /// Whether something waits that could be sent now.
@@ -458,7 +471,7 @@ impl Replica {
     }
 
     /// The entities that one refers to and the relay does not know, each with whether it was
-    /// refused.
+    /// refused, or can't be taken now.
     fn parents(&self, hash: EntityHash) -> Result<Vec<(EntityHash, bool)>, StoreError> {
         let Some(first) = self.pending.get(&hash).and_then(|numbers| self.outbox.get(numbers.first()?))
         else {
@@ -487,7 +500,9 @@ impl Replica {
             if parent_hash == hash || self.is_admitted(parent_hash)? {
                 continue;
             }
-            if self.pending.contains_key(&parent_hash) {
+            if self.channel.stalled.contains(&parent_hash) {
+                parents.push((parent_hash, true));
+            } else if self.pending.contains_key(&parent_hash) {
                 parents.push((parent_hash, false));
             } else if self.refused.contains_key(&parent) {
                 parents.push((parent_hash, true));
