@@ -90,13 +90,12 @@ struct Slot {
     status: watch::Sender<WorkspaceStatus>,
     events: broadcast::Sender<EntityKey>,
     schema_waiters: VecDeque<(bool, bool, Reply<SchemaIs>)>,
-    attempts: u64,
 }
 
 struct Link {
     outgoing: mpsc::UnboundedSender<Vec<u8>>,
     session: ClientSession,
-    ready: bool,
+    relay_ahead_ms: i64,
     token: Option<String>,
 }
 
@@ -300,7 +299,10 @@ impl Hub {
                 let (session, hello) = ClientSession::start(now, SOFTWARE);
                 // A closed link reports itself.
                 let _ = outgoing.send(hello);
-                self.link = Some(Link { outgoing, session, ready: false, token });
+                for slot in self.slots.values_mut() {
+                    slot.replica.connect(slot.channel, token.clone());
+                }
+                self.link = Some(Link { outgoing, session, relay_ahead_ms: 0, token });
                 self.connecting = false;
             }
             Command::Frame { bytes, .. } => self.receive(now, &bytes)?,
@@ -327,12 +329,11 @@ impl Hub {
         let channel = self.slots.len() as Channel + 1;
         let (status, _) = watch::channel(WorkspaceStatus::default());
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        let mut slot =
-            Slot { replica, channel, status, events, schema_waiters: VecDeque::new(), attempts: 0 };
+        let mut slot = Slot { replica, channel, status, events, schema_waiters: VecDeque::new() };
         slot.replica.durable(self.durable)?;
-        if let Some(link) = self.link.as_ref().filter(|link| link.ready) {
-            let ahead = slot.replica.status().clock_skew_ms.saturating_neg();
-            slot.replica.connect(channel, ahead, link.token.clone());
+        if let Some(link) = &self.link {
+            slot.replica.relay_clock_is(link.relay_ahead_ms);
+            slot.replica.connect(channel, link.token.clone());
         }
         self.slots.insert(workspace.clone(), slot);
         Ok(())
@@ -342,11 +343,10 @@ impl Hub {
         let Some(link) = &mut self.link else { return Ok(()) };
         match link.session.receive(now, bytes) {
             Ok(Event::Ready { relay_ahead_ms }) => {
-                link.ready = true;
                 self.last_error = None;
+                link.relay_ahead_ms = relay_ahead_ms;
                 for slot in self.slots.values_mut() {
-                    slot.attempts += 1;
-                    slot.replica.connect(slot.channel, relay_ahead_ms, link.token.clone());
+                    slot.replica.relay_clock_is(relay_ahead_ms);
                 }
             }
             Ok(Event::Channel(channel, message)) => {

@@ -115,13 +115,14 @@ impl Replica {
         self.channel.relay_schema
     }
 
-    /// A link stands: sign in on `channel`. `relay_ahead_ms` is the relay's clock minus this
-    /// device's, as measured by the handshake.
-    pub fn connect(&mut self, channel: Channel, relay_ahead_ms: i64, token: Option<String>) {
+    /// A link stands: signs in on `channel` and opens the feed, without waiting for answers, so
+    /// that a reconnect is one round trip. The relay's clock is told by
+    /// [`Replica::relay_clock_is`] before its grant is received.
+    pub fn connect(&mut self, channel: Channel, token: Option<String>) {
         self.channel = Link {
             state: ChannelState::SigningIn,
             channel,
-            relay_ahead_ms,
+            relay_ahead_ms: self.channel.relay_ahead_ms,
             durable: self.channel.durable,
             next_unit: self.channel.next_unit,
             ..Link::default()
@@ -136,7 +137,13 @@ impl Replica {
             sent: self.state.sent,
         };
         self.send(message);
+        self.open_feed(false);
         self.outputs.push_back(Output::Status);
+    }
+
+    /// The relay's clock minus this device's, in milliseconds, as the handshake measured it.
+    pub fn relay_clock_is(&mut self, ahead_ms: i64) {
+        self.channel.relay_ahead_ms = ahead_ms;
     }
 
     /// Asks the relay once more for what is new, so that a sync on a link that stands is an
@@ -169,8 +176,7 @@ impl Replica {
         match self.channel.state {
             ChannelState::Offline => {}
             ChannelState::Faulted { .. } => {
-                let ahead = self.channel.relay_ahead_ms;
-                self.connect(channel, ahead, Some(token));
+                self.connect(channel, Some(token));
             }
             _ => self.send(Refresh { channel, token }),
         }
@@ -215,6 +221,8 @@ impl Replica {
                 self.channel.schema_answers.push(answer);
                 self.outputs.push_back(Output::Status);
             }
+            // The first refusal says why; what was asked in the same breath is refused after it.
+            Message::Fault(_) if matches!(self.channel.state, ChannelState::Faulted { .. }) => {}
             Message::Fault(fault) => {
                 let code = FaultCode::from_u16(fault.code).unwrap_or(FaultCode::Internal);
                 self.channel.granted = false;
@@ -266,7 +274,9 @@ impl Replica {
             if granted.schema == [0; 32] && matches!(self.role(), GrantRole::Authority | GrantRole::Admin) {
                 self.exchange_schema(true);
             }
-            self.open_feed(full);
+            if full {
+                self.open_feed(true);
+            }
         }
         let after = self.commit(batch)?;
         if !redated.is_empty() {
