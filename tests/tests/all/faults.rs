@@ -1,0 +1,160 @@
+//! Faults that were found by reading: each test is what a user would have lost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anabranch_core::clock::{MonoMs, Now, WallMs};
+use anabranch_core::id::{DeviceId, EntityKey, WorkspaceId};
+use anabranch_core::intent::Intent;
+use anabranch_core::replica::{Edit, Expect, Replica, ReplicaConfig, WriteError};
+use anabranch_core::schema::Schema;
+use anabranch_core::store::{Batch, CommitNo, DurableHook, Entry, Keyspace, StoreError, StoreStats, View};
+use anabranch_core::wire::GrantRole;
+use anabranch_store::{MemoryStore, Store};
+use anabranch_tests::net::Net;
+use serde_json::{Value as Json, json};
+
+const THINGS: &str = r#"
+[thing]
+version = 1
+[thing.fields]
+count  = { type = "int", merge = "counter" }
+name   = { type = "string" }
+only   = { type = "string", merge = "server_only" }
+parent = { type = "ref", to = "thing" }
+"#;
+
+const START: Now = Now { mono: MonoMs(1_000), wall: WallMs(1_750_000_000_000) };
+
+fn one_more() -> Intent {
+    Intent::Increment { field: "count".into(), by: 1 }
+}
+
+fn set(field: &str, value: Json) -> Intent {
+    Intent::Set { field: field.into(), value }
+}
+
+fn forbidden() -> Intent {
+    set("only", json!("mine"))
+}
+
+fn under(parent: &str) -> Intent {
+    set("parent", json!(parent))
+}
+
+fn count(net: &Net, node: usize, id: &str) -> Json {
+    net.look(node, id).0.map_or(Json::Null, |row| row.fields["count"].clone())
+}
+
+/// A memory store that says when it is full.
+struct Full {
+    inner: MemoryStore,
+    full: AtomicBool,
+}
+
+impl Store for Full {
+    fn get(&self, view: View, keyspace: Keyspace, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.inner.get(view, keyspace, key)
+    }
+    fn scan(
+        &self,
+        view: View,
+        keyspace: Keyspace,
+        prefix: &[u8],
+        from: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        self.inner.scan(view, keyspace, prefix, from, limit)
+    }
+    fn scan_rev(
+        &self,
+        view: View,
+        keyspace: Keyspace,
+        prefix: &[u8],
+        before: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        self.inner.scan_rev(view, keyspace, prefix, before, limit)
+    }
+    fn commit(&self, batch: Batch) -> Result<CommitNo, StoreError> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(StoreError::NoSpace { free_bytes: 0, floor_bytes: 1 });
+        }
+        self.inner.commit(batch)
+    }
+    fn durable(&self) -> Result<CommitNo, StoreError> {
+        self.inner.durable()
+    }
+    fn wait_durable(&self, commit: CommitNo) -> Result<(), StoreError> {
+        self.inner.wait_durable(commit)
+    }
+    fn set_durable_hook(&self, hook: DurableHook) {
+        self.inner.set_durable_hook(hook);
+    }
+    fn stats(&self) -> StoreStats {
+        self.inner.stats()
+    }
+    fn shut_down(&self) -> Result<(), StoreError> {
+        self.inner.shut_down()
+    }
+}
+
+fn alone(source: &str) -> ReplicaConfig {
+    ReplicaConfig {
+        workspace: WorkspaceId::new("home").unwrap(),
+        device: DeviceId([1; 32]),
+        device_name: "device".into(),
+        platform: "test".into(),
+        schema: Arc::new(Schema::parse(source, "test.toml").unwrap()),
+        schema_source: source.to_owned(),
+        assumed_role: Some(GrantRole::Writer),
+        store_life: 0,
+        seed: [1; 32],
+    }
+}
+
+fn edit(id: &str, intents: &[Intent]) -> Edit {
+    let key = EntityKey::new("thing", id).unwrap();
+    Edit { key, intents: intents.to_vec(), based_on: None, expect: Expect::Any }
+}
+
+#[test]
+fn a_write_that_the_store_did_not_take_leaves_nothing_behind() {
+    let store = Arc::new(Full { inner: MemoryStore::new(), full: AtomicBool::new(false) });
+    let mut replica = Replica::open(store.clone(), alone(THINGS)).unwrap();
+    replica.write(START, &[edit("kept", &[one_more()])], true).unwrap();
+    let before = replica.status();
+    store.full.store(true, Ordering::Relaxed);
+    for edits in [
+        vec![edit("new", &[one_more()])],
+        vec![edit("kept", &[one_more()]), edit("new", &[one_more()])],
+        // Never sent: it would be forgotten.
+        vec![edit("kept", &[Intent::Delete])],
+    ] {
+        let refused = replica.write(START, &edits, true);
+        assert!(matches!(refused, Err(WriteError::Store(StoreError::NoSpace { .. }))), "{refused:?}");
+        assert_eq!(replica.status(), before, "after {edits:?}");
+    }
+    store.full.store(false, Ordering::Relaxed);
+    replica.write(START, &[edit("new", &[one_more()])], true).unwrap();
+    let after = replica.status();
+    drop(replica);
+    let replica = Replica::open(store, alone(THINGS)).unwrap();
+    assert_eq!(replica.status(), after);
+    assert_eq!(after.pending, 2);
+}
+
+#[test]
+fn a_transaction_with_a_refused_member_is_refused_whole() {
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.write_together(1, &[("a", &[one_more()]), ("b", &[forbidden()]), ("c", &[one_more()])], false);
+    net.write_plainly(1, "c", &[one_more()], true);
+    net.agree();
+    for node in [0, 1] {
+        assert_eq!(count(&net, node, "a"), json!(1), "device {node}");
+        assert_eq!(count(&net, node, "b"), Json::Null, "device {node}");
+        assert_eq!(count(&net, node, "c"), json!(1), "device {node}");
+    }
+    assert_eq!(net.look(1, "a").1, 3);
+}
