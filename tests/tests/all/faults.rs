@@ -145,6 +145,18 @@ fn a_write_that_the_store_did_not_take_leaves_nothing_behind() {
 }
 
 #[test]
+fn transactions_that_wait_for_each_others_parents_go_together() {
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.write_together(1, &[("a", &[one_more()]), ("x", &[one_more()])], true);
+    net.write_together(1, &[("p", &[one_more()]), ("q", &[one_more(), under("a")])], true);
+    net.write_plainly(1, "x", &[under("p")], true);
+    net.agree();
+    for id in ["a", "x", "p", "q"] {
+        assert_eq!(count(&net, 0, id), json!(1), "{id}");
+    }
+}
+
+#[test]
 fn a_transaction_with_a_refused_member_is_refused_whole() {
     let mut net = Net::new(THINGS, "thing", &[0, 0]);
     net.write_plainly(1, "a", &[one_more()], true);
