@@ -536,7 +536,14 @@ impl Replica {
                 break;
             }
             let same = pending.tx.is_some() && pending.tx == last_tx;
-            let room = bytes + pending.bytes <= bytes_left;
+            let whole: usize = match pending.tx.filter(|_| !same) {
+                Some(tx) => {
+                    let members = self.outbox.range(number..).take_while(|(_, other)| other.tx == Some(tx));
+                    members.map(|(_, member)| member.bytes).sum()
+                }
+                None => pending.bytes,
+            };
+            let room = bytes + whole <= bytes_left;
             if !(same || room || first && taken.is_empty()) {
                 break;
             }

@@ -170,3 +170,24 @@ fn a_transaction_with_a_refused_member_is_refused_whole() {
     }
     assert_eq!(net.look(1, "a").1, 3);
 }
+
+#[test]
+fn a_large_transaction_does_not_ride_with_what_leaves_no_room_for_it() {
+    let mut random = 1u64;
+    let mut noise = |length: usize| -> Vec<Intent> {
+        let mut draw = || {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            char::from(b'0' + (random >> 58) as u8)
+        };
+        vec![set("name", json!((0..length).map(|_| draw()).collect::<String>()))]
+    };
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.write_plainly(1, "small", &noise(200_000), true);
+    let large: Vec<Vec<Intent>> = (0..4).map(|_| noise(1_045_000)).collect();
+    let first = [one_more()];
+    let parts = std::iter::once(&first[..]).chain(large.iter().map(Vec::as_slice));
+    let parts: Vec<(&str, &[Intent])> = ["0", "a", "b", "c", "d"].into_iter().zip(parts).collect();
+    net.write_together(1, &parts, true);
+    net.agree();
+    assert!(net.look(0, "d").0.is_some());
+}
