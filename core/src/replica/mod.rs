@@ -131,6 +131,9 @@ struct PendingRef {
     tx: Option<[u8; 16]>,
     commit: CommitNo,
     sent: bool,
+    /// How many changes were marked as sent in this life of the store when this one was: what
+    /// the relay is told, so that it is never told of a mark that is not durable.
+    mark: u64,
     bytes: usize,
 }
 
@@ -220,6 +223,7 @@ impl Replica {
                 tx: record.tx.map(|(id, _)| id),
                 commit: CommitNo(0),
                 sent: record.sent,
+                mark: self.state.sent,
                 bytes: record.bytes as usize,
             };
             self.track(number, pending);

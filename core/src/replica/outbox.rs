@@ -118,6 +118,9 @@ impl Replica {
             next_unit: self.channel.next_unit,
             ..Link::default()
         };
+        let durable = self.channel.durable;
+        let undurable =
+            self.outbox.values().filter(|pending| pending.sent && pending.commit > durable).count();
         let message = SignIn {
             channel,
             workspace: self.config.workspace.as_str().to_owned(),
@@ -125,7 +128,7 @@ impl Replica {
             device_name: self.config.device_name.clone(),
             platform: self.config.platform.clone(),
             incarnation: self.state.incarnation,
-            sent: self.state.sent,
+            sent: self.state.sent.saturating_sub(undurable as u64),
         };
         self.send(message);
         self.outputs.push_back(Output::Status);
@@ -240,6 +243,7 @@ impl Replica {
                 tracing::warn!("the store went back: a new incarnation begins");
                 self.state.incarnation += 1;
                 self.state.sent = 0;
+                self.outbox.values_mut().for_each(|pending| pending.mark = 0);
                 full = true;
             }
             if before != self.correction_ms() || self.outbox.values().any(|pending| !pending.sent) {
@@ -318,9 +322,10 @@ impl Replica {
             let unit = self.unit(&numbers)?;
             let unit_id = self.channel.next_unit;
             self.channel.next_unit += 1;
-            let message = Changes { channel: self.channel.channel, unit_id, sent: self.state.sent, unit };
-            let entities: BTreeSet<EntityHash> =
-                numbers.iter().filter_map(|n| self.outbox.get(n)).map(|pending| pending.entity).collect();
+            let pending = || numbers.iter().filter_map(|number| self.outbox.get(number));
+            let sent = pending().map(|pending| pending.mark).max().unwrap_or_default();
+            let entities: BTreeSet<EntityHash> = pending().map(|pending| pending.entity).collect();
+            let message = Changes { channel: self.channel.channel, unit_id, sent, unit };
             self.channel.busy.extend(&entities);
             self.channel.in_flight.insert(unit_id, (numbers, entities));
             self.send(message);
@@ -346,6 +351,7 @@ impl Replica {
         for number in &unmarked {
             if let Some(pending) = self.outbox.get_mut(number) {
                 pending.sent = true;
+                pending.mark = self.state.sent;
                 pending.commit = commit;
             }
         }

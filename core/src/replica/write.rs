@@ -295,6 +295,7 @@ impl Replica {
                 // Set when the batch has its number; until then it can't be sent.
                 commit: CommitNo(u64::MAX),
                 sent: record.sent,
+                mark: self.state.sent,
                 bytes: edited.change.bytes().len(),
             },
         );

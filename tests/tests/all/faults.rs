@@ -172,6 +172,28 @@ fn a_transaction_with_a_refused_member_is_refused_whole() {
 }
 
 #[test]
+fn power_lost_over_writes_that_were_never_sent_is_no_store_that_went_back() {
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.connect(1);
+    net.quiet();
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.flush(1);
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.flush(1);
+    // Not durable when the second of `a` leaves.
+    net.write_plainly(1, "b", &[one_more()], true);
+    net.deliver(1, true);
+    net.flush_relay();
+    while net.deliver(1, false) {}
+    while net.deliver(1, true) {}
+    net.flush_relay();
+    net.crash(1);
+    net.agree();
+    assert_eq!(net.set_back(), 0);
+    assert_eq!(count(&net, 0, "a"), json!(2));
+}
+
+#[test]
 fn a_large_transaction_does_not_ride_with_what_leaves_no_room_for_it() {
     let mut random = 1u64;
     let mut noise = |length: usize| -> Vec<Intent> {
