@@ -423,6 +423,10 @@ impl Replica {
         if caught_up.digest != self.state.digest {
             tracing::error!("the digest differs from the relay's even after everything was fetched again");
         }
+        if std::mem::take(&mut self.channel.ask_again) {
+            self.open_feed(false);
+            return Ok(());
+        }
         self.channel.state = ChannelState::Live;
         self.state.synced_ms = self.relay_clock(now).0;
         self.commit(Batch::new())?;

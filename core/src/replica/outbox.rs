@@ -74,6 +74,9 @@ pub(super) struct Link {
     durable: CommitNo,
     /// The feed was asked for again in full after a fault was found.
     pub(super) repaired: bool,
+    /// The relay is to be asked once more when it has answered: someone wants to know what it
+    /// has since it was asked.
+    pub(super) ask_again: bool,
     /// The relay's clock minus this device's raw clock, in milliseconds.
     relay_ahead_ms: i64,
     pub(super) remakes: BTreeMap<EntityHash, u32>,
@@ -142,6 +145,8 @@ impl Replica {
                 ChannelState::CatchingUp { cursor: self.state.cursor, end: self.state.cursor };
             self.open_feed(false);
             self.outputs.push_back(Output::Status);
+        } else if self.channel.granted {
+            self.channel.ask_again = true;
         }
     }
 

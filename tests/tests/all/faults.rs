@@ -194,6 +194,31 @@ fn power_lost_over_writes_that_were_never_sent_is_no_store_that_went_back() {
 }
 
 #[test]
+fn a_sync_on_a_link_that_is_still_catching_up_is_an_exchange_too() {
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.connect(1);
+    net.quiet();
+    net.confirm(1);
+    // The relay has answered the first question; the answer is under way.
+    net.deliver(1, true);
+    net.write_plainly(0, "a", &[one_more()], true);
+    net.flush(0);
+    net.deliver(0, true);
+    net.flush_relay();
+    net.confirm(1);
+    for _ in 0..20 {
+        if net.is_complete(1) {
+            break;
+        }
+        net.deliver(1, false);
+        net.flush(1);
+        net.deliver(1, true);
+    }
+    assert!(net.is_complete(1));
+    assert_eq!(count(&net, 1, "a"), json!(1));
+}
+
+#[test]
 fn a_large_transaction_does_not_ride_with_what_leaves_no_room_for_it() {
     let mut random = 1u64;
     let mut noise = |length: usize| -> Vec<Intent> {
