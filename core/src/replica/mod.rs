@@ -128,7 +128,8 @@ struct PendingRef {
     entity: EntityHash,
     key: EntityKey,
     hash: ChangeHash,
-    tx: Option<[u8; 16]>,
+    /// Its transaction's id, and how many members that has.
+    tx: Option<([u8; 16], u32)>,
     commit: CommitNo,
     sent: bool,
     /// How many changes were marked as sent in this life of the store when this one was: what
@@ -220,7 +221,7 @@ impl Replica {
                 entity: EntityHash::of(&self.config.workspace, &entity),
                 key: entity,
                 hash: ChangeHash(record.hash),
-                tx: record.tx.map(|(id, _)| id),
+                tx: record.tx,
                 commit: CommitNo(0),
                 sent: record.sent,
                 mark: self.state.sent,

@@ -471,7 +471,7 @@ impl Replica {
     }
 
     /// The entities of the transaction that a pending change belongs to, its own included.
-    fn members(&self, number: u64) -> impl Iterator<Item = EntityHash> {
+    pub(super) fn members(&self, number: u64) -> impl Iterator<Item = EntityHash> {
         let tx = self.outbox.get(&number).and_then(|pending| pending.tx);
         let same = move |entry: &(&u64, &super::PendingRef)| tx.is_some() && entry.1.tx == tx;
         let before = self.outbox.range(..number).rev().take_while(same);

@@ -291,7 +291,7 @@ impl Replica {
                 entity: hash,
                 key: key.clone(),
                 hash: edited.change.hash(),
-                tx: tx.map(|tx| tx.id),
+                tx: tx.map(|tx| (tx.id, tx.members)),
                 // Set when the batch has its number; until then it can't be sent.
                 commit: CommitNo(u64::MAX),
                 sent: record.sent,

@@ -157,6 +157,37 @@ fn transactions_that_wait_for_each_others_parents_go_together() {
 }
 
 #[test]
+fn a_refusal_does_not_reach_a_transaction_that_only_came_later() {
+    for lose_the_answer in [false, true] {
+        let mut net = Net::new(THINGS, "thing", &[0, 0]);
+        net.write_plainly(1, "a", &[forbidden()], false);
+        net.write_together(1, &[("a", &[one_more()]), ("b", &[one_more()])], true);
+        net.connect(1);
+        if lose_the_answer {
+            net.flush(1);
+            for _ in 0..2 {
+                net.deliver(1, true);
+                net.flush_relay();
+                net.deliver(1, false);
+            }
+            net.flush(1);
+            while net.deliver(1, true) {}
+            net.flush_relay();
+            net.disconnect(1);
+        }
+        net.agree();
+        for node in [0, 1] {
+            assert_eq!(
+                (count(&net, node, "a"), count(&net, node, "b")),
+                (json!(1), json!(1)),
+                "device {node}"
+            );
+        }
+        assert_eq!(net.look(1, "a").1, 1);
+    }
+}
+
+#[test]
 fn a_transaction_with_a_refused_member_is_refused_whole() {
     let mut net = Net::new(THINGS, "thing", &[0, 0]);
     net.write_plainly(1, "a", &[one_more()], true);
