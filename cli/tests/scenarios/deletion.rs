@@ -10,11 +10,41 @@ const DEVICES: [&str; 2] = ["phone", "tablet"];
 fn edits() -> Vec<(&'static str, Value, Value, &'static str, Value)> {
     vec![
         ("preferences", json!({"set": {"theme": "a"}}), json!({"set": {"theme": "b"}}), "theme", json!("b")),
-        ("note", json!({"set": {"body": "a"}}), json!({"splice": {"body": [[1, 0, "b"]]}}), "body", json!("ab")),
-        ("space", json!({"increment": {"visits": 1}}), json!({"increment": {"visits": 2}}), "visits", json!(3)),
-        ("recovery", json!({"put": {"days": {"a": 1}}}), json!({"put": {"days": {"b": 2}}}), "days", json!({"a": 1, "b": 2})),
-        ("watchlist_item", json!({"set": {"kind": "k", "value": "v"}}), json!({"add": {"labels": ["x"]}}), "labels", json!(["x"])),
-        ("invoice", json!({"set": {"amount_cents": 1}}), json!({"set": {"amount_cents": 2}}), "amount_cents", json!(2)),
+        (
+            "note",
+            json!({"set": {"body": "a"}}),
+            json!({"splice": {"body": [[1, 0, "b"]]}}),
+            "body",
+            json!("ab"),
+        ),
+        (
+            "space",
+            json!({"increment": {"visits": 1}}),
+            json!({"increment": {"visits": 2}}),
+            "visits",
+            json!(3),
+        ),
+        (
+            "recovery",
+            json!({"put": {"days": {"a": 1}}}),
+            json!({"put": {"days": {"b": 2}}}),
+            "days",
+            json!({"a": 1, "b": 2}),
+        ),
+        (
+            "watchlist_item",
+            json!({"set": {"kind": "k", "value": "v"}}),
+            json!({"add": {"labels": ["x"]}}),
+            "labels",
+            json!(["x"]),
+        ),
+        (
+            "invoice",
+            json!({"set": {"amount_cents": 1}}),
+            json!({"set": {"amount_cents": 2}}),
+            "amount_cents",
+            json!(2),
+        ),
     ]
 }
 

@@ -144,12 +144,16 @@ fn queries(world: &World, records: &[Record]) {
         });
         kept.iter().map(|record| record["id"].as_str().unwrap().to_owned()).collect()
     };
-    let is = |field: &'static str, value: &'static str| move |r: &Record| text(r, field).as_deref() == Some(value);
+    let is =
+        |field: &'static str, value: &'static str| move |r: &Record| text(r, field).as_deref() == Some(value);
     assert_eq!(ids(&[]), computed(&|_| true, None));
     assert_eq!(ids(&["--where", "level = expert"]), computed(&is("level", "expert"), None));
     assert_eq!(ids(&["--where", "force = push"]), computed(&is("force", "push"), None));
     let both = |r: &Record| is("level", "beginner")(r) && is("category", "stretching")(r);
-    assert_eq!(ids(&["--where", "level = beginner", "--where", "category=stretching"]), computed(&both, None));
+    assert_eq!(
+        ids(&["--where", "level = beginner", "--where", "category=stretching"]),
+        computed(&both, None)
+    );
     let named = |r: &Record| text(r, "name").is_some_and(|name| *"M" <= *name && *name < *"P");
     assert_eq!(ids(&["--where", "name >= M", "--where", "name < P"]), computed(&named, None));
     assert_eq!(
@@ -161,9 +165,12 @@ fn queries(world: &World, records: &[Record]) {
         computed(&is("category", "cardio"), Some(("name", true)))
     );
     // Whole order by an indexed field and by one that is not.
-    for (argument, order) in
-        [("level", ("level", false)), ("-level", ("level", true)), ("name", ("name", false)), ("-name", ("name", true))]
-    {
+    for (argument, order) in [
+        ("level", ("level", false)),
+        ("-level", ("level", true)),
+        ("name", ("name", false)),
+        ("-name", ("name", true)),
+    ] {
         let (found, expected) = (ids(&["--order-by", argument]), computed(&|_| true, Some(order)));
         let values = |ids: &[String]| -> Vec<Option<String>> {
             let by_id: BTreeMap<&str, &Record> =
@@ -178,7 +185,9 @@ fn queries(world: &World, records: &[Record]) {
         assert_eq!(sorted(found), sorted(expected), "{argument}");
     }
     // Page by page, each once, as in one go.
-    for args in [&[][..], &["--order-by", "level"], &["--order-by", "-mechanic"], &["--where", "force = pull"]] {
+    for args in
+        [&[][..], &["--order-by", "level"], &["--order-by", "-mechanic"], &["--where", "force = pull"]]
+    {
         let mut after: Option<String> = None;
         let mut found = Vec::new();
         loop {

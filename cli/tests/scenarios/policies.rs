@@ -368,9 +368,7 @@ fn settle_conflicts(world: &World) {
             _ => field.clone(),
         };
         let written = sides[0]["value"].get(&member).unwrap_or(&sides[0]["value"]);
-        world
-            .edit("phone", &type_name, "x", &json!({"set": {member: written}}), "0s")
-            .error("conflict", 4);
+        world.edit("phone", &type_name, "x", &json!({"set": {member: written}}), "0s").error("conflict", 4);
         world.run("phone", &[&["resolve", &*type_name, "x", &*field][..], &choice[..]].concat()).ok();
         expected.push((type_name, field, value));
     }
@@ -510,7 +508,11 @@ fn the_same_values_written_twice_are_no_conflict() {
             continue;
         }
         let before = world.fields("phone", case.type_name, "new");
-        assert_fields(case.type_name, &before, alike(&case, "phone").get("set").unwrap_or(&json!({"tags": ["phone"]})));
+        assert_fields(
+            case.type_name,
+            &before,
+            alike(&case, "phone").get("set").unwrap_or(&json!({"tags": ["phone"]})),
+        );
         for device in ["phone", "tablet"] {
             world.edit(device, case.type_name, "new", &alike(&case, "tablet"), "0s").ok();
         }
@@ -520,7 +522,11 @@ fn the_same_values_written_twice_are_no_conflict() {
     assert_eq!(world.conflicts("phone"), Vec::<Value>::new());
     for case in cases().iter().filter(|case| case.type_name != "exercise") {
         let fields = world.fields("server", case.type_name, "new");
-        assert_fields(case.type_name, &fields, alike(case, "tablet").get("set").unwrap_or(&json!({"tags": ["phone", "tablet"]})));
+        assert_fields(
+            case.type_name,
+            &fields,
+            alike(case, "tablet").get("set").unwrap_or(&json!({"tags": ["phone", "tablet"]})),
+        );
     }
 }
 

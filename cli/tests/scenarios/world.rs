@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -101,7 +103,8 @@ impl World {
 
     pub(crate) fn command(&self, data: &str, args: &[&str]) -> Command {
         let mut command = Command::new(binary());
-        command.args(args).arg("--json").arg("--data").arg(self.path(data)).current_dir(self.dir.path());
+        // In front: behind `--` they would be no options.
+        command.arg("--json").arg("--data").arg(self.path(data)).args(args).current_dir(self.dir.path());
         command.env_remove("ANABRANCH_DATA").env("ANABRANCH_LOG", "off");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -159,10 +162,16 @@ impl World {
     /// Starts `watch` and waits until it owns the directory.
     pub(crate) fn watch(&self, data: &str) -> Watch {
         let mut child = self.command(data, &["watch"]).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let first: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
-        assert_eq!(first["event"], "status");
-        Watch { child, lines: Box::new(lines) }
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (send, events) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let _ = send.send(serde_json::from_str(&line).unwrap());
+            }
+        });
+        let mut watch = Watch { child, events };
+        watch.event(|event| event["event"] == "status");
+        watch
     }
 
     #[track_caller]
@@ -262,16 +271,17 @@ impl Drop for Relay {
 
 pub(crate) struct Watch {
     pub(crate) child: Child,
-    lines: Box<dyn Iterator<Item = std::io::Result<String>>>,
+    events: mpsc::Receiver<Value>,
 }
 
 impl Watch {
     /// The next event that fits; others are skipped.
+    #[track_caller]
     pub(crate) fn event(&mut self, fits: impl Fn(&Value) -> bool) -> Value {
         loop {
-            let line: Value = serde_json::from_str(&self.lines.next().unwrap().unwrap()).unwrap();
-            if fits(&line) {
-                return line;
+            let event = self.events.recv_timeout(Duration::from_secs(30)).expect("no such event came");
+            if fits(&event) {
+                return event;
             }
         }
     }
