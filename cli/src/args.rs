@@ -34,7 +34,7 @@ Exit codes:
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
     /// The directory of the device, or of the relay
-    #[arg(long, global = true, value_name = "DIR", env = "ANABRANCH_DATA")]
+    #[arg(long, global = true, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// Print JSON: one object, or one per line for lists and streams; errors too
     #[arg(long, global = true)]

@@ -47,8 +47,7 @@ impl DeviceDir {
     pub(crate) fn new(data: Option<PathBuf>) -> Result<Self, Failure> {
         match data {
             Some(root) => Ok(Self { root }),
-            None => Err(Failure::usage("no_data_dir", "no directory was given")
-                .help("give --data DIR, or set ANABRANCH_DATA")),
+            None => Err(Failure::usage("no_data_dir", "no directory was given").help("give --data DIR")),
         }
     }
 

@@ -76,7 +76,9 @@ fn wrong_arguments(error: &clap::Error) -> ExitCode {
     let json = std::env::args_os().any(|arg| arg == "--json");
     if json {
         let text = error.render().to_string();
-        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        // What is wrong comes first, then hints and the usage, each behind an empty line.
+        let wrong: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+        let message = wrong.join(" ").trim_start_matches("error: ").to_owned();
         Failure::usage("bad_arguments", message).print(true);
     } else {
         let _ = error.print();

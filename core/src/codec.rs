@@ -1,7 +1,7 @@
 //! The one codec of the store: versioned, bounded, and apart from live state.
 //!
 //! A record is one byte of version and a bincode body, never longer than
-//! [`RECORD_BYTES_MAX`]. Values above [`VALUE_BYTES_MAX`](crate::store::VALUE_BYTES_MAX) are
+//! [`RECORD_BYTES_MAX`]. Values above [`VALUE_BYTES_MAX`] are
 //! split over several keys by [`put_large`].
 
 use bincode::{Decode, Encode};

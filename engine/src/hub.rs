@@ -90,13 +90,12 @@ struct Slot {
     status: watch::Sender<WorkspaceStatus>,
     events: broadcast::Sender<EntityKey>,
     schema_waiters: VecDeque<(bool, bool, Reply<SchemaIs>)>,
-    attempts: u64,
 }
 
 struct Link {
     outgoing: mpsc::UnboundedSender<Vec<u8>>,
     session: ClientSession,
-    ready: bool,
+    relay_ahead_ms: i64,
     token: Option<String>,
 }
 
@@ -218,6 +217,8 @@ impl Hub {
         match command {
             Command::Open { workspace, reply } => {
                 let opened = self.open(&workspace);
+                // Whoever asks next sees the figures, not their defaults.
+                self.publish();
                 let feeds = opened.map(|()| {
                     let slot = &self.slots[&workspace];
                     Feeds { status: slot.status.subscribe(), events: slot.events.clone() }
@@ -298,7 +299,10 @@ impl Hub {
                 let (session, hello) = ClientSession::start(now, SOFTWARE);
                 // A closed link reports itself.
                 let _ = outgoing.send(hello);
-                self.link = Some(Link { outgoing, session, ready: false, token });
+                for slot in self.slots.values_mut() {
+                    slot.replica.connect(slot.channel, token.clone());
+                }
+                self.link = Some(Link { outgoing, session, relay_ahead_ms: 0, token });
                 self.connecting = false;
             }
             Command::Frame { bytes, .. } => self.receive(now, &bytes)?,
@@ -325,12 +329,11 @@ impl Hub {
         let channel = self.slots.len() as Channel + 1;
         let (status, _) = watch::channel(WorkspaceStatus::default());
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        let mut slot =
-            Slot { replica, channel, status, events, schema_waiters: VecDeque::new(), attempts: 0 };
+        let mut slot = Slot { replica, channel, status, events, schema_waiters: VecDeque::new() };
         slot.replica.durable(self.durable)?;
-        if let Some(link) = self.link.as_ref().filter(|link| link.ready) {
-            let ahead = slot.replica.status().clock_skew_ms.saturating_neg();
-            slot.replica.connect(channel, ahead, link.token.clone());
+        if let Some(link) = &self.link {
+            slot.replica.relay_clock_is(link.relay_ahead_ms);
+            slot.replica.connect(channel, link.token.clone());
         }
         self.slots.insert(workspace.clone(), slot);
         Ok(())
@@ -340,11 +343,10 @@ impl Hub {
         let Some(link) = &mut self.link else { return Ok(()) };
         match link.session.receive(now, bytes) {
             Ok(Event::Ready { relay_ahead_ms }) => {
-                link.ready = true;
                 self.last_error = None;
+                link.relay_ahead_ms = relay_ahead_ms;
                 for slot in self.slots.values_mut() {
-                    slot.attempts += 1;
-                    slot.replica.connect(slot.channel, relay_ahead_ms, link.token.clone());
+                    slot.replica.relay_clock_is(relay_ahead_ms);
                 }
             }
             Ok(Event::Channel(channel, message)) => {
@@ -511,7 +513,18 @@ impl Hub {
         let Some(slot) = self.slots.get(&waiter.workspace) else { return };
         let figures = slot.replica.status();
         let (outcome, error) = match (slot.replica.channel_state(), &self.last_error) {
-            _ if self.link.is_some() && slot.replica.is_complete() => (SyncOutcome::Complete, None),
+            _ if self.link.is_some() && slot.replica.is_complete() && slot.replica.is_diverged() => {
+                let message =
+                    "this device and the relay hold different things although everything was fetched again";
+                let error = Error::new(Category::Server, "digest_mismatch", message)
+                    .with_help("tell the relay's operator; what was written here is kept");
+                (SyncOutcome::Partial, Some(error))
+            }
+            _ if self.link.is_some() && slot.replica.is_complete() => {
+                // What a refused parent holds back, or the relay can't take now, is not done.
+                let outcome = if figures.pending == 0 { SyncOutcome::Complete } else { SyncOutcome::Partial };
+                (outcome, None)
+            }
             (ChannelState::Faulted { code, message }, _) => {
                 let outcome = if code.is_auth() { SyncOutcome::Auth } else { SyncOutcome::Partial };
                 (outcome, Some(Error::fault(*code, message.clone())))
@@ -535,6 +548,7 @@ impl Hub {
             sent: figures.sent - waiter.sent,
             received: figures.received - waiter.received,
             pending: figures.pending,
+            refused: figures.refused,
             digest: figures.digest.to_string(),
             error,
         };

@@ -1,5 +1,7 @@
 //! A real editing trace, typed by one device and read by another.
 
+#![expect(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
+
 use std::io::Read;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -119,14 +119,14 @@ impl Drawing<'_> {
         }
         let mut view = self.screen.remove(&name).unwrap_or_default();
         let at = a % (view.len() + 1);
-        let gone = if act % 2 == 0 { 0 } else { (b / 3 % 3).min(view.len() - at) };
+        let gone = if act.is_multiple_of(2) { 0 } else { (b / 3 % 3).min(view.len() - at) };
         if act % 3 == 2 && gone > 0 {
             new.clear();
         }
         if !whole && !text && gone > 0 {
             self.out.push(Intent::RemoveItems { field: name.clone(), at, count: gone });
         }
-        let appends = at == view.len() && b % 2 == 0;
+        let appends = at == view.len() && b.is_multiple_of(2);
         view.splice(at..at + gone, new.iter().cloned());
         let joined = |items: &[Json]| items.iter().filter_map(Json::as_str).collect::<String>();
         if whole {
@@ -151,7 +151,7 @@ fn letter(n: u32) -> Json {
 fn item(field: &Field, n: u32) -> Json {
     let item = match field.ty {
         FieldType::List(ScalarType::Int | ScalarType::Float) => json!(n),
-        FieldType::List(ScalarType::Json) if n % 2 == 0 => json!({ "n": n }),
+        FieldType::List(ScalarType::Json) if n.is_multiple_of(2) => json!({ "n": n }),
         FieldType::List(ScalarType::Timestamp) => json!(timestamp_from_ms(i64::from(n))),
         _ => json!(format!("i{n}")),
     };
@@ -180,7 +180,7 @@ fn value(field: &Field, n: usize) -> Json {
 fn scalar_value(field: &Field, scalar: &ScalarType, n: usize) -> Json {
     let n = n % 4;
     match scalar {
-        ScalarType::Bool => json!(n % 2 == 0),
+        ScalarType::Bool => json!(n.is_multiple_of(2)),
         ScalarType::Int => json!([1, 2, 7, 30][n]),
         ScalarType::Float => json!([0.5, 1.0, 2.25, 70.0][n]),
         ScalarType::String | ScalarType::Ref(_) => json!(["a", "b", "ü", "c"][n]),

@@ -10,4 +10,5 @@
 
 pub mod draft;
 pub mod model;
+pub mod net;
 pub mod world;

@@ -61,6 +61,9 @@ pub enum Deed {
     },
 }
 
+/// What went, what came, and how it looked to the author afterwards.
+type Sequence = (Vec<Json>, Vec<Json>, Vec<Json>);
+
 /// What an edit does to what people see.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Effects {
@@ -68,7 +71,7 @@ pub struct Effects {
     increments: BTreeMap<String, i64>,
     adds: BTreeSet<(String, String)>,
     removes: BTreeSet<(String, String)>,
-    sequences: BTreeMap<String, (Vec<Json>, Vec<Json>, Vec<Json>)>,
+    sequences: BTreeMap<String, Sequence>,
     revives: bool,
     any: bool,
 }
@@ -678,22 +681,8 @@ impl Log {
 
     /// Holds a row of the engine to what it must be after the edits `seen`.
     pub fn check(&self, seen: &Seen, row: &Row) -> Result<(), String> {
-        let (deleted, fields, open) = self.row(seen);
-        if row.deleted != deleted {
-            return Err(format!("deleted: it says {}, it must be {deleted}", row.deleted));
-        }
-        for (name, value) in &row.fields {
-            match fields.get(name) {
-                None => self.check_sequence(name, seen, value)?,
-                Some(wanted) if wanted != value => {
-                    return Err(format!("{name}: it shows {value}, it must be {wanted}"));
-                }
-                Some(_) => {}
-            }
-        }
-        if row.fields.len() != self.ty.fields.len() {
-            return Err("a field is missing".into());
-        }
+        self.check_fields(seen, row.deleted, &row.fields)?;
+        let open = self.row(seen).2;
         let mut found: Vec<Open> = row
             .conflicts
             .iter()
@@ -718,13 +707,39 @@ impl Log {
         Ok(())
     }
 
+    /// The same for a row of which only the fields are known.
+    pub fn check_fields(
+        &self,
+        seen: &Seen,
+        deleted: bool,
+        shown: &BTreeMap<String, Json>,
+    ) -> Result<(), String> {
+        let (must_be, fields, _) = self.row(seen);
+        if deleted != must_be {
+            return Err(format!("deleted: it says {deleted}, it must be {must_be}"));
+        }
+        for (name, value) in shown {
+            match fields.get(name) {
+                None => self.check_sequence(name, seen, value)?,
+                Some(wanted) if wanted != value => {
+                    return Err(format!("{name}: it shows {value}, it must be {wanted}"));
+                }
+                Some(_) => {}
+            }
+        }
+        if shown.len() != self.ty.fields.len() {
+            return Err("a field is missing".into());
+        }
+        Ok(())
+    }
+
     fn check_sequence(&self, field: &str, seen: &Seen, value: &Json) -> Result<(), String> {
         let shown = match value {
             Json::String(text) => characters(text),
             Json::Array(items) => items.clone(),
             other => return Err(format!("{field}: it shows {other}")),
         };
-        let edits: Vec<&(Vec<Json>, Vec<Json>, Vec<Json>)> =
+        let edits: Vec<&Sequence> =
             seen.iter().filter_map(|id| self.edits[*id].effects.sequences.get(field)).collect();
         let removed: BTreeSet<String> =
             edits.iter().flat_map(|(gone, ..)| gone).map(canonical_json).collect();

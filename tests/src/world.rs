@@ -130,7 +130,7 @@ impl World {
             Some(base) => entity.row_at(&self.ty, base),
             None => entity.row(&self.ty),
         };
-        screen_of(&self.ty, &row)
+        screen_of(&self.ty, &row.fields)
     }
 
     /// Lets a device edit, `wait_ms` later, and asks the model whether that is right. `base` is
@@ -401,12 +401,12 @@ fn waits(code: RefusalCode) -> bool {
 }
 
 /// The sequences of a row.
-pub fn screen_of(ty: &EntityType, row: &Row) -> Screen {
+pub fn screen_of(ty: &EntityType, row: &BTreeMap<String, serde_json::Value>) -> Screen {
     let sequences =
         ty.fields.values().filter(|field| matches!(field.kind(), FieldKind::Text | FieldKind::List));
     sequences
         .map(|field| {
-            let items = match &row.fields[&field.name] {
+            let items = match &row[&field.name] {
                 serde_json::Value::String(text) => characters(text),
                 serde_json::Value::Array(items) => items.clone(),
                 other => panic!("{other}"),

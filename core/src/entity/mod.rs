@@ -155,6 +155,11 @@ impl Entity {
         self.reader(None).row(ty)
     }
 
+    /// Whether it is deleted.
+    pub fn is_deleted(&self) -> bool {
+        matches!(self.reader(None).life(), resolve::Life::Deleted { .. })
+    }
+
     /// What someone saw who read the version `heads`.
     pub fn row_at(&self, ty: &EntityType, heads: &[ChangeHash]) -> Row {
         self.reader(Some(heads)).row(ty)

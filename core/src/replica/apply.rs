@@ -159,6 +159,9 @@ impl Replica {
                 settled = true;
             }
         }
+        if settled {
+            self.channel.remakes.remove(&hash);
+        }
         if settled || !places.is_empty() {
             touched.entry(hash).or_default().admitted.extend(places);
         }
@@ -166,7 +169,8 @@ impl Replica {
     }
 
     pub(super) fn on_ack(&mut self, now: Now, ack: Ack) -> Result<(), StoreError> {
-        let Some(numbers) = self.channel.in_flight.remove(&ack.unit_id) else { return Ok(()) };
+        let Some((numbers, entities)) = self.channel.in_flight.remove(&ack.unit_id) else { return Ok(()) };
+        self.channel.busy.retain(|entity| !entities.contains(entity));
         let mut refused: BTreeMap<ChangeHash, Refused> =
             ack.refused.into_iter().map(|refused| (ChangeHash(refused.hash), refused)).collect();
         let mut by_entity: BTreeMap<EntityHash, (EntityKey, Vec<ChangeHash>, Vec<Refused>)> = BTreeMap::new();
@@ -217,8 +221,21 @@ impl Replica {
         denied: Vec<Refused>,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
+        // What is refused for good leaves the outbox, so only rounds without that could go on
+        // for ever.
+        let settles = denied.iter().any(|refusal| {
+            !matches!(
+                RefusalCode::from_u16(refusal.code),
+                Some(
+                    RefusalCode::MissingDependency
+                        | RefusalCode::DependsOnRefused
+                        | RefusalCode::ClockAhead
+                        | RefusalCode::BadSequence
+                )
+            )
+        });
         let remakes = self.channel.remakes.entry(hash).or_default();
-        *remakes += 1;
+        *remakes = if settles { 0 } else { *remakes + 1 };
         let exhausted = *remakes > REMAKES_MAX;
         let mut gone = BTreeSet::new();
         let mut again = BTreeSet::new();
@@ -271,14 +288,14 @@ impl Replica {
         now: Now,
         hash: EntityHash,
         which: impl Fn(bool) -> bool,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<EntityKey>, StoreError> {
         let Some(key) = self
             .pending
             .get(&hash)
             .and_then(|n| self.outbox.get(n.first()?))
             .map(|pending| pending.key.clone())
         else {
-            return Ok(());
+            return Ok(None);
         };
         self.load(&key)?;
         let numbers = self.pending.get(&hash).cloned().unwrap_or_default();
@@ -292,8 +309,7 @@ impl Replica {
         if self.cache.contains_key(&hash) {
             self.persist(batch, hash, &[], &[], true, false)?;
         }
-        self.outputs.push_back(Output::Changed { after: self.last_commit, entities: vec![key] });
-        Ok(())
+        Ok(Some(key))
     }
 
     #[expect(clippy::too_many_arguments, reason = "one step of one algorithm, told apart by its two callers")]
@@ -349,6 +365,10 @@ impl Replica {
             match result {
                 Rewritten::Kept(_) => {}
                 Rewritten::Again { change, intents, .. } => {
+                    // An answer that is still under way is about the change that it was.
+                    for (sent, _) in self.channel.in_flight.values_mut() {
+                        sent.retain(|other| *other != number);
+                    }
                     record.hash = change.hash().0;
                     record.bytes = change.bytes().len() as u32;
                     record.intents = intents;
@@ -401,6 +421,10 @@ impl Replica {
         }
         if caught_up.digest != self.state.digest {
             tracing::error!("the digest differs from the relay's even after everything was fetched again");
+            self.channel.diverged = true;
+        }
+        if caught_up.digest == self.state.digest {
+            self.channel.diverged = false;
         }
         self.channel.state = ChannelState::Live;
         self.state.synced_ms = self.relay_clock(now).0;

@@ -192,14 +192,16 @@ impl Replica {
             last_commit: CommitNo(0),
         };
         replica.load_queues()?;
-        let mut batch = Batch::new();
-        replica.put_device(
-            &mut batch,
-            replica.config.device.0,
-            &replica.config.device_name,
-            &replica.config.platform,
-        );
-        replica.commit(batch)?;
+        let own = DeviceRecord {
+            name: replica.config.device_name.clone(),
+            platform: replica.config.platform.clone(),
+        };
+        let place = replica.keys.device(&replica.config.device.0);
+        if replica.store.get(View::Latest, Keyspace::DEVICE, &place)? != Some(codec::encode(&own)) {
+            let mut batch = Batch::new();
+            batch.put(Keyspace::DEVICE, place, codec::encode(&own));
+            replica.commit(batch)?;
+        }
         Ok(replica)
     }
 

@@ -28,7 +28,8 @@ const UNITS_IN_FLIGHT_MAX: usize = 16;
 const UNIT_ENTITIES: usize = 256;
 /// A unit takes no more changes when it has this many bytes.
 const UNIT_BYTES: usize = 256 * 1024;
-/// How often an entity is written again within one session before it counts as refused.
+/// How often in a row an entity is written again within one session, with nothing of it taken
+/// or refused for good between, before it counts as refused.
 pub(super) const REMAKES_MAX: u32 = 3;
 
 /// How far the channel to the relay has come.
@@ -65,7 +66,10 @@ pub(super) struct Link {
     channel: Channel,
     /// Whether the grant is there and the feed was opened.
     granted: bool,
-    pub(super) in_flight: BTreeMap<u64, Vec<u64>>,
+    /// Outbox numbers and entities of each unit that was not answered yet.
+    pub(super) in_flight: BTreeMap<u64, (Vec<u64>, BTreeSet<EntityHash>)>,
+    /// Their entities: one unit at a time for each.
+    pub(super) busy: BTreeSet<EntityHash>,
     next_unit: u64,
     durable: CommitNo,
     /// The feed was asked for again in full after a fault was found.
@@ -73,6 +77,8 @@ pub(super) struct Link {
     /// The relay's clock minus this device's raw clock, in milliseconds.
     relay_ahead_ms: i64,
     pub(super) remakes: BTreeMap<EntityHash, u32>,
+    /// The digest differed even after everything was fetched again.
+    pub(super) diverged: bool,
     /// Entities that the relay can't take now; tried again at the next connect.
     pub(super) stalled: BTreeSet<EntityHash>,
     /// The relay's answers to schema requests.
@@ -98,18 +104,25 @@ impl Replica {
         self.channel.is_live() && self.channel.in_flight.is_empty() && !self.has_sendable()
     }
 
+    /// Whether this device and the relay hold different things although everything was fetched
+    /// again: a fault of one of them.
+    pub fn is_diverged(&self) -> bool {
+        self.channel.diverged
+    }
+
     /// The hash of the workspace's schema at the relay, once it is known; zeros mean none.
     pub fn relay_schema(&self) -> Option<[u8; 32]> {
         self.channel.relay_schema
     }
 
-    /// A link stands: sign in on `channel`. `relay_ahead_ms` is the relay's clock minus this
-    /// device's, as measured by the handshake.
-    pub fn connect(&mut self, channel: Channel, relay_ahead_ms: i64, token: Option<String>) {
+    /// A link stands: signs in on `channel` and opens the feed, without waiting for answers, so
+    /// that a reconnect is one round trip. The relay's clock is told by
+    /// [`Replica::relay_clock_is`] before its grant is received.
+    pub fn connect(&mut self, channel: Channel, token: Option<String>) {
         self.channel = Link {
             state: ChannelState::SigningIn,
             channel,
-            relay_ahead_ms,
+            relay_ahead_ms: self.channel.relay_ahead_ms,
             durable: self.channel.durable,
             next_unit: self.channel.next_unit,
             ..Link::default()
@@ -124,7 +137,13 @@ impl Replica {
             sent: self.state.sent,
         };
         self.send(message);
+        self.open_feed(false);
         self.outputs.push_back(Output::Status);
+    }
+
+    /// The relay's clock minus this device's, in milliseconds, as the handshake measured it.
+    pub fn relay_clock_is(&mut self, ahead_ms: i64) {
+        self.channel.relay_ahead_ms = ahead_ms;
     }
 
     /// Asks the relay once more for what is new, so that a sync on a link that stands is an
@@ -157,8 +176,7 @@ impl Replica {
         match self.channel.state {
             ChannelState::Offline => {}
             ChannelState::Faulted { .. } => {
-                let ahead = self.channel.relay_ahead_ms;
-                self.connect(channel, ahead, Some(token));
+                self.connect(channel, Some(token));
             }
             _ => self.send(Refresh { channel, token }),
         }
@@ -203,10 +221,13 @@ impl Replica {
                 self.channel.schema_answers.push(answer);
                 self.outputs.push_back(Output::Status);
             }
+            // The first refusal says why; what was asked in the same breath is refused after it.
+            Message::Fault(_) if matches!(self.channel.state, ChannelState::Faulted { .. }) => {}
             Message::Fault(fault) => {
                 let code = FaultCode::from_u16(fault.code).unwrap_or(FaultCode::Internal);
                 self.channel.granted = false;
                 self.channel.in_flight.clear();
+                self.channel.busy.clear();
                 self.channel.state = ChannelState::Faulted { code, message: fault.message };
                 self.outputs.push_back(Output::Status);
             }
@@ -227,6 +248,7 @@ impl Replica {
         self.state.role = granted.grant.role;
         self.channel.relay_schema = Some(granted.schema);
         let mut batch = Batch::new();
+        let mut redated = Vec::new();
         if !renewed {
             let before = self.correction_ms();
             self.state.skew_ms = self.channel.relay_ahead_ms;
@@ -238,7 +260,7 @@ impl Replica {
                 full = true;
             }
             if before != self.correction_ms() || self.outbox.values().any(|pending| !pending.sent) {
-                self.redate(&mut batch, now)?;
+                redated = self.redate(&mut batch, now)?;
             }
             if granted.epoch != self.state.epoch {
                 // Cursors of another feed mean nothing: what is known is passed over when it
@@ -252,9 +274,14 @@ impl Replica {
             if granted.schema == [0; 32] && matches!(self.role(), GrantRole::Authority | GrantRole::Admin) {
                 self.exchange_schema(true);
             }
-            self.open_feed(full);
+            if full {
+                self.open_feed(true);
+            }
         }
-        self.commit(batch)?;
+        let after = self.commit(batch)?;
+        if !redated.is_empty() {
+            self.outputs.push_back(Output::Changed { after, entities: redated });
+        }
         self.outputs.push_back(Output::Status);
         Ok(())
     }
@@ -273,7 +300,7 @@ impl Replica {
 
     /// Dates pending changes again whose clock was off by more than is tolerated. They have
     /// never left the device, so their places in the actor's sequence are free.
-    fn redate(&mut self, batch: &mut Batch, now: Now) -> Result<(), StoreError> {
+    fn redate(&mut self, batch: &mut Batch, now: Now) -> Result<Vec<EntityKey>, StoreError> {
         let correction = self.correction_ms();
         let mut entities: BTreeSet<EntityHash> = BTreeSet::new();
         for (number, pending) in &self.outbox {
@@ -284,23 +311,20 @@ impl Replica {
                 }
             }
         }
+        let mut redated = Vec::with_capacity(entities.len());
         for hash in entities {
-            self.write_again(batch, now, hash, |sent| !sent)?;
+            redated.extend(self.write_again(batch, now, hash, |sent| !sent)?);
         }
-        Ok(())
+        Ok(redated)
     }
 
     /// Whether something waits that could be sent now.
     fn has_sendable(&self) -> bool {
-        self.pending.iter().any(|(hash, numbers)| {
+        self.pending.keys().any(|hash| {
             !self.channel.stalled.contains(hash)
-                && !self.is_in_flight(numbers)
+                && !self.channel.busy.contains(hash)
                 && !self.is_held(*hash).unwrap_or(true)
         })
-    }
-
-    fn is_in_flight(&self, numbers: &BTreeSet<u64>) -> bool {
-        self.channel.in_flight.values().flatten().any(|number| numbers.contains(number))
     }
 
     /// Sends what may be sent.
@@ -321,7 +345,10 @@ impl Replica {
             let unit_id = self.channel.next_unit;
             self.channel.next_unit += 1;
             let message = Changes { channel: self.channel.channel, unit_id, sent: self.state.sent, unit };
-            self.channel.in_flight.insert(unit_id, numbers);
+            let entities: BTreeSet<EntityHash> =
+                numbers.iter().filter_map(|n| self.outbox.get(n)).map(|pending| pending.entity).collect();
+            self.channel.busy.extend(&entities);
+            self.channel.in_flight.insert(unit_id, (numbers, entities));
             self.send(message);
         }
         Ok(())
@@ -356,7 +383,7 @@ impl Replica {
         let mut queue: Vec<(i64, u64, EntityHash)> = self
             .pending
             .iter()
-            .filter(|(hash, numbers)| !self.channel.stalled.contains(*hash) && !self.is_in_flight(numbers))
+            .filter(|(hash, _)| !self.channel.stalled.contains(*hash) && !self.channel.busy.contains(*hash))
             .filter_map(|(hash, numbers)| {
                 let first = *numbers.first()?;
                 let pending = self.outbox.get(&first)?;
@@ -400,7 +427,7 @@ impl Replica {
                 continue;
             }
             let Some(numbers) = self.pending.get(&hash) else { continue };
-            if self.is_in_flight(numbers) || self.channel.stalled.contains(&hash) {
+            if self.channel.busy.contains(&hash) || self.channel.stalled.contains(&hash) {
                 return Ok(None);
             }
             for number in numbers {
@@ -431,8 +458,7 @@ impl Replica {
             }
         }
         group.extend(parents);
-        let busy =
-            group.iter().filter_map(|hash| self.pending.get(hash)).any(|numbers| self.is_in_flight(numbers));
+        let busy = group.iter().any(|hash| self.channel.busy.contains(hash));
         Ok((!busy).then_some(group))
     }
 
@@ -455,7 +481,7 @@ impl Replica {
     }
 
     /// The entities that one refers to and the relay does not know, each with whether it was
-    /// refused.
+    /// refused, or can't be taken now.
     fn parents(&self, hash: EntityHash) -> Result<Vec<(EntityHash, bool)>, StoreError> {
         let Some(first) = self.pending.get(&hash).and_then(|numbers| self.outbox.get(numbers.first()?))
         else {
@@ -484,7 +510,9 @@ impl Replica {
             if parent_hash == hash || self.is_admitted(parent_hash)? {
                 continue;
             }
-            if self.pending.contains_key(&parent_hash) {
+            if self.channel.stalled.contains(&parent_hash) {
+                parents.push((parent_hash, true));
+            } else if self.pending.contains_key(&parent_hash) {
                 parents.push((parent_hash, false));
             } else if self.refused.contains_key(&parent) {
                 parents.push((parent_hash, true));

@@ -1,6 +1,7 @@
 //! Local edits.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use automerge::ChangeHash;
 
@@ -22,7 +23,7 @@ pub enum Expect {
     Any,
     /// It must not exist.
     New,
-    /// It must exist and not be deleted.
+    /// It must have been created, by whomever. If it is deleted, only its revival is taken.
     Existing,
 }
 
@@ -202,7 +203,7 @@ impl Replica {
             self.author(&record)
         };
         let entity = &mut self.loaded(hash)?.entity;
-        let missing = entity.headers().is_empty() || entity.row(ty).deleted;
+        let missing = entity.headers().is_empty() || entity.is_deleted();
         match edit.expect {
             Expect::New if !missing => return Err(WriteError::Exists(edit.key.clone())),
             Expect::Existing if entity.headers().is_empty() => {
@@ -225,7 +226,12 @@ impl Replica {
             based_on: edit.based_on.as_deref(),
             checked,
         };
-        Ok((hash, entity.edit(&context, &intents)?))
+        // A fault of the document library costs this edit, not the engine: the entity is read
+        // again from the store.
+        let edited = catch_unwind(AssertUnwindSafe(|| entity.edit(&context, &intents)));
+        let edited =
+            edited.unwrap_or_else(|_| Err(EditError::Document("the document library panicked".into())));
+        Ok((hash, edited?))
     }
 
     /// Queues a change that was just made. Returns its number.

@@ -8,9 +8,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, RngSeed};
 
 /// A field for every policy and every way to hold a value.
-pub(crate) fn everything() -> EntityType {
-    fields(
-        r#"
+pub(crate) const EVERYTHING: &str = r#"
         plain  = { type = "string" }
         flag   = { type = "bool", default = false }
         tied   = { type = "string", tie = "manual" }
@@ -39,8 +37,10 @@ pub(crate) fn everything() -> EntityType {
         lon = { type = "float", merge = "server_wins", group = "spot" }
         born = { type = "int", merge = "first_write", group = "birth" }
         town = { type = "string", merge = "first_write", group = "birth" }
-        "#,
-    )
+        "#;
+
+pub(crate) fn everything() -> EntityType {
+    fields(EVERYTHING)
 }
 
 /// What happens next.

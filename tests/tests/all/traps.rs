@@ -425,7 +425,7 @@ fn every_kind_of_later_edit_revives() {
     for edit in [set("title", json!("b")), splice(0, 0, "x"), more("count", 1), insert(None, &[1])] {
         let mut world = note();
         world.edit(ANN, &[Intent::Delete]);
-        world.edit(BEN, &[edit.clone()]);
+        world.edit(BEN, std::slice::from_ref(&edit));
         world.settle(1);
         assert!(!world.row(ANN).deleted, "{edit:?}");
         assert!(world.row(ANN).conflicts.is_empty());
