@@ -24,13 +24,13 @@ only   = { type = "string", merge = "server_only" }
 parent = { type = "ref", to = "thing" }
 "#;
 
-const START: Now = Now { mono: MonoMs(1_000), wall: WallMs(1_750_000_000_000) };
+pub(crate) const START: Now = Now { mono: MonoMs(1_000), wall: WallMs(1_750_000_000_000) };
 
 fn one_more() -> Intent {
     Intent::Increment { field: "count".into(), by: 1 }
 }
 
-fn set(field: &str, value: Json) -> Intent {
+pub(crate) fn set(field: &str, value: Json) -> Intent {
     Intent::Set { field: field.into(), value }
 }
 
@@ -99,7 +99,7 @@ impl Store for Full {
     }
 }
 
-fn alone(source: &str) -> ReplicaConfig {
+pub(crate) fn alone(source: &str) -> ReplicaConfig {
     ReplicaConfig {
         workspace: WorkspaceId::new("home").unwrap(),
         device: DeviceId([1; 32]),
@@ -113,7 +113,7 @@ fn alone(source: &str) -> ReplicaConfig {
     }
 }
 
-fn edit(id: &str, intents: &[Intent]) -> Edit {
+pub(crate) fn edit(id: &str, intents: &[Intent]) -> Edit {
     let key = EntityKey::new("thing", id).unwrap();
     Edit { key, intents: intents.to_vec(), based_on: None, expect: Expect::Any }
 }

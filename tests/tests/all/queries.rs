@@ -1,0 +1,62 @@
+//! Queries over rows and indexes: what is found must not depend on how it is looked for.
+
+use std::sync::Arc;
+
+use anabranch_core::query::{self, Filter, Op, Query};
+use anabranch_core::replica::Replica;
+use anabranch_core::rows::Rows;
+use anabranch_store::MemoryStore;
+use serde_json::{Value as Json, json};
+
+use crate::faults::{START, alone, edit, set};
+
+fn ids(rows: &Rows, field: &str, op: Op, value: Json) -> Vec<String> {
+    let filters = vec![Filter { field: field.into(), op, value }];
+    let query = Query { type_name: "thing".into(), filters, ..Query::default() };
+    query::run(rows, &query).unwrap().rows.into_iter().map(|(key, _)| key.id().to_owned()).collect()
+}
+
+#[test]
+fn an_index_changes_no_answer() {
+    const FIELDS: &str = "n = { type = \"int\" }\nf = { type = \"float\" }\nt = { type = \"timestamp\" }\n";
+    let plain = format!("[thing]\nversion = 1\n[thing.fields]\n{FIELDS}");
+    let indexed =
+        format!("[thing]\nversion = 1\nindex = [[\"n\"], [\"f\"], [\"t\"]]\n[thing.fields]\n{FIELDS}");
+    let found: Vec<Vec<Vec<String>>> = [plain, indexed]
+        .iter()
+        .map(|source| {
+            let store = Arc::new(MemoryStore::new());
+            let config = alone(source);
+            let mut replica = Replica::open(store.clone(), config.clone()).unwrap();
+            replica.write(START, &[edit("null", &[set("n", json!(null))])], true).unwrap();
+            for (id, n, f) in [("a", -5, -0.0), ("b", 0, 0.0), ("c", 5, 2.5)] {
+                let intents =
+                    [set("n", json!(n)), set("f", json!(f)), set("t", json!("2026-01-01T00:00:00Z"))];
+                replica.write(START, &[edit(id, &intents)], true).unwrap();
+            }
+            let rows = Rows::new(store, config.schema.clone(), &config.workspace);
+            let ask = |field: &str, value: Json| {
+                let equal = ids(&rows, field, Op::Eq, value.clone());
+                let unequal = ids(&rows, field, Op::Ne, value.clone());
+                assert!(
+                    equal.iter().all(|id| !unequal.contains(id)),
+                    "{field} is and is not {value}: {equal:?}"
+                );
+                equal
+            };
+            vec![
+                ask("n", json!(5)),
+                ask("n", json!(5.0)),
+                ask("n", json!(-5.0)),
+                ask("n", json!(2.5)),
+                ask("n", json!(null)),
+                ask("f", json!(0)),
+                ask("f", json!(-0.0)),
+                ask("f", json!(2.5)),
+                ask("t", json!("2026-01-01T01:00:00+01:00")),
+            ]
+        })
+        .collect();
+    assert_eq!(found[0], found[1]);
+    assert_eq!(found[0][1], ["c"]);
+}
