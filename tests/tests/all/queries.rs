@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anabranch_core::id::EntityKey;
 use anabranch_core::query::{self, Filter, Op, Query};
 use anabranch_core::replica::Replica;
 use anabranch_core::rows::Rows;
@@ -10,10 +11,41 @@ use serde_json::{Value as Json, json};
 
 use crate::faults::{START, alone, edit, set};
 
+const BEFORE: &str = "[thing]\nversion = 1\n[thing.fields]\nname = { type = \"string\" }\n";
+const AFTER: &str = "[thing]\nversion = 2\nindex = [[\"kind\"], [\"name\"]]\n[thing.fields]\n\
+    name = { type = \"string\" }\nkind = { type = \"string\", default = \"plain\" }\n";
+
 fn ids(rows: &Rows, field: &str, op: Op, value: Json) -> Vec<String> {
     let filters = vec![Filter { field: field.into(), op, value }];
     let query = Query { type_name: "thing".into(), filters, ..Query::default() };
     query::run(rows, &query).unwrap().rows.into_iter().map(|(key, _)| key.id().to_owned()).collect()
+}
+
+#[test]
+fn rows_and_indexes_follow_a_newer_schema() {
+    let store = Arc::new(MemoryStore::new());
+    let mut replica = Replica::open(store.clone(), alone(BEFORE)).unwrap();
+    for n in 0..300 {
+        replica.write(START, &[edit(&format!("t{n}"), &[set("name", json!("x"))])], true).unwrap();
+    }
+    replica.write(START, &[edit("y", &[set("name", json!("y"))])], true).unwrap();
+    for source in [AFTER, BEFORE, AFTER] {
+        let config = alone(source);
+        drop(replica);
+        replica = Replica::open(store.clone(), config.clone()).unwrap();
+        let rows = Rows::new(store.clone(), config.schema.clone(), &config.workspace);
+        assert_eq!(ids(&rows, "name", Op::Eq, json!("y")), ["y"]);
+        assert_eq!(ids(&rows, "name", Op::Eq, json!("x")).len(), 300);
+        let kind = config.schema.types["thing"].fields.contains_key("kind");
+        if kind {
+            assert_eq!(ids(&rows, "kind", Op::Eq, json!("plain")).len(), 301);
+        }
+        assert_eq!(
+            rows.get(&EntityKey::new("thing", "y").unwrap()).unwrap().unwrap().fields.len(),
+            1 + usize::from(kind)
+        );
+        assert_eq!(replica.status().pending, 301);
+    }
 }
 
 #[test]
