@@ -314,21 +314,21 @@ impl Replica {
     }
 
     /// Writes pending changes of an entity again that `which` picks by whether they may have
-    /// left the device, dated by the clock as it is corrected now.
+    /// left the device, dated by the clock as it is corrected now. Returns its name.
     pub(super) fn write_again(
         &mut self,
         batch: &mut Batch,
         now: Now,
         hash: EntityHash,
         which: impl Fn(bool) -> bool,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<EntityKey>, StoreError> {
         let Some(key) = self
             .pending
             .get(&hash)
             .and_then(|n| self.outbox.get(n.first()?))
             .map(|pending| pending.key.clone())
         else {
-            return Ok(());
+            return Ok(None);
         };
         self.load(&key)?;
         let numbers = self.pending.get(&hash).cloned().unwrap_or_default();
@@ -342,8 +342,7 @@ impl Replica {
         if self.cache.contains_key(&hash) {
             self.persist(batch, hash, &[], &[], true, false)?;
         }
-        self.outputs.push_back(Output::Changed { after: self.last_commit, entities: vec![key] });
-        Ok(())
+        Ok(Some(key))
     }
 
     #[expect(clippy::too_many_arguments, reason = "one step of one algorithm, told apart by its two callers")]

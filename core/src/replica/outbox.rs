@@ -240,6 +240,7 @@ impl Replica {
         self.state.role = granted.grant.role;
         self.channel.relay_schema = Some(granted.schema);
         let mut batch = Batch::new();
+        let mut dated = Vec::new();
         if !renewed {
             let before = self.correction_ms();
             self.state.skew_ms = self.channel.relay_ahead_ms;
@@ -252,7 +253,7 @@ impl Replica {
                 full = true;
             }
             if before != self.correction_ms() || self.outbox.values().any(|pending| !pending.sent) {
-                self.redate(&mut batch, now)?;
+                dated = self.redate(&mut batch, now)?;
             }
             if granted.epoch != self.state.epoch {
                 // Cursors of another feed mean nothing: what is known is passed over when it
@@ -268,7 +269,10 @@ impl Replica {
             }
             self.open_feed(full);
         }
-        self.commit(batch)?;
+        let after = self.commit(batch)?;
+        if !dated.is_empty() {
+            self.outputs.push_back(Output::Changed { after, entities: dated });
+        }
         self.outputs.push_back(Output::Status);
         Ok(())
     }
@@ -286,8 +290,9 @@ impl Replica {
     }
 
     /// Dates pending changes again whose clock was off by more than is tolerated. They have
-    /// never left the device, so their places in the actor's sequence are free.
-    fn redate(&mut self, batch: &mut Batch, now: Now) -> Result<(), StoreError> {
+    /// never left the device, so their places in the actor's sequence are free. Returns whose
+    /// they are.
+    fn redate(&mut self, batch: &mut Batch, now: Now) -> Result<Vec<EntityKey>, StoreError> {
         let correction = self.correction_ms();
         let mut entities: BTreeSet<EntityHash> = BTreeSet::new();
         for (number, pending) in &self.outbox {
@@ -298,10 +303,11 @@ impl Replica {
                 }
             }
         }
+        let mut dated = Vec::with_capacity(entities.len());
         for hash in entities {
-            self.write_again(batch, now, hash, |sent| !sent)?;
+            dated.extend(self.write_again(batch, now, hash, |sent| !sent)?);
         }
-        Ok(())
+        Ok(dated)
     }
 
     /// Whether something waits that could be sent now.
