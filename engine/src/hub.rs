@@ -97,6 +97,8 @@ struct Link {
     outgoing: mpsc::UnboundedSender<Vec<u8>>,
     session: ClientSession,
     ready: bool,
+    /// The relay's clock minus this device's, once it is ready.
+    relay_ahead_ms: i64,
     token: Option<String>,
 }
 
@@ -309,7 +311,7 @@ impl Hub {
                 let (session, hello) = ClientSession::start(now, SOFTWARE);
                 // A closed link reports itself.
                 let _ = outgoing.send(hello);
-                self.link = Some(Link { outgoing, session, ready: false, token });
+                self.link = Some(Link { outgoing, session, ready: false, relay_ahead_ms: 0, token });
                 self.connecting = false;
             }
             Command::Frame { bytes, .. } => self.receive(now, &bytes)?,
@@ -340,8 +342,7 @@ impl Hub {
             Slot { replica, channel, status, events, schema_waiters: VecDeque::new(), attempts: 0 };
         slot.replica.durable(self.durable)?;
         if let Some(link) = self.link.as_ref().filter(|link| link.ready) {
-            let ahead = slot.replica.status().clock_skew_ms.saturating_neg();
-            slot.replica.connect(channel, ahead, link.token.clone());
+            slot.replica.connect(channel, link.relay_ahead_ms, link.token.clone());
         }
         self.slots.insert(workspace.clone(), slot);
         Ok(())
@@ -352,6 +353,7 @@ impl Hub {
         match link.session.receive(now, bytes) {
             Ok(Event::Ready { relay_ahead_ms }) => {
                 link.ready = true;
+                link.relay_ahead_ms = relay_ahead_ms;
                 self.last_error = None;
                 for slot in self.slots.values_mut() {
                     slot.attempts += 1;
