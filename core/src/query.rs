@@ -175,14 +175,15 @@ impl Filter {
                 (Json::Object(entries), Json::String(key)) => entries.contains_key(key),
                 _ => false,
             },
-            Op::Eq => {
-                value == &self.value
-                    || (!value.is_null() && order(field, value, &self.value) == Some(Ordering::Equal))
-            }
-            Op::Ne => value != &self.value,
+            Op::Eq => equal(field, value, &self.value),
+            Op::Ne => !equal(field, value, &self.value),
             op => order(field, value, &self.value).is_some_and(|ordering| holds(op, ordering)),
         }
     }
+}
+
+fn equal(field: &Field, a: &Json, b: &Json) -> bool {
+    a == b || order(field, a, b) == Some(Ordering::Equal)
 }
 
 fn holds(op: Op, ordering: Ordering) -> bool {

@@ -175,12 +175,13 @@ pub fn index_value(field: &Field, value: &Json, out: &mut Vec<u8>) {
     match (ty, value) {
         (_, Json::Null) => out.push(0),
         (ScalarType::Bool, Json::Bool(value)) => out.extend([1, u8::from(*value)]),
-        (ScalarType::Int, Json::Number(n)) => push_int(n.as_i64().unwrap_or_default(), out),
+        (ScalarType::Int, Json::Number(n)) => push_int(whole(n), out),
         (ScalarType::Timestamp, Json::String(text)) => {
             push_int(timestamp_to_ms(text).unwrap_or_default(), out)
         }
         (ScalarType::Float, Json::Number(n)) => {
-            let bits = n.as_f64().unwrap_or_default().to_bits();
+            // Adding zero turns -0.0 into 0.0, which it equals.
+            let bits = (n.as_f64().unwrap_or_default() + 0.0).to_bits();
             let ordered = if bits >> 63 == 1 { !bits } else { bits | (1 << 63) };
             out.push(1);
             out.extend(ordered.to_be_bytes());
@@ -197,6 +198,11 @@ pub fn index_value(field: &Field, value: &Json, out: &mut Vec<u8>) {
         }
         _ => out.push(0),
     }
+}
+
+/// A number as the integer that it equals. What equals none is found by no integer.
+fn whole(n: &serde_json::Number) -> i64 {
+    n.as_i64().or_else(|| n.as_f64().map(|float| float as i64)).unwrap_or_default()
 }
 
 fn push_int(value: i64, out: &mut Vec<u8>) {

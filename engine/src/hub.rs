@@ -219,11 +219,20 @@ impl Hub {
                 let opened = self.open(&workspace);
                 // Whoever asks next sees the figures, not their defaults.
                 self.publish();
-                let feeds = opened.map(|()| {
+                let opened = opened.map(|()| {
                     let slot = &self.slots[&workspace];
-                    Feeds { status: slot.status.subscribe(), events: slot.events.clone() }
+                    let feeds = Feeds { status: slot.status.subscribe(), events: slot.events.clone() };
+                    (slot.replica.last_commit(), feeds)
                 });
-                let _ = reply.send(feeds.map_err(Error::from));
+                match opened {
+                    // Rows may have been written anew for a newer schema.
+                    Ok((commit, feeds)) => self.promise(commit, |durable| {
+                        let _ = reply.send(durable.map(|()| feeds));
+                    }),
+                    Err(error) => {
+                        let _ = reply.send(Err(error.into()));
+                    }
+                }
             }
             Command::Write { workspace, edits, checked, reply } => {
                 let Some(slot) = self.slots.get_mut(&workspace) else { return Ok(()) };

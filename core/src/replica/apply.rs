@@ -314,7 +314,7 @@ impl Replica {
     }
 
     /// Writes pending changes of an entity again that `which` picks by whether they may have
-    /// left the device, dated by the clock as it is corrected now.
+    /// left the device, dated by the clock as it is corrected now. Returns its name.
     pub(super) fn write_again(
         &mut self,
         batch: &mut Batch,

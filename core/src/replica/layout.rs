@@ -5,6 +5,7 @@
 //! | keyspace | key after the workspace | record |
 //! |---|---|---|
 //! | META | `state` | [`StateRecord`] |
+//! | META | `schema` | hash of the schema that rows and indexes follow |
 //! | ENTITY | entity hash | [`EntityRecord`] |
 //! | DOC | entity hash, 0 | the snapshot |
 //! | DOC | entity hash, 1, number | an increment: changes since, each behind its length |
@@ -60,6 +61,10 @@ impl Keys {
 
     pub(crate) fn state(&self) -> Vec<u8> {
         self.key(&[b"state"])
+    }
+
+    pub(crate) fn schema(&self) -> Vec<u8> {
+        self.key(&[b"schema"])
     }
 
     pub(crate) fn entity(&self, entity: EntityHash) -> Vec<u8> {

@@ -158,6 +158,8 @@ pub struct Replica {
     channel: outbox::Link,
     outputs: VecDeque<Output>,
     last_commit: CommitNo,
+    /// Indexes hold nothing of what rows say: see [`Replica::follow_schema`].
+    reindexing: bool,
 }
 
 impl Replica {
@@ -194,6 +196,7 @@ impl Replica {
             channel: outbox::Link::default(),
             outputs: VecDeque::new(),
             last_commit: CommitNo(0),
+            reindexing: false,
         };
         replica.load_queues()?;
         let own = DeviceRecord {
@@ -206,7 +209,63 @@ impl Replica {
             batch.put(Keyspace::DEVICE, place, codec::encode(&own));
             replica.commit(batch)?;
         }
+        replica.follow_schema()?;
         Ok(replica)
+    }
+
+    /// Writes rows and indexes anew if they follow another schema than the replica was opened
+    /// with: new fields show their defaults, new indexes hold what was written before, and
+    /// what was of an unknown type is shown. Documents stay as they are. If this is cut
+    /// short, it begins again at the next start.
+    fn follow_schema(&mut self) -> Result<(), StoreError> {
+        const PAGE: usize = 256;
+        let store = Arc::clone(&self.store);
+        let (place, hash) = (self.keys.schema(), self.config.schema.hash());
+        if store.get(View::Latest, Keyspace::META, &place)?.is_some_and(|followed| followed == hash) {
+            return Ok(());
+        }
+        let prefix = self.keys.prefix();
+        loop {
+            let page = store.scan(View::Latest, Keyspace::INDEX, &prefix, &[], PAGE)?;
+            if page.is_empty() {
+                break;
+            }
+            let mut batch = Batch::new();
+            page.into_iter().for_each(|(key, _)| batch.delete(Keyspace::INDEX, key));
+            self.commit(batch)?;
+        }
+        self.reindexing = true;
+        let mut from = Vec::new();
+        loop {
+            let page = store.scan(View::Latest, Keyspace::ENTITY, &prefix, &from, PAGE)?;
+            let mut batch = Batch::new();
+            for (_, bytes) in &page {
+                let record: EntityRecord = codec::decode(bytes, "an entity")?;
+                let Ok(key) = EntityKey::new(record.type_name, record.id) else { continue };
+                if record.headers == 0 {
+                    continue;
+                }
+                match self.load(&key) {
+                    Ok(entity) => self.materialise(&mut batch, entity)?,
+                    // It is no more readable than it was before; the others are.
+                    Err(StoreError::Damaged { what }) => tracing::error!(entity = %key, %what, "not shown"),
+                    Err(error) => return Err(error),
+                }
+            }
+            self.trim_cache();
+            match page.last() {
+                Some((key, _)) if page.len() == PAGE => {
+                    from = [&key[..], &[0]].concat();
+                    self.commit(batch)?;
+                }
+                _ => {
+                    self.reindexing = false;
+                    batch.put(Keyspace::META, place, hash);
+                    self.commit(batch)?;
+                    return Ok(());
+                }
+            }
+        }
     }
 
     fn load_queues(&mut self) -> Result<(), StoreError> {
@@ -605,7 +664,10 @@ impl Replica {
         let place = self.keys.row(key);
         let ty = self.config.schema.types.get(key.type_name()).cloned();
         if let Some(ty) = ty.filter(|ty| !ty.indexes.is_empty()) {
-            let old = self.keys.get(&*store, View::Latest, Keyspace::ROW, &place)?;
+            let old = match self.reindexing {
+                false => self.keys.get(&*store, View::Latest, Keyspace::ROW, &place)?,
+                true => None,
+            };
             let old: Option<RowRecord> = old.map(|bytes| from_json(&bytes, "a row")).transpose()?;
             let before = old.map(|old| index_keys(&self.keys, &ty, key, &old)).unwrap_or_default();
             let after = row.map(|row| index_keys(&self.keys, &ty, key, row)).unwrap_or_default();

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anabranch_core::clock::{MonoMs, Now, WallMs};
 use anabranch_core::id::{DeviceId, EntityKey, WorkspaceId};
 use anabranch_core::intent::Intent;
-use anabranch_core::replica::{Edit, Expect, Replica, ReplicaConfig, WriteError};
+use anabranch_core::replica::{Edit, Expect, Output, Replica, ReplicaConfig, WriteError};
+use anabranch_core::rows::Rows;
 use anabranch_core::schema::Schema;
 use anabranch_core::store::{Batch, CommitNo, DurableHook, Entry, Keyspace, StoreError, StoreStats, View};
-use anabranch_core::wire::GrantRole;
+use anabranch_core::wire::{Grant, GrantRole, Granted, Message};
 use anabranch_store::{MemoryStore, Store};
 use anabranch_tests::net::Net;
 use serde_json::{Value as Json, json};
@@ -24,13 +25,13 @@ only   = { type = "string", merge = "server_only" }
 parent = { type = "ref", to = "thing" }
 "#;
 
-const START: Now = Now { mono: MonoMs(1_000), wall: WallMs(1_750_000_000_000) };
+pub(crate) const START: Now = Now { mono: MonoMs(1_000), wall: WallMs(1_750_000_000_000) };
 
 fn one_more() -> Intent {
     Intent::Increment { field: "count".into(), by: 1 }
 }
 
-fn set(field: &str, value: Json) -> Intent {
+pub(crate) fn set(field: &str, value: Json) -> Intent {
     Intent::Set { field: field.into(), value }
 }
 
@@ -99,7 +100,7 @@ impl Store for Full {
     }
 }
 
-fn alone(source: &str) -> ReplicaConfig {
+pub(crate) fn alone(source: &str) -> ReplicaConfig {
     ReplicaConfig {
         workspace: WorkspaceId::new("home").unwrap(),
         device: DeviceId([1; 32]),
@@ -113,7 +114,7 @@ fn alone(source: &str) -> ReplicaConfig {
     }
 }
 
-fn edit(id: &str, intents: &[Intent]) -> Edit {
+pub(crate) fn edit(id: &str, intents: &[Intent]) -> Edit {
     let key = EntityKey::new("thing", id).unwrap();
     Edit { key, intents: intents.to_vec(), based_on: None, expect: Expect::Any }
 }
@@ -268,4 +269,40 @@ fn a_large_transaction_does_not_ride_with_what_leaves_no_room_for_it() {
     net.write_together(1, &parts, true);
     net.agree();
     assert!(net.look(0, "d").0.is_some());
+}
+
+#[test]
+fn who_watches_hears_of_what_was_dated_anew_when_it_can_be_read() {
+    const YEAR_MS: i64 = 31_536_000_000;
+    let store = Arc::new(MemoryStore::manual());
+    let config = alone(THINGS);
+    let mut replica = Replica::open(store.clone(), config.clone()).unwrap();
+    let commit = replica.write(START, &[edit("e", &[one_more()])], true).unwrap().commit;
+    store.make_durable(commit).unwrap();
+    replica.durable(commit).unwrap();
+    replica.connect(1, -YEAR_MS, None);
+    while replica.poll_output().is_some() {}
+    let grant = Grant {
+        workspace: "home".into(),
+        device: [1; 32],
+        user: "ada".into(),
+        role: GrantRole::Writer.code(),
+        types: Vec::new(),
+        not_before_ms: 0,
+        not_after_ms: u64::MAX,
+        serial: 1,
+    };
+    let granted = Granted { channel: 1, grant, schema: [1; 32], behind: false, epoch: [1; 16] };
+    replica.receive(START, Message::Granted(granted)).unwrap();
+    let mut told = None;
+    while let Some(output) = replica.poll_output() {
+        if let Output::Changed { after, entities } = output {
+            assert_eq!(entities, [EntityKey::new("thing", "e").unwrap()]);
+            told = Some(after);
+        }
+    }
+    store.make_durable(told.unwrap()).unwrap();
+    let rows = Rows::new(store, config.schema.clone(), &config.workspace);
+    let row = rows.get(&EntityKey::new("thing", "e").unwrap()).unwrap().unwrap();
+    assert_eq!(row.created_ms, START.wall.0 - YEAR_MS as u64);
 }

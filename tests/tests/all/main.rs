@@ -5,6 +5,7 @@
 
 mod faults;
 mod network;
+mod queries;
 mod rebuild;
 mod schedules;
 mod traps;
