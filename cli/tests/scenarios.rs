@@ -6,6 +6,8 @@
 //! say so and pass where it is absent). `ANABRANCH_KILL_ROUNDS` sets the rounds of kills,
 //! `ANABRANCH_PAPER=full` types all of the paper.
 
+#![expect(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
+
 #[path = "scenarios/clocks.rs"]
 mod clocks;
 #[path = "scenarios/deletion.rs"]

@@ -90,6 +90,7 @@ pub struct Net {
     known: BTreeSet<ChangeHash>,
     sent: BTreeMap<ChangeHash, Change>,
     unique: u32,
+    set_back: u32,
 }
 
 fn open_relay(store: &Arc<MemoryStore>) -> Relay {
@@ -133,6 +134,7 @@ impl Net {
             known: BTreeSet::new(),
             sent: BTreeMap::new(),
             unique: 0,
+            set_back: 0,
         };
         net.connect(0);
         net.quiet();
@@ -221,10 +223,18 @@ impl Net {
     /// Edits one entity as it is now, without the model; `checked` is off for what only the
     /// relay shall refuse. Returns the commit with which it is durable.
     pub fn write_plainly(&mut self, node: usize, id: &str, intents: &[Intent], checked: bool) -> CommitNo {
-        let key = EntityKey::new(self.ty.name.clone(), id).unwrap();
-        let write = Write { key, intents: intents.to_vec(), based_on: None, expect: Expect::Any };
+        self.write_together(node, &[(id, intents)], checked)
+    }
+
+    /// Edits some entities as one transaction, without the model.
+    pub fn write_together(&mut self, node: usize, parts: &[(&str, &[Intent])], checked: bool) -> CommitNo {
+        let write = |(id, intents): &(&str, &[Intent])| {
+            let key = EntityKey::new(self.ty.name.clone(), *id).unwrap();
+            Write { key, intents: intents.to_vec(), based_on: None, expect: Expect::Any }
+        };
+        let writes: Vec<Write> = parts.iter().map(write).collect();
         let now = self.now(node);
-        let written = self.nodes[node].replica.write(now, &[write], checked).unwrap();
+        let written = self.nodes[node].replica.write(now, &writes, checked).unwrap();
         self.collect(node);
         written.commit
     }
@@ -238,6 +248,22 @@ impl Net {
     pub fn look(&self, node: usize, id: &str) -> (Option<RowRecord>, u64) {
         let key = EntityKey::new(self.ty.name.clone(), id).unwrap();
         (self.rows(node).get(&key).unwrap(), self.nodes[node].replica.status().refused)
+    }
+
+    /// How often the relay told a device that its store went back.
+    pub fn set_back(&self) -> u32 {
+        self.set_back
+    }
+
+    /// Asks a device to make sure that it has all that the relay has.
+    pub fn confirm(&mut self, node: usize) {
+        self.nodes[node].replica.confirm();
+        self.collect(node);
+    }
+
+    /// Whether a device says that it has everything and has sent everything.
+    pub fn is_complete(&self, node: usize) -> bool {
+        self.nodes[node].replica.is_complete()
     }
 
     fn blank(&self) -> Row {
@@ -386,7 +412,10 @@ impl Net {
             Event::Ready { relay_ahead_ms } => {
                 replica.relay_clock_is(relay_ahead_ms);
             }
-            Event::Channel(_, message) => replica.receive(now, message).unwrap(),
+            Event::Channel(_, message) => {
+                self.set_back += u32::from(matches!(&message, Message::Granted(granted) if granted.behind));
+                replica.receive(now, message).unwrap();
+            }
             Event::Fault { code, message } => panic!("{code:?}: {message}"),
             Event::Skipped => {}
         }

@@ -183,13 +183,16 @@ impl Replica {
                 None => accepted.push(pending.hash),
             }
         }
+        let denied =
+            by_entity.iter().flat_map(|(hash, (_, _, denied))| denied.iter().map(|one| (*hash, one)));
+        let condemned = self.condemned(denied);
         let mut batch = Batch::new();
         let mut touched = BTreeMap::new();
         for (hash, (key, accepted, denied)) in by_entity {
             self.load(&key)?;
             self.admitted(&mut batch, hash, &accepted, &mut touched)?;
             if !denied.is_empty() {
-                self.refuse(&mut batch, now, hash, denied, &mut touched)?;
+                self.refuse(&mut batch, now, hash, denied, &condemned, &mut touched)?;
             }
         }
         self.finish(batch, touched)
@@ -207,33 +210,74 @@ impl Replica {
         let Ok(key) = EntityKey::new(refused.type_name.clone(), refused.id.clone()) else { return Ok(()) };
         let hash = self.load(&key)?;
         if self.loaded(hash)?.entity.headers().contains(&ChangeHash(refused.hash)) {
-            self.refuse(batch, now, hash, vec![refused], touched)?;
+            let condemned = self.condemned(std::iter::once((hash, &refused)));
+            self.refuse(batch, now, hash, vec![refused], &condemned, touched)?;
         }
         Ok(())
     }
 
-    /// Takes refused changes out of an entity, and writes again what can be.
+    /// The outbox number and the transaction of a pending change that has both.
+    fn transaction_of(&self, hash: EntityHash, change: &ChangeHash) -> Option<(u64, [u8; 16])> {
+        let number = self
+            .pending
+            .get(&hash)?
+            .iter()
+            .find(|number| self.outbox.get(number).is_some_and(|pending| pending.hash == *change))?;
+        Some((*number, self.outbox.get(number)?.tx?.0))
+    }
+
+    /// Transactions that can't be saved: a member is refused for what it is itself, or is no
+    /// longer pending.
+    fn condemned<'a>(&self, denied: impl Iterator<Item = (EntityHash, &'a Refused)>) -> BTreeSet<[u8; 16]> {
+        let mut condemned = BTreeSet::new();
+        for (hash, refusal) in denied {
+            let Some((number, tx)) = self.transaction_of(hash, &ChangeHash(refusal.hash)) else { continue };
+            let spread = matches!(
+                RefusalCode::from_u16(refusal.code),
+                Some(
+                    RefusalCode::Transaction
+                        | RefusalCode::DependsOnRefused
+                        | RefusalCode::MissingDependency
+                        | RefusalCode::ClockAhead
+                        | RefusalCode::BadSequence
+                )
+            );
+            let announced =
+                self.outbox.get(&number).and_then(|pending| pending.tx).map(|(_, members)| members);
+            if !spread || announced != Some(self.members(number).count() as u32) {
+                condemned.insert(tx);
+            }
+        }
+        condemned
+    }
+
+    /// Takes refused changes out of an entity, and writes again what can be. Of the
+    /// transactions in `condemned` nothing is written again.
     fn refuse(
         &mut self,
         batch: &mut Batch,
         now: Now,
         hash: EntityHash,
         denied: Vec<Refused>,
+        condemned: &BTreeSet<[u8; 16]>,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
+        let curable = |replica: &Self, refusal: &Refused| {
+            let tx = replica.transaction_of(hash, &ChangeHash(refusal.hash)).map(|(_, tx)| tx);
+            match RefusalCode::from_u16(refusal.code) {
+                Some(RefusalCode::MissingDependency | RefusalCode::ClockAhead | RefusalCode::BadSequence) => {
+                    true
+                }
+                // It is rebuilt with what it depends on, unless it goes with its transaction.
+                Some(RefusalCode::DependsOnRefused) => tx.is_none_or(|tx| !condemned.contains(&tx)),
+                // Another member only depends on what was refused: all are made again.
+                Some(RefusalCode::Transaction) => tx.is_some_and(|tx| !condemned.contains(&tx)),
+                _ => false,
+            }
+        };
         // What is refused for good leaves the outbox, so only rounds without that could go on
         // for ever.
-        let settles = denied.iter().any(|refusal| {
-            !matches!(
-                RefusalCode::from_u16(refusal.code),
-                Some(
-                    RefusalCode::MissingDependency
-                        | RefusalCode::DependsOnRefused
-                        | RefusalCode::ClockAhead
-                        | RefusalCode::BadSequence
-                )
-            )
-        });
+        let settles = denied.iter().any(|refusal| !curable(self, refusal));
         let remakes = self.channel.remakes.entry(hash).or_default();
         *remakes = if settles { 0 } else { *remakes + 1 };
         let exhausted = *remakes > REMAKES_MAX;
@@ -244,27 +288,16 @@ impl Replica {
         for refusal in denied {
             let change = ChangeHash(refusal.hash);
             let code = RefusalCode::from_u16(refusal.code);
-            match code {
-                // What it builds on is not at the relay now. It may be later.
-                Some(RefusalCode::MissingDependency) => {
-                    self.channel.stalled.insert(hash);
-                    continue;
-                }
-                // It is rebuilt with what it depends on.
-                Some(RefusalCode::DependsOnRefused) if !exhausted => {
-                    again.insert(change);
-                }
-                Some(RefusalCode::ClockAhead) if !exhausted => {
-                    clock_ahead = true;
-                    again.insert(change);
-                }
-                // Another history of this actor is at the relay: this one gets a name of its own.
-                Some(RefusalCode::BadSequence) if !exhausted => {
-                    again.insert(change);
-                }
-                _ => {
-                    gone.insert(change);
-                }
+            // What it builds on is not at the relay now. It may be later.
+            if code == Some(RefusalCode::MissingDependency) {
+                self.channel.stalled.insert(hash);
+                continue;
+            }
+            if !exhausted && curable(self, &refusal) {
+                clock_ahead |= code == Some(RefusalCode::ClockAhead);
+                again.insert(change);
+            } else {
+                gone.insert(change);
             }
             let name = code.map_or("unknown", RefusalCode::name).to_owned();
             reasons.insert(change, (name, refusal.message));
@@ -425,6 +458,10 @@ impl Replica {
         }
         if caught_up.digest == self.state.digest {
             self.channel.diverged = false;
+        }
+        if std::mem::take(&mut self.channel.ask_again) {
+            self.open_feed(false);
+            return Ok(());
         }
         self.channel.state = ChannelState::Live;
         self.state.synced_ms = self.relay_clock(now).0;

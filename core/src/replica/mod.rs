@@ -128,9 +128,13 @@ struct PendingRef {
     entity: EntityHash,
     key: EntityKey,
     hash: ChangeHash,
-    tx: Option<[u8; 16]>,
+    /// Its transaction's id, and how many members that has.
+    tx: Option<([u8; 16], u32)>,
     commit: CommitNo,
     sent: bool,
+    /// How many changes were marked as sent in this life of the store when this one was: what
+    /// the relay is told, so that it is never told of a mark that is not durable.
+    mark: u64,
     bytes: usize,
 }
 
@@ -217,9 +221,10 @@ impl Replica {
                 entity: EntityHash::of(&self.config.workspace, &entity),
                 key: entity,
                 hash: ChangeHash(record.hash),
-                tx: record.tx.map(|(id, _)| id),
+                tx: record.tx,
                 commit: CommitNo(0),
                 sent: record.sent,
+                mark: self.state.sent,
                 bytes: record.bytes as usize,
             };
             self.track(number, pending);

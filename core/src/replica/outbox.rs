@@ -74,6 +74,9 @@ pub(super) struct Link {
     durable: CommitNo,
     /// The feed was asked for again in full after a fault was found.
     pub(super) repaired: bool,
+    /// The relay is to be asked once more when it has answered: someone wants to know what it
+    /// has since it was asked.
+    pub(super) ask_again: bool,
     /// The relay's clock minus this device's raw clock, in milliseconds.
     relay_ahead_ms: i64,
     pub(super) remakes: BTreeMap<EntityHash, u32>,
@@ -127,6 +130,9 @@ impl Replica {
             next_unit: self.channel.next_unit,
             ..Link::default()
         };
+        let durable = self.channel.durable;
+        let undurable =
+            self.outbox.values().filter(|pending| pending.sent && pending.commit > durable).count();
         let message = SignIn {
             channel,
             workspace: self.config.workspace.as_str().to_owned(),
@@ -134,7 +140,7 @@ impl Replica {
             device_name: self.config.device_name.clone(),
             platform: self.config.platform.clone(),
             incarnation: self.state.incarnation,
-            sent: self.state.sent,
+            sent: self.state.sent.saturating_sub(undurable as u64),
         };
         self.send(message);
         self.open_feed(false);
@@ -154,6 +160,8 @@ impl Replica {
                 ChannelState::CatchingUp { cursor: self.state.cursor, end: self.state.cursor };
             self.open_feed(false);
             self.outputs.push_back(Output::Status);
+        } else if self.channel.granted {
+            self.channel.ask_again = true;
         }
     }
 
@@ -257,6 +265,7 @@ impl Replica {
                 tracing::warn!("the store went back: a new incarnation begins");
                 self.state.incarnation += 1;
                 self.state.sent = 0;
+                self.outbox.values_mut().for_each(|pending| pending.mark = 0);
                 full = true;
             }
             if before != self.correction_ms() || self.outbox.values().any(|pending| !pending.sent) {
@@ -320,11 +329,8 @@ impl Replica {
 
     /// Whether something waits that could be sent now.
     fn has_sendable(&self) -> bool {
-        self.pending.keys().any(|hash| {
-            !self.channel.stalled.contains(hash)
-                && !self.channel.busy.contains(hash)
-                && !self.is_held(*hash).unwrap_or(true)
-        })
+        let mut waiting = BTreeSet::new();
+        self.pending.keys().any(|hash| matches!(self.group(*hash, &mut waiting), Ok(Some(_))))
     }
 
     /// Sends what may be sent.
@@ -344,9 +350,10 @@ impl Replica {
             let unit = self.unit(&numbers)?;
             let unit_id = self.channel.next_unit;
             self.channel.next_unit += 1;
-            let message = Changes { channel: self.channel.channel, unit_id, sent: self.state.sent, unit };
-            let entities: BTreeSet<EntityHash> =
-                numbers.iter().filter_map(|n| self.outbox.get(n)).map(|pending| pending.entity).collect();
+            let pending = || numbers.iter().filter_map(|number| self.outbox.get(number));
+            let sent = pending().map(|pending| pending.mark).max().unwrap_or_default();
+            let entities: BTreeSet<EntityHash> = pending().map(|pending| pending.entity).collect();
+            let message = Changes { channel: self.channel.channel, unit_id, sent, unit };
             self.channel.busy.extend(&entities);
             self.channel.in_flight.insert(unit_id, (numbers, entities));
             self.send(message);
@@ -372,6 +379,7 @@ impl Replica {
         for number in &unmarked {
             if let Some(pending) = self.outbox.get_mut(number) {
                 pending.sent = true;
+                pending.mark = self.state.sent;
                 pending.commit = commit;
             }
         }
@@ -395,13 +403,14 @@ impl Replica {
             .collect();
         queue.sort_unstable();
         let mut chosen: BTreeSet<EntityHash> = BTreeSet::new();
+        let mut waiting: BTreeSet<EntityHash> = BTreeSet::new();
         let mut ordered: Vec<u64> = Vec::new();
         let mut bytes = 0;
         for (_, _, hash) in queue {
-            if chosen.contains(&hash) {
+            if chosen.contains(&hash) || waiting.contains(&hash) {
                 continue;
             }
-            let Some(group) = self.group(hash)? else { continue };
+            let Some(group) = self.group(hash, &mut waiting)? else { continue };
             let numbers =
                 self.numbers_of(&group, UNIT_BYTES.saturating_sub(bytes).max(1), ordered.is_empty());
             if numbers.is_empty() {
@@ -417,67 +426,80 @@ impl Replica {
         Ok(ordered)
     }
 
-    /// The entities that must travel with one: members of its transactions, and of a cycle
-    /// of parents. None while one of them has to wait.
-    fn group(&self, hash: EntityHash) -> Result<Option<BTreeSet<EntityHash>>, StoreError> {
-        let mut group = BTreeSet::new();
+    /// The entities that must travel with one: those that it waits for and that wait for it in
+    /// turn, as members of transactions and by the parents of each. None while one of those
+    /// that it waits for has to go first; then it and what goes with it is added to `waiting`,
+    /// so that nobody asks again.
+    fn group(
+        &self,
+        hash: EntityHash,
+        waiting: &mut BTreeSet<EntityHash>,
+    ) -> Result<Option<BTreeSet<EntityHash>>, StoreError> {
+        // Who is waited for by whom, as far as one can come from `hash`.
+        let mut waited_for: BTreeMap<EntityHash, Vec<EntityHash>> = BTreeMap::new();
+        let mut transactions = BTreeSet::new();
+        let mut companions = BTreeSet::from([hash]);
+        let mut reached = BTreeSet::new();
         let mut open = vec![hash];
-        while let Some(hash) = open.pop() {
-            if !group.insert(hash) {
+        let mut waits = false;
+        while let Some(next) = open.pop() {
+            if !reached.insert(next) {
                 continue;
             }
-            let Some(numbers) = self.pending.get(&hash) else { continue };
-            if self.channel.busy.contains(&hash) || self.channel.stalled.contains(&hash) {
-                return Ok(None);
+            if waiting.contains(&next)
+                || self.channel.busy.contains(&next)
+                || self.channel.stalled.contains(&next)
+            {
+                waits = true;
+                break;
             }
-            for number in numbers {
-                let Some(tx) = self.outbox.get(number).and_then(|p| p.tx) else { continue };
-                let before = self.outbox.range(..number).rev();
-                let after = self.outbox.range(number + 1..);
-                let same = |entry: &(&u64, &super::PendingRef)| entry.1.tx == Some(tx);
-                open.extend(before.take_while(same).map(|(_, p)| p.entity));
-                open.extend(after.take_while(same).map(|(_, p)| p.entity));
+            for number in self.pending.get(&next).into_iter().flatten() {
+                let Some(tx) = self.outbox.get(number).and_then(|pending| pending.tx) else { continue };
+                if !transactions.insert(tx) {
+                    continue;
+                }
+                // All members wait for each other: it is enough that each does for this one.
+                for member in self.members(*number) {
+                    waited_for.entry(member).or_default().push(next);
+                    waited_for.entry(next).or_default().push(member);
+                    open.push(member);
+                    if next == hash {
+                        companions.insert(member);
+                    }
+                }
+            }
+            for (parent, refused) in self.parents(next)? {
+                waits |= refused;
+                waited_for.entry(parent).or_default().push(next);
+                open.push(parent);
+            }
+            if waits {
+                break;
             }
         }
-        let mut parents = BTreeSet::new();
-        for hash in &group {
-            match self.waiting_parents(*hash)? {
-                Some(found) => parents.extend(found),
-                None => return Ok(None),
+        if !waits {
+            let mut group = BTreeSet::new();
+            let mut open = vec![hash];
+            while let Some(next) = open.pop() {
+                if group.insert(next) {
+                    open.extend(waited_for.get(&next).into_iter().flatten());
+                }
+            }
+            if group.len() == reached.len() {
+                return Ok(Some(group));
             }
         }
-        parents.retain(|parent| !group.contains(parent));
-        if parents.is_empty() {
-            return Ok(Some(group));
-        }
-        // Parents that themselves wait for this group form a cycle with it.
-        for parent in &parents {
-            match self.waiting_parents(*parent)? {
-                Some(above) if above.iter().any(|hash| group.contains(hash)) => {}
-                _ => return Ok(None),
-            }
-        }
-        group.extend(parents);
-        let busy = group.iter().any(|hash| self.channel.busy.contains(hash));
-        Ok((!busy).then_some(group))
+        waiting.append(&mut companions);
+        Ok(None)
     }
 
-    /// All entities above this one that the relay does not know yet; none if one of them was
-    /// refused, so that this one is held.
-    fn waiting_parents(&self, hash: EntityHash) -> Result<Option<BTreeSet<EntityHash>>, StoreError> {
-        let mut found = BTreeSet::new();
-        let mut open = vec![hash];
-        while let Some(hash) = open.pop() {
-            for parent in self.parents(hash)? {
-                if parent.1 {
-                    return Ok(None);
-                }
-                if found.insert(parent.0) {
-                    open.push(parent.0);
-                }
-            }
-        }
-        Ok(Some(found))
+    /// The entities of the transaction that a pending change belongs to, its own included.
+    pub(super) fn members(&self, number: u64) -> impl Iterator<Item = EntityHash> {
+        let tx = self.outbox.get(&number).and_then(|pending| pending.tx);
+        let same = move |entry: &(&u64, &super::PendingRef)| tx.is_some() && entry.1.tx == tx;
+        let before = self.outbox.range(..number).rev().take_while(same);
+        let after = self.outbox.range(number..).take_while(same);
+        before.chain(after).map(|(_, pending)| pending.entity)
     }
 
     /// The entities that one refers to and the relay does not know, each with whether it was
@@ -535,11 +557,6 @@ impl Replica {
         }
     }
 
-    /// Whether a refused parent holds this entity back.
-    fn is_held(&self, hash: EntityHash) -> Result<bool, StoreError> {
-        Ok(self.waiting_parents(hash)?.is_none())
-    }
-
     /// The pending changes of a group in order, cut where they would exceed the bytes left,
     /// but never within a transaction. A first unit takes at least one whole transaction.
     fn numbers_of(&self, group: &BTreeSet<EntityHash>, bytes_left: usize, first: bool) -> Vec<u64> {
@@ -555,7 +572,14 @@ impl Replica {
                 break;
             }
             let same = pending.tx.is_some() && pending.tx == last_tx;
-            let room = bytes + pending.bytes <= bytes_left;
+            let whole: usize = match pending.tx.filter(|_| !same) {
+                Some(tx) => {
+                    let members = self.outbox.range(number..).take_while(|(_, other)| other.tx == Some(tx));
+                    members.map(|(_, member)| member.bytes).sum()
+                }
+                None => pending.bytes,
+            };
+            let room = bytes + whole <= bytes_left;
             if !(same || room || first && taken.is_empty()) {
                 break;
             }

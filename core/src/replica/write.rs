@@ -95,7 +95,9 @@ impl Replica {
     /// The write may be told to the app when [`Written::commit`] is durable. `checked` is off
     /// only in tests that prove the relay's own checks.
     pub fn write(&mut self, now: Now, edits: &[Edit], checked: bool) -> Result<Written, WriteError> {
-        let result = self.try_write(now, edits, checked);
+        let (state, conflicts, last_commit) = (self.state.clone(), self.conflicts, self.last_commit);
+        let mut forgotten = Vec::new();
+        let result = self.try_write(now, edits, checked, &mut forgotten);
         if result.is_err() {
             // What was edited in memory and not committed is read again.
             for edit in edits {
@@ -103,11 +105,32 @@ impl Replica {
                 self.cache.remove(&hash);
             }
         }
+        if result.is_err() && self.last_commit == last_commit {
+            // The store has none of it: what was queued would wait for ever, and what was
+            // forgotten would never be sent.
+            let queued: Vec<u64> =
+                self.outbox.range(state.outbox_next..).map(|(number, _)| *number).collect();
+            for number in queued {
+                self.untrack(number);
+            }
+            for (number, pending) in forgotten {
+                self.track(number, pending);
+            }
+            self.state = state;
+            self.conflicts = conflicts;
+        }
         self.trim_cache();
         result
     }
 
-    fn try_write(&mut self, now: Now, edits: &[Edit], checked: bool) -> Result<Written, WriteError> {
+    /// `forgotten` gets what leaves the outbox.
+    fn try_write(
+        &mut self,
+        now: Now,
+        edits: &[Edit],
+        checked: bool,
+        forgotten: &mut Vec<(u64, PendingRef)>,
+    ) -> Result<Written, WriteError> {
         if checked && self.role() == GrantRole::Reader {
             return Err(WriteError::ReadOnly);
         }
@@ -139,7 +162,7 @@ impl Replica {
                 .filter(|(_, _, edited)| edited.is_some())
                 .map(|(_, edit, _)| edit.clone())
                 .collect();
-            let mut written = self.try_write(now, &kept, checked)?;
+            let mut written = self.try_write(now, &kept, checked, forgotten)?;
             written.versions = self.versions(edits)?;
             return Ok(written);
         }
@@ -153,7 +176,7 @@ impl Replica {
             let Some(edited) = edited else { continue };
             touched.push(edit.key.clone());
             if matches!(edit.intents[..], [Intent::Delete]) && tx.is_none() && self.never_left(hash) {
-                self.forget(&mut batch, hash)?;
+                self.forget(&mut batch, hash, forgotten)?;
                 continue;
             }
             numbers.push(self.queue(&mut batch, hash, &edit.key, &edited, tx)?);
@@ -268,10 +291,11 @@ impl Replica {
                 entity: hash,
                 key: key.clone(),
                 hash: edited.change.hash(),
-                tx: tx.map(|tx| tx.id),
+                tx: tx.map(|tx| (tx.id, tx.members)),
                 // Set when the batch has its number; until then it can't be sent.
                 commit: CommitNo(u64::MAX),
                 sent: record.sent,
+                mark: self.state.sent,
                 bytes: edited.change.bytes().len(),
             },
         );
@@ -289,9 +313,15 @@ impl Replica {
     }
 
     /// Removes an entity that was created and deleted before anything was sent.
-    fn forget(&mut self, batch: &mut Batch, hash: EntityHash) -> Result<(), StoreError> {
+    fn forget(
+        &mut self,
+        batch: &mut Batch,
+        hash: EntityHash,
+        forgotten: &mut Vec<(u64, PendingRef)>,
+    ) -> Result<(), StoreError> {
         for number in self.pending.get(&hash).cloned().unwrap_or_default() {
-            self.delete_outbox(batch, number)?;
+            let pending = self.delete_outbox(batch, number)?;
+            forgotten.extend(pending.map(|pending| (number, pending)));
         }
         let loaded = self.loaded(hash)?;
         let (key, mut record) = (loaded.entity.key().clone(), loaded.record.clone());

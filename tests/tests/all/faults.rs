@@ -1,0 +1,271 @@
+//! Faults that were found by reading: each test is what a user would have lost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anabranch_core::clock::{MonoMs, Now, WallMs};
+use anabranch_core::id::{DeviceId, EntityKey, WorkspaceId};
+use anabranch_core::intent::Intent;
+use anabranch_core::replica::{Edit, Expect, Replica, ReplicaConfig, WriteError};
+use anabranch_core::schema::Schema;
+use anabranch_core::store::{Batch, CommitNo, DurableHook, Entry, Keyspace, StoreError, StoreStats, View};
+use anabranch_core::wire::GrantRole;
+use anabranch_store::{MemoryStore, Store};
+use anabranch_tests::net::Net;
+use serde_json::{Value as Json, json};
+
+const THINGS: &str = r#"
+[thing]
+version = 1
+[thing.fields]
+count  = { type = "int", merge = "counter" }
+name   = { type = "string" }
+only   = { type = "string", merge = "server_only" }
+parent = { type = "ref", to = "thing" }
+"#;
+
+const START: Now = Now { mono: MonoMs(1_000), wall: WallMs(1_750_000_000_000) };
+
+fn one_more() -> Intent {
+    Intent::Increment { field: "count".into(), by: 1 }
+}
+
+fn set(field: &str, value: Json) -> Intent {
+    Intent::Set { field: field.into(), value }
+}
+
+fn forbidden() -> Intent {
+    set("only", json!("mine"))
+}
+
+fn under(parent: &str) -> Intent {
+    set("parent", json!(parent))
+}
+
+fn count(net: &Net, node: usize, id: &str) -> Json {
+    net.look(node, id).0.map_or(Json::Null, |row| row.fields["count"].clone())
+}
+
+/// A memory store that says when it is full.
+struct Full {
+    inner: MemoryStore,
+    full: AtomicBool,
+}
+
+impl Store for Full {
+    fn get(&self, view: View, keyspace: Keyspace, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.inner.get(view, keyspace, key)
+    }
+    fn scan(
+        &self,
+        view: View,
+        keyspace: Keyspace,
+        prefix: &[u8],
+        from: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        self.inner.scan(view, keyspace, prefix, from, limit)
+    }
+    fn scan_rev(
+        &self,
+        view: View,
+        keyspace: Keyspace,
+        prefix: &[u8],
+        before: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        self.inner.scan_rev(view, keyspace, prefix, before, limit)
+    }
+    fn commit(&self, batch: Batch) -> Result<CommitNo, StoreError> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(StoreError::NoSpace { free_bytes: 0, floor_bytes: 1 });
+        }
+        self.inner.commit(batch)
+    }
+    fn durable(&self) -> Result<CommitNo, StoreError> {
+        self.inner.durable()
+    }
+    fn wait_durable(&self, commit: CommitNo) -> Result<(), StoreError> {
+        self.inner.wait_durable(commit)
+    }
+    fn set_durable_hook(&self, hook: DurableHook) {
+        self.inner.set_durable_hook(hook);
+    }
+    fn stats(&self) -> StoreStats {
+        self.inner.stats()
+    }
+    fn shut_down(&self) -> Result<(), StoreError> {
+        self.inner.shut_down()
+    }
+}
+
+fn alone(source: &str) -> ReplicaConfig {
+    ReplicaConfig {
+        workspace: WorkspaceId::new("home").unwrap(),
+        device: DeviceId([1; 32]),
+        device_name: "device".into(),
+        platform: "test".into(),
+        schema: Arc::new(Schema::parse(source, "test.toml").unwrap()),
+        schema_source: source.to_owned(),
+        assumed_role: Some(GrantRole::Writer),
+        store_life: 0,
+        seed: [1; 32],
+    }
+}
+
+fn edit(id: &str, intents: &[Intent]) -> Edit {
+    let key = EntityKey::new("thing", id).unwrap();
+    Edit { key, intents: intents.to_vec(), based_on: None, expect: Expect::Any }
+}
+
+#[test]
+fn a_write_that_the_store_did_not_take_leaves_nothing_behind() {
+    let store = Arc::new(Full { inner: MemoryStore::new(), full: AtomicBool::new(false) });
+    let mut replica = Replica::open(store.clone(), alone(THINGS)).unwrap();
+    replica.write(START, &[edit("kept", &[one_more()])], true).unwrap();
+    let before = replica.status();
+    store.full.store(true, Ordering::Relaxed);
+    for edits in [
+        vec![edit("new", &[one_more()])],
+        vec![edit("kept", &[one_more()]), edit("new", &[one_more()])],
+        // Never sent: it would be forgotten.
+        vec![edit("kept", &[Intent::Delete])],
+    ] {
+        let refused = replica.write(START, &edits, true);
+        assert!(matches!(refused, Err(WriteError::Store(StoreError::NoSpace { .. }))), "{refused:?}");
+        assert_eq!(replica.status(), before, "after {edits:?}");
+    }
+    store.full.store(false, Ordering::Relaxed);
+    replica.write(START, &[edit("new", &[one_more()])], true).unwrap();
+    let after = replica.status();
+    drop(replica);
+    let replica = Replica::open(store, alone(THINGS)).unwrap();
+    assert_eq!(replica.status(), after);
+    assert_eq!(after.pending, 2);
+}
+
+#[test]
+fn transactions_that_wait_for_each_others_parents_go_together() {
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.write_together(1, &[("a", &[one_more()]), ("x", &[one_more()])], true);
+    net.write_together(1, &[("p", &[one_more()]), ("q", &[one_more(), under("a")])], true);
+    net.write_plainly(1, "x", &[under("p")], true);
+    net.agree();
+    for id in ["a", "x", "p", "q"] {
+        assert_eq!(count(&net, 0, id), json!(1), "{id}");
+    }
+}
+
+#[test]
+fn a_refusal_does_not_reach_a_transaction_that_only_came_later() {
+    for lose_the_answer in [false, true] {
+        let mut net = Net::new(THINGS, "thing", &[0, 0]);
+        net.write_plainly(1, "a", &[forbidden()], false);
+        net.write_together(1, &[("a", &[one_more()]), ("b", &[one_more()])], true);
+        net.connect(1);
+        if lose_the_answer {
+            net.flush(1);
+            for _ in 0..2 {
+                net.deliver(1, true);
+                net.flush_relay();
+                net.deliver(1, false);
+            }
+            net.flush(1);
+            while net.deliver(1, true) {}
+            net.flush_relay();
+            net.disconnect(1);
+        }
+        net.agree();
+        for node in [0, 1] {
+            assert_eq!(
+                (count(&net, node, "a"), count(&net, node, "b")),
+                (json!(1), json!(1)),
+                "device {node}"
+            );
+        }
+        assert_eq!(net.look(1, "a").1, 1);
+    }
+}
+
+#[test]
+fn a_transaction_with_a_refused_member_is_refused_whole() {
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.write_together(1, &[("a", &[one_more()]), ("b", &[forbidden()]), ("c", &[one_more()])], false);
+    net.write_plainly(1, "c", &[one_more()], true);
+    net.agree();
+    for node in [0, 1] {
+        assert_eq!(count(&net, node, "a"), json!(1), "device {node}");
+        assert_eq!(count(&net, node, "b"), Json::Null, "device {node}");
+        assert_eq!(count(&net, node, "c"), json!(1), "device {node}");
+    }
+    assert_eq!(net.look(1, "a").1, 3);
+}
+
+#[test]
+fn power_lost_over_writes_that_were_never_sent_is_no_store_that_went_back() {
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.connect(1);
+    net.quiet();
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.flush(1);
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.flush(1);
+    // Not durable when the second of `a` leaves.
+    net.write_plainly(1, "b", &[one_more()], true);
+    net.deliver(1, true);
+    net.flush_relay();
+    while net.deliver(1, false) {}
+    while net.deliver(1, true) {}
+    net.flush_relay();
+    net.crash(1);
+    net.agree();
+    assert_eq!(net.set_back(), 0);
+    assert_eq!(count(&net, 0, "a"), json!(2));
+}
+
+#[test]
+fn a_sync_on_a_link_that_is_still_catching_up_is_an_exchange_too() {
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.connect(1);
+    net.quiet();
+    net.confirm(1);
+    // The relay has answered the first question; the answer is under way.
+    net.deliver(1, true);
+    net.write_plainly(0, "a", &[one_more()], true);
+    net.flush(0);
+    net.deliver(0, true);
+    net.flush_relay();
+    net.confirm(1);
+    for _ in 0..20 {
+        if net.is_complete(1) {
+            break;
+        }
+        net.deliver(1, false);
+        net.flush(1);
+        net.deliver(1, true);
+    }
+    assert!(net.is_complete(1));
+    assert_eq!(count(&net, 1, "a"), json!(1));
+}
+
+#[test]
+fn a_large_transaction_does_not_ride_with_what_leaves_no_room_for_it() {
+    let mut random = 1u64;
+    let mut noise = |length: usize| -> Vec<Intent> {
+        let mut draw = || {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            char::from(b'0' + (random >> 58) as u8)
+        };
+        vec![set("name", json!((0..length).map(|_| draw()).collect::<String>()))]
+    };
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.write_plainly(1, "small", &noise(200_000), true);
+    let large: Vec<Vec<Intent>> = (0..4).map(|_| noise(1_045_000)).collect();
+    let first = [one_more()];
+    let parts = std::iter::once(&first[..]).chain(large.iter().map(Vec::as_slice));
+    let parts: Vec<(&str, &[Intent])> = ["0", "a", "b", "c", "d"].into_iter().zip(parts).collect();
+    net.write_together(1, &parts, true);
+    net.agree();
+    assert!(net.look(0, "d").0.is_some());
+}
