@@ -541,7 +541,12 @@ impl Hub {
             (_, Some(error)) if error.category() == Category::Auth => {
                 (SyncOutcome::Auth, Some(error.clone()))
             }
-            (ChannelState::CatchingUp { .. } | ChannelState::Live, _) => (SyncOutcome::Partial, None),
+            // A relay that died without a word leaves the link standing for a while.
+            (ChannelState::CatchingUp { .. } | ChannelState::Live, _)
+                if figures.sent > waiter.sent || figures.received > waiter.received =>
+            {
+                (SyncOutcome::Partial, None)
+            }
             (_, error) => {
                 let unreachable = || {
                     Error::new(Category::Network, "unreachable", "the relay did not answer in time")

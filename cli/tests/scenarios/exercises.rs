@@ -279,3 +279,33 @@ fn what_was_written_after_a_refused_edit_is_kept() {
     assert_eq!(world.fields("tablet", "note", "n")["body"], "x");
     assert_eq!(world.export("phone", "hero"), world.export("tablet", "hero"));
 }
+
+/// A refused parent holds its children back, and that is no complete sync.
+#[test]
+fn children_of_a_refused_parent_wait_for_it() {
+    let Some(world) = World::new() else { return };
+    let relay = world.relay();
+    for (device, role) in [("server", "authority"), ("phone", "writer"), ("tablet", "writer")] {
+        world.join(device, &relay, role);
+    }
+    world.run("server", &["schema", "push"]).ok();
+    world.set("phone", &["hero", "h", "name=x", "age=999", "--unchecked"]);
+    world.set("phone", &["story", "s", "hero=h", "title=t"]);
+    world.set("phone", &["illustration", "i", "story=s"]);
+    world.set("phone", &["note", "n", "tags+=x"]);
+    for _ in 0..2 {
+        let sync = world.run("phone", &["sync", "--deadline", "20s"]);
+        assert_ne!(sync.code, 0, "{sync:?}");
+        let report = sync.json();
+        assert_eq!((&report["outcome"], &report["pending"]), (&json!("partial"), &json!(2)), "{report}");
+        assert_eq!(world.status("phone")["refused"], 1);
+    }
+    world.sync("tablet");
+    assert_eq!(world.export("tablet", "story"), "");
+    assert_eq!(world.fields("tablet", "note", "n")["tags"], json!(["x"]));
+    // Written rightly, it takes them along.
+    world.set("phone", &["hero", "h", "name=x", "age=9"]);
+    world.settle(&["phone", "tablet"]);
+    assert_eq!(world.fields("tablet", "illustration", "i")["story"], "s");
+    assert_eq!(world.fields("tablet", "story", "s")["hero"], "h");
+}

@@ -175,3 +175,51 @@ fn kills_lose_nothing_that_was_told_and_double_nothing() {
     assert_eq!(world.export("new", "space"), world.export("phone", "space"));
     assert!(world.export("new", "note") == world.export("phone", "note"));
 }
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &to.join(entry.file_name())),
+            false => drop(std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
+        }
+    }
+}
+
+/// A device that is put back to an older copy of its directory, and two that go on from one
+/// copy: what they wrote before and after counts once.
+#[test]
+fn a_directory_that_went_back_or_was_copied_loses_nothing() {
+    let Some(world) = World::new() else { return };
+    let relay = world.relay();
+    world.join("phone", &relay, "writer");
+    world.join("tablet", &relay, "writer");
+    world.set("phone", &["space", "s", "visits+=1"]);
+    world.settle(&["phone", "tablet"]);
+
+    copy(&world.path("phone"), &world.path("old"));
+    world.set("phone", &["space", "s", "visits+=10"]);
+    world.set("phone", &["note", "n", "tags+=sent"]);
+    world.sync("phone");
+    std::fs::remove_dir_all(world.path("phone")).unwrap();
+    copy(&world.path("old"), &world.path("phone"));
+    world.set("phone", &["space", "s", "visits+=100"]);
+    world.set("phone", &["note", "n", "tags+=after"]);
+    world.settle(&["phone", "tablet"]);
+
+    copy(&world.path("phone"), &world.path("copy"));
+    world.set("phone", &["space", "s", "visits+=1000"]);
+    world.set("copy", &["space", "s", "visits+=10000"]);
+    world.set("phone", &["note", "m", "tags+=phone"]);
+    world.set("copy", &["note", "m", "tags+=copy"]);
+    world.settle(&["phone", "copy", "tablet"]);
+    world.set("copy", &["space", "s", "visits+=100000"]);
+    world.set("phone", &["space", "s", "visits+=1000000"]);
+    world.settle(&["copy", "tablet", "phone"]);
+    for device in ["phone", "copy", "tablet"] {
+        assert_eq!(world.fields(device, "space", "s")["visits"], 1_111_111, "{device}");
+        assert_eq!(world.fields(device, "note", "n")["tags"], json!(["after", "sent"]), "{device}");
+        assert_eq!(world.fields(device, "note", "m")["tags"], json!(["copy", "phone"]), "{device}");
+        assert_eq!(world.run(device, &["refused"]).ok().out, "", "{device}");
+    }
+}

@@ -58,6 +58,26 @@ fn every_command_works_while_watch_runs() {
     assert_eq!(world.sync("tablet")["digest"], digest);
 }
 
+/// A relay that dies without a word is away for those who have a link to it, too.
+#[test]
+fn a_relay_that_dies_under_a_link_is_offline() {
+    let Some(world) = World::new() else { return };
+    let mut relay = world.relay();
+    world.join("phone", &relay, "writer");
+    let mut watch = world.watch("phone");
+    world.sync("phone");
+    relay.kill();
+    world.set("phone", &["space", "s", "visits+=1"]);
+    let start = std::time::Instant::now();
+    let sync = world.run("phone", &["sync", "--deadline", "2s"]);
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+    sync.error("network", 6);
+    assert_eq!((&sync.json()["outcome"], &sync.json()["pending"]), (&json!("offline"), &json!(1)));
+    assert_eq!(terminate(&mut watch.child), 0);
+    let _relay = world.relay_at(relay.address());
+    assert_eq!(world.sync("phone")["sent"], 1);
+}
+
 /// Writers at the same time, with an owner, without one, and while owners come and go.
 #[test]
 fn writers_at_the_same_time_lose_nothing() {
