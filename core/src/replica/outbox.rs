@@ -263,13 +263,13 @@ impl Replica {
             let mut full = false;
             if granted.behind {
                 tracing::warn!("the store went back: a new incarnation begins");
-                self.state.incarnation += 1;
+                self.state.incarnation = self.state.incarnation.max(granted.incarnation).saturating_add(1);
                 self.state.sent = 0;
                 self.outbox.values_mut().for_each(|pending| pending.mark = 0);
                 full = true;
             }
             if before != self.correction_ms() || self.outbox.values().any(|pending| !pending.sent) {
-                redated = self.redate(&mut batch, now)?;
+                redated = self.redate(&mut batch, now, granted.behind)?;
             }
             if granted.epoch != self.state.epoch {
                 // Cursors of another feed mean nothing: what is known is passed over when it
@@ -308,14 +308,16 @@ impl Replica {
     }
 
     /// Dates pending changes again whose clock was off by more than is tolerated. They have
-    /// never left the device, so their places in the actor's sequence are free.
-    fn redate(&mut self, batch: &mut Batch, now: Now) -> Result<Vec<EntityKey>, StoreError> {
+    /// never left the device, so their places in the actor's sequence are free. `all` are dated
+    /// again where the store went back: what it lost has their places at the relay, so they
+    /// make room for it under the new incarnation before it comes.
+    fn redate(&mut self, batch: &mut Batch, now: Now, all: bool) -> Result<Vec<EntityKey>, StoreError> {
         let correction = self.correction_ms();
         let mut entities: BTreeSet<EntityHash> = BTreeSet::new();
         for (number, pending) in &self.outbox {
             if !pending.sent {
                 let record = self.read_outbox(*number)?;
-                if (correction - record.skew_ms).unsigned_abs() > SKEW_TOLERATED_MS {
+                if all || (correction - record.skew_ms).unsigned_abs() > SKEW_TOLERATED_MS {
                     entities.insert(pending.entity);
                 }
             }
