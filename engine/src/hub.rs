@@ -394,6 +394,9 @@ impl Hub {
         if self.link.take().is_some() {
             for slot in self.slots.values_mut() {
                 slot.replica.disconnect();
+                // What was asked on this link is not answered on the next.
+                slot.schema_waiters.retain(|(_, _, reply)| !reply.is_closed());
+                slot.schema_waiters.iter_mut().for_each(|(_, asked, _)| *asked = false);
             }
         }
         if let Some(error) = error {
@@ -474,6 +477,8 @@ impl Hub {
         }
         self.release();
         self.publish();
+        // Whoever asked may have stopped waiting.
+        self.syncs.retain(|waiter| !waiter.reply.is_closed());
         let done: Vec<u64> = self
             .syncs
             .iter()

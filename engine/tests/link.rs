@@ -141,6 +141,18 @@ async fn an_app_is_not_asked_for_tokens_without_end() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_without_time_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("quic://127.0.0.1:9#{}", DeviceKey::generate().unwrap().public());
+    let engine = builder(dir.path(), &url).background_sync(false).open().await.unwrap();
+    let workspace = engine.workspace("home").await.unwrap();
+    for _ in 0..200 {
+        let report = tokio::time::timeout(PATIENCE, workspace.sync(Duration::ZERO)).await.unwrap().unwrap();
+        assert_eq!(report.outcome, SyncOutcome::Offline);
+    }
+}
+
 /// A relay that answers each message of a connection as it is told.
 async fn relay_of(
     answer: impl Fn(usize, Message) -> Vec<Message> + Send + Sync + 'static,
@@ -180,4 +192,62 @@ async fn a_relay_that_turns_all_away_is_left_in_peace() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let times = connections.load(Ordering::Relaxed);
     assert!((1..8).contains(&times), "{times} connections in two seconds");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unanswered_question_for_the_schema_takes_no_later_answer() {
+    let (url, _) = relay_of(|_, message| match message {
+        Message::Hello(hello) => vec![
+            Welcome {
+                version: 1,
+                software: "test".into(),
+                wall_ms: hello.wall_ms,
+                features_required: 0,
+                features: 0,
+            }
+            .into(),
+        ],
+        Message::SignIn(asked) => {
+            let grant = Grant {
+                workspace: asked.workspace,
+                device: [1; 32],
+                user: "ada".into(),
+                role: GrantRole::Writer.code(),
+                types: Vec::new(),
+                not_before_ms: 0,
+                not_after_ms: u64::MAX,
+                serial: 1,
+            };
+            vec![
+                Granted { channel: asked.channel, grant, schema: [1; 32], behind: false, epoch: [1; 16] }
+                    .into(),
+            ]
+        }
+        Message::Open(asked) => vec![
+            CaughtUp {
+                channel: asked.channel,
+                epoch: asked.epoch,
+                cursor: asked.cursor,
+                digest: asked.digest,
+            }
+            .into(),
+        ],
+        Message::FetchSchema(asked) => {
+            static TIMES: AtomicUsize = AtomicUsize::new(0);
+            if TIMES.fetch_add(1, Ordering::Relaxed) == 0 {
+                return Vec::new();
+            }
+            let source = Some("two".to_owned());
+            vec![SchemaIs { channel: asked.channel, hash: [1; 32], source, problems: Vec::new() }.into()]
+        }
+        _ => Vec::new(),
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let engine = builder(dir.path(), &url).token("t").background_sync(false).open().await.unwrap();
+    let workspace = engine.workspace("home").await.unwrap();
+    let first = workspace.fetch_schema(Duration::from_secs(1)).await.unwrap_err();
+    assert_eq!(first.code(), "timeout");
+    let second = workspace.fetch_schema(Duration::from_secs(5)).await.unwrap();
+    assert_eq!(second.as_deref(), Some("two"));
 }
