@@ -95,6 +95,9 @@ struct Slot {
 struct Link {
     outgoing: mpsc::UnboundedSender<Vec<u8>>,
     session: ClientSession,
+    /// Whether the relay has answered.
+    ready: bool,
+    /// The relay's clock minus this device's, once it has.
     relay_ahead_ms: i64,
     token: Option<String>,
 }
@@ -320,7 +323,7 @@ impl Hub {
                 for slot in self.slots.values_mut() {
                     slot.replica.connect(slot.channel, token.clone());
                 }
-                self.link = Some(Link { outgoing, session, relay_ahead_ms: 0, token });
+                self.link = Some(Link { outgoing, session, ready: false, relay_ahead_ms: 0, token });
                 self.connecting = false;
             }
             Command::Frame { bytes, .. } => self.receive(now, &bytes)?,
@@ -362,6 +365,7 @@ impl Hub {
         match link.session.receive(now, bytes) {
             Ok(Event::Ready { relay_ahead_ms }) => {
                 self.last_error = None;
+                link.ready = true;
                 link.relay_ahead_ms = relay_ahead_ms;
                 for slot in self.slots.values_mut() {
                     slot.replica.relay_clock_is(relay_ahead_ms);

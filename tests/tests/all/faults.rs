@@ -293,7 +293,8 @@ fn who_watches_hears_of_what_was_dated_anew_when_it_can_be_read() {
         not_after_ms: u64::MAX,
         serial: 1,
     };
-    let granted = Granted { channel: 1, grant, schema: [1; 32], behind: false, epoch: [1; 16] };
+    let granted =
+        Granted { channel: 1, grant, schema: [1; 32], behind: false, incarnation: 0, epoch: [1; 16] };
     replica.receive(START, Message::Granted(granted)).unwrap();
     let mut told = None;
     while let Some(output) = replica.poll_output() {
