@@ -467,6 +467,8 @@ impl Hub {
                     }
                 }
             }
+            // An answer is for someone who still waits for one.
+            slot.schema_waiters.retain(|(_, _, reply)| !reply.is_closed());
             while let Some(answer) = slot.replica.take_schema_answer() {
                 let waiting = slot.schema_waiters.iter().position(|(_, asked, _)| *asked);
                 if let Some((_, _, reply)) = waiting.and_then(|place| slot.schema_waiters.remove(place)) {

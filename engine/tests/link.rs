@@ -231,13 +231,8 @@ async fn an_unanswered_question_for_the_schema_takes_no_later_answer() {
             ]
         }
         Message::Open(asked) => vec![
-            CaughtUp {
-                channel: asked.channel,
-                epoch: [1; 16],
-                cursor: asked.cursor,
-                digest: asked.digest,
-            }
-            .into(),
+            CaughtUp { channel: asked.channel, epoch: [1; 16], cursor: asked.cursor, digest: asked.digest }
+                .into(),
         ],
         Message::FetchSchema(asked) => {
             static TIMES: AtomicUsize = AtomicUsize::new(0);
