@@ -518,7 +518,7 @@ fn without_a_relay_a_sync_ends_in_time_and_loses_nothing() {
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     assert_eq!(sync.error(6)["category"], "network");
     let report = sync.json();
-    assert_eq!(keys(&report), ["digest", "outcome", "pending", "received", "sent"]);
+    assert_eq!(keys(&report), ["digest", "outcome", "pending", "received", "refused", "sent"]);
     assert_eq!((&report["outcome"], &report["pending"]), (&json!("offline"), &json!(1)));
     assert_eq!(world.run("a", &["get", "note", "n1"]).ok().json()["status"], "pending_create");
 }

@@ -29,7 +29,7 @@ pub enum SessionError {
 /// What a message means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The handshake is done: channels may be opened.
+    /// The handshake is done. What was sent behind the first message is answered after this.
     Ready {
         /// The relay's clock minus this device's, in milliseconds, give or take half of the
         /// time that the handshake took.

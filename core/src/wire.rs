@@ -95,6 +95,9 @@ pub struct Granted {
     /// The store went back: the relay has seen more of this life than the device knows. The
     /// device must start a new incarnation.
     pub behind: bool,
+    /// The newest incarnation of the device that the relay has seen. A new one is above it: a copy
+    /// of the store may have begun one too.
+    pub incarnation: u32,
     /// The life of the relay's feed. Cursors of another epoch mean nothing.
     pub epoch: [u8; 16],
 }

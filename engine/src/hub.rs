@@ -90,14 +90,14 @@ struct Slot {
     status: watch::Sender<WorkspaceStatus>,
     events: broadcast::Sender<EntityKey>,
     schema_waiters: VecDeque<(bool, bool, Reply<SchemaIs>)>,
-    attempts: u64,
 }
 
 struct Link {
     outgoing: mpsc::UnboundedSender<Vec<u8>>,
     session: ClientSession,
+    /// Whether the relay has answered.
     ready: bool,
-    /// The relay's clock minus this device's, once it is ready.
+    /// The relay's clock minus this device's, once it has.
     relay_ahead_ms: i64,
     token: Option<String>,
 }
@@ -320,6 +320,9 @@ impl Hub {
                 let (session, hello) = ClientSession::start(now, SOFTWARE);
                 // A closed link reports itself.
                 let _ = outgoing.send(hello);
+                for slot in self.slots.values_mut() {
+                    slot.replica.connect(slot.channel, token.clone());
+                }
                 self.link = Some(Link { outgoing, session, ready: false, relay_ahead_ms: 0, token });
                 self.connecting = false;
             }
@@ -347,11 +350,11 @@ impl Hub {
         let channel = self.slots.len() as Channel + 1;
         let (status, _) = watch::channel(WorkspaceStatus::default());
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        let mut slot =
-            Slot { replica, channel, status, events, schema_waiters: VecDeque::new(), attempts: 0 };
+        let mut slot = Slot { replica, channel, status, events, schema_waiters: VecDeque::new() };
         slot.replica.durable(self.durable)?;
-        if let Some(link) = self.link.as_ref().filter(|link| link.ready) {
-            slot.replica.connect(channel, link.relay_ahead_ms, link.token.clone());
+        if let Some(link) = &self.link {
+            slot.replica.relay_clock_is(link.relay_ahead_ms);
+            slot.replica.connect(channel, link.token.clone());
         }
         self.slots.insert(workspace.clone(), slot);
         Ok(())
@@ -361,12 +364,11 @@ impl Hub {
         let Some(link) = &mut self.link else { return Ok(()) };
         match link.session.receive(now, bytes) {
             Ok(Event::Ready { relay_ahead_ms }) => {
+                self.last_error = None;
                 link.ready = true;
                 link.relay_ahead_ms = relay_ahead_ms;
-                self.last_error = None;
                 for slot in self.slots.values_mut() {
-                    slot.attempts += 1;
-                    slot.replica.connect(slot.channel, relay_ahead_ms, link.token.clone());
+                    slot.replica.relay_clock_is(relay_ahead_ms);
                 }
             }
             Ok(Event::Channel(channel, message)) => {
@@ -541,6 +543,13 @@ impl Hub {
         let Some(slot) = self.slots.get(&waiter.workspace) else { return };
         let figures = slot.replica.status();
         let (outcome, error) = match (slot.replica.channel_state(), &self.last_error) {
+            _ if self.link.is_some() && slot.replica.is_complete() && slot.replica.is_diverged() => {
+                let message =
+                    "this device and the relay hold different things although everything was fetched again";
+                let error = Error::new(Category::Server, "digest_mismatch", message)
+                    .with_help("tell the relay's operator; what was written here is kept");
+                (SyncOutcome::Partial, Some(error))
+            }
             _ if self.link.is_some() && slot.replica.is_complete() => {
                 // What a refused parent holds back, or the relay can't take now, is not done.
                 let outcome = if figures.pending == 0 { SyncOutcome::Complete } else { SyncOutcome::Partial };
@@ -553,7 +562,12 @@ impl Hub {
             (_, Some(error)) if error.category() == Category::Auth => {
                 (SyncOutcome::Auth, Some(error.clone()))
             }
-            (ChannelState::CatchingUp { .. } | ChannelState::Live, _) => (SyncOutcome::Partial, None),
+            // A relay that died without a word leaves the link standing for a while.
+            (ChannelState::CatchingUp { .. } | ChannelState::Live, _)
+                if figures.sent > waiter.sent || figures.received > waiter.received =>
+            {
+                (SyncOutcome::Partial, None)
+            }
             (_, error) => {
                 let unreachable = || {
                     Error::new(Category::Network, "unreachable", "the relay did not answer in time")
@@ -569,6 +583,7 @@ impl Hub {
             sent: figures.sent - waiter.sent,
             received: figures.received - waiter.received,
             pending: figures.pending,
+            refused: figures.refused,
             digest: figures.digest.to_string(),
             error,
         };

@@ -23,7 +23,7 @@ use anabranch_core::replica::ReplicaConfig;
 use anabranch_core::store::{Batch, Keyspace, Store, View};
 use anabranch_core::wire::GrantRole;
 use anabranch_store::{SledStore, StoreOptions};
-use anabranch_transport::{DeviceKey, RelayUrl};
+use anabranch_transport::DeviceKey;
 
 pub use anabranch_core::entity::WHOLE_ENTITY;
 pub use anabranch_core::id::EntityKey;
@@ -31,6 +31,8 @@ pub use anabranch_core::intent::Intent;
 pub use anabranch_core::query::{Filter, Op, Query};
 pub use anabranch_core::replica::{Edit, Expect, parse_version};
 pub use anabranch_core::rows::{RefusedRecord, SyncStatus};
+/// The address of a relay: where it is and who it is.
+pub use anabranch_transport::RelayUrl;
 /// Schemas: the types of a workspace, their fields, and the policy of each.
 pub mod schema {
     pub use anabranch_core::schema::*;
@@ -236,7 +238,7 @@ async fn run_blocking<T: Send + 'static>(
     result.await.map_err(|_| Error::new(Category::Storage, "damaged", "opening the store failed"))?
 }
 
-struct Inner {
+pub(crate) struct Inner {
     shared: Arc<Shared>,
     runtime: Option<tokio::runtime::Runtime>,
     _background: Option<WantedGuard>,
@@ -254,8 +256,8 @@ impl Drop for Inner {
     }
 }
 
-/// The engine of one device: its store, its key, its link to a relay. Cheap to clone; the last
-/// clone that is dropped shuts it down.
+/// The engine of one device: its store, its key, its link to a relay. Cheap to clone; when the
+/// last clone and the last [`Workspace`] are dropped it shuts down.
 #[derive(Clone)]
 pub struct Engine {
     inner: Arc<Inner>,
@@ -279,7 +281,7 @@ impl Engine {
 
     /// A workspace. From now on it takes part in syncs.
     pub async fn workspace(&self, name: &str) -> Result<Workspace, Error> {
-        Workspace::open(Arc::clone(&self.inner.shared), WorkspaceId::new(name)?).await
+        Workspace::open(Arc::clone(&self.inner), WorkspaceId::new(name)?).await
     }
 
     /// This device's public key, which is its identity.
@@ -309,4 +311,14 @@ pub mod __private {
     pub fn parse_type(source: &str) -> EntityType {
         EntityType::parse(source, "#[derive(Entity)]").unwrap_or_else(|errors| panic!("{errors}"))
     }
+}
+
+/// The examples in the README and the book, so that they compile and run.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../../README.md")]
+    struct Readme;
+
+    #[doc = include_str!("../../docs/src/schema.md")]
+    struct Schema;
 }

@@ -104,6 +104,8 @@ pub struct SyncReport {
     pub received: u64,
     /// Entities that still have something to send.
     pub pending: u64,
+    /// Refused changes that wait to be dealt with.
+    pub refused: u64,
     /// Digest of what the relay admitted, in hex.
     pub digest: String,
     /// Why it was not complete.

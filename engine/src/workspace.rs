@@ -161,21 +161,23 @@ impl Shared {
     }
 }
 
-/// A workspace of an engine. Cheap to clone.
+/// A workspace of an engine. Cheap to clone; it keeps the engine open.
 #[derive(Clone)]
 pub struct Workspace {
     id: WorkspaceId,
     shared: Arc<Shared>,
+    _engine: Arc<crate::Inner>,
     rows: Rows,
     feeds: Feeds,
 }
 
 impl Workspace {
-    pub(crate) async fn open(shared: Arc<Shared>, id: WorkspaceId) -> Result<Self, Error> {
+    pub(crate) async fn open(engine: Arc<crate::Inner>, id: WorkspaceId) -> Result<Self, Error> {
+        let shared = Arc::clone(&engine.shared);
         let workspace = id.clone();
         let feeds = shared.ask(|reply| Command::Open { workspace, reply }).await?;
         let rows = Rows::new(Arc::clone(&shared.store), Arc::clone(&shared.schema), &id);
-        Ok(Self { id, shared, rows, feeds })
+        Ok(Self { id, shared, _engine: engine, rows, feeds })
     }
 
     /// Its name.

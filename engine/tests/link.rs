@@ -219,14 +219,21 @@ async fn an_unanswered_question_for_the_schema_takes_no_later_answer() {
                 serial: 1,
             };
             vec![
-                Granted { channel: asked.channel, grant, schema: [1; 32], behind: false, epoch: [1; 16] }
-                    .into(),
+                Granted {
+                    channel: asked.channel,
+                    grant,
+                    schema: [1; 32],
+                    behind: false,
+                    incarnation: 0,
+                    epoch: [1; 16],
+                }
+                .into(),
             ]
         }
         Message::Open(asked) => vec![
             CaughtUp {
                 channel: asked.channel,
-                epoch: asked.epoch,
+                epoch: [1; 16],
                 cursor: asked.cursor,
                 digest: asked.digest,
             }

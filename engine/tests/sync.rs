@@ -24,6 +24,19 @@ due = { type = "string", merge = "manual" }
 best = { type = "int", merge = "max" }
 owner = { type = "string", merge = "server_wins" }
 
+[project]
+version = 1
+[project.fields]
+name = { type = "string", required = true, max_bytes = 20 }
+lead = { type = "ref", to = "person" }
+
+[person]
+version = 1
+priority = 100
+[person.fields]
+friend = { type = "ref", to = "person" }
+project = { type = "ref", to = "project" }
+
 [country]
 version = 1
 merge = "server_only"
@@ -389,4 +402,61 @@ async fn every_way_to_be_turned_away_has_its_own_name() {
     assert_eq!(open("foreign", net.url.clone(), Some(foreign), "home").await, "token_invalid");
     assert_eq!(open("elsewhere", net.url.clone(), Some(good.clone()), "work").await, "wrong_workspace");
     assert_eq!(open("key", wrong_key, Some(good), "home").await, "wrong_relay_key");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parents_arrive_before_their_children_whatever_their_priority() {
+    let net = Net::start().await;
+    let (_a, phone) = net.device("phone", GrantRole::Writer).await;
+    let live = Engine::builder(net.dir.path().join("live"))
+        .schema_source(SCHEMA, "schema.toml")
+        .unwrap()
+        .relay(&net.url)
+        .token(net.token("live", GrantRole::Writer))
+        .open()
+        .await
+        .unwrap();
+    let workspace = live.workspace("home").await.unwrap();
+    sync(&workspace).await;
+    let mut changes = workspace.changes();
+    phone.write(vec![edit("person", "child", vec![set("project", json!("parent"))])]).await.unwrap();
+    phone.write(vec![edit("project", "parent", vec![set("name", json!("later"))])]).await.unwrap();
+    // Two that refer to each other go together.
+    phone.write(vec![edit("person", "a", vec![set("friend", json!("b"))])]).await.unwrap();
+    phone.write(vec![edit("person", "b", vec![set("friend", json!("a"))])]).await.unwrap();
+    sync(&phone).await;
+    let mut order = Vec::new();
+    while order.len() < 4 {
+        match tokio::time::timeout(PATIENCE, changes.next()).await.unwrap().unwrap() {
+            anabranch::ChangeEvent::Changed(key) => order.push(key.id().to_owned()),
+            anabranch::ChangeEvent::Missed => unreachable!("four events fit"),
+        }
+    }
+    let place = |id: &str| order.iter().position(|known| known == id).unwrap();
+    assert!(place("parent") < place("child"), "{order:?}");
+    sync(&workspace).await;
+    assert_eq!(workspace.status().digest, phone.status().digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_parent_holds_its_children_until_it_is_dealt_with() {
+    let net = Net::start().await;
+    let (_s, server) = net.device("server", GrantRole::Authority).await;
+    sync(&server).await; // its schema is pushed: the relay checks by it
+    let (_a, phone) = net.device("phone", GrantRole::Writer).await;
+    let too_long = "a name that is longer than the schema allows";
+    phone.write_unchecked(vec![edit("project", "p", vec![set("name", json!(too_long))])]).await.unwrap();
+    phone.write(vec![edit("person", "child", vec![set("project", json!("p"))])]).await.unwrap();
+    write(&phone, "other", vec![set("title", json!("goes"))]).await;
+    let report = phone.sync(PATIENCE).await.unwrap();
+    assert_eq!((report.outcome, report.sent, report.pending), (SyncOutcome::Partial, 1, 1));
+    let refused = phone.refused().await.unwrap();
+    assert_eq!((refused.len(), refused[0].1.code.as_str()), (1, "validation"));
+    // The user gives the project a shorter name: it goes, and its child after it.
+    phone.write(vec![edit("project", "p", vec![set("name", json!("short"))])]).await.unwrap();
+    phone.dismiss(refused[0].0).await.unwrap();
+    sync(&phone).await;
+    sync(&server).await;
+    assert_eq!(server.status().digest, phone.status().digest);
+    assert!(server.get("person", "child").await.unwrap().is_some());
 }

@@ -29,6 +29,8 @@ pub mod keys;
 mod link;
 pub mod token;
 
+/// What a grant allows.
+pub use anabranch_core::wire::GrantRole;
 pub use config::{ConfigError, RelayOptions, RelaySettings};
 pub use daemon::{RelayDaemon, RelayError, RelayHandle};
 pub use keys::{KeyError, RelayDir};

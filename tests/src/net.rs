@@ -294,6 +294,9 @@ impl Net {
         let device = self.nodes[node].config.device;
         self.nodes[node].link = Some(link);
         self.tell_relay(Input::Connected { conn, device });
+        let token = self.nodes[node].role.name().to_owned();
+        self.nodes[node].replica.connect(CHANNEL, Some(token));
+        self.collect(node);
     }
 
     /// The link breaks: what was under way either way is lost.
@@ -396,7 +399,7 @@ impl Net {
     /// One message of a device's link arrives. `false` where none is under way.
     pub fn deliver(&mut self, node: usize, to_relay: bool) -> bool {
         let now = self.now(node);
-        let Node { link, replica, role, .. } = &mut self.nodes[node];
+        let Node { link, replica, .. } = &mut self.nodes[node];
         let Some(link) = link else { return false };
         if to_relay {
             let Some(bytes) = link.out.pop_front() else { return false };
@@ -407,7 +410,7 @@ impl Net {
         let Some(bytes) = link.back.pop_front() else { return false };
         match link.session.receive(now, &bytes).unwrap() {
             Event::Ready { relay_ahead_ms } => {
-                replica.connect(CHANNEL, relay_ahead_ms, Some(role.name().to_owned()));
+                replica.relay_clock_is(relay_ahead_ms);
             }
             Event::Channel(_, message) => {
                 self.set_back += u32::from(matches!(&message, Message::Granted(granted) if granted.behind));

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use anabranch::RelayUrl;
 use anabranch_relay::{Invite, MintOptions, RelayDaemon, RelayOptions, mint_invite, mint_token, peek_claims};
-use anabranch_transport::RelayUrl;
 use serde_json::json;
 
 use super::time;
@@ -83,8 +83,8 @@ pub(crate) async fn token(global: Global, args: TokenArgs, output: &mut Output) 
 }
 
 impl Role {
-    fn grant(self) -> anabranch_core::wire::GrantRole {
-        use anabranch_core::wire::GrantRole;
+    fn grant(self) -> anabranch_relay::GrantRole {
+        use anabranch_relay::GrantRole;
         match self {
             Role::Reader => GrantRole::Reader,
             Role::Writer => GrantRole::Writer,
@@ -144,7 +144,7 @@ pub(crate) async fn init(global: Global, args: InitArgs, output: &mut Output) ->
 }
 
 fn relay_url(text: &str) -> Result<RelayUrl, Failure> {
-    text.parse().map_err(|error: anabranch_transport::TransportError| {
+    text.parse::<RelayUrl>().map_err(|error| {
         Failure::usage("bad_relay_url", error.to_string()).help("it looks like quic://HOST:PORT#KEY")
     })
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anabranch::{ChangeEvent, SyncOutcome, Workspace, WorkspaceStatus};
+use anabranch::{ChangeEvent, SyncOutcome, SyncReport, Workspace, WorkspaceStatus};
 use serde_json::{Value as Json, json};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -24,22 +24,27 @@ pub(crate) async fn sync(
     deadline_ms: u64,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    let (outcome, sent, received, pending, digest, error) =
+    let (outcome, sent, received, pending, refused, digest, error) =
         match workspace.sync(Duration::from_millis(deadline_ms)).await {
             Ok(report) => {
-                (report.outcome, report.sent, report.received, report.pending, report.digest, report.error)
+                let SyncReport { outcome, sent, received, pending, refused, digest, error, .. } = report;
+                (outcome, sent, received, pending, refused, digest, error)
             }
             // Without a relay a device is offline for good, which loses nothing either.
             Err(error) if error.code() == "no_relay" => {
                 let status = figures(workspace).await;
-                (SyncOutcome::Offline, 0, 0, status.pending, status.digest, Some(error))
+                (SyncOutcome::Offline, 0, 0, status.pending, status.refused, status.digest, Some(error))
             }
             Err(error) => return Err(error.into()),
         };
     let object = json!({
-        "outcome": outcome.name(), "sent": sent, "received": received, "pending": pending, "digest": digest,
+        "outcome": outcome.name(), "sent": sent, "received": received, "pending": pending,
+        "refused": refused, "digest": digest,
     });
-    let text = format!("{}: {sent} sent, {received} received, {pending} still to send", outcome.name());
+    let mut text = format!("{}: {sent} sent, {received} received, {pending} still to send", outcome.name());
+    if refused > 0 {
+        text.push_str(&format!("; {refused} refused: see `anabranch refused`"));
+    }
     output.result(object, text).await?;
     let (category, code, message) = match outcome {
         SyncOutcome::Complete => return Ok(()),

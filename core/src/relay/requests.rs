@@ -127,6 +127,7 @@ impl Relay {
             grant,
             incarnation: asked.incarnation,
             behind,
+            newest: incarnation,
             expiry_at: None,
             cursor: None,
         };
@@ -228,6 +229,7 @@ impl Relay {
             grant: state.grant.clone(),
             schema: schema_hash(workspace),
             behind: state.behind,
+            incarnation: state.newest,
             epoch: self.epoch,
         };
         let gate = workspace.gate();

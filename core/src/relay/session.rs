@@ -62,6 +62,8 @@ pub(super) struct ChannelState {
     pub(super) incarnation: u32,
     /// Whether that store went back.
     pub(super) behind: bool,
+    /// The newest incarnation of the device that was seen.
+    pub(super) newest: u32,
     /// When the expiry of the grant is looked at next.
     pub(super) expiry_at: Option<MonoMs>,
     /// Where the device is in the feed, once it asked for it.

@@ -449,10 +449,19 @@ impl Replica {
 
     pub(super) fn on_caught_up(&mut self, now: Now, caught_up: CaughtUp) -> Result<(), StoreError> {
         // A channel that was refused stays so, though the relay still feeds it.
-        if !self.channel.granted
-            || caught_up.epoch != self.state.epoch
-            || caught_up.cursor != self.state.cursor
-        {
+        if !self.channel.granted || caught_up.epoch != self.state.epoch {
+            return Ok(());
+        }
+        // A feed only grows, so this one has lost its end: what is left of it comes whole.
+        if caught_up.cursor < self.state.cursor && !self.channel.repaired {
+            tracing::warn!("the relay went back: fetching everything again");
+            self.channel.repaired = true;
+            self.state.cursor = 0;
+            self.channel.state = ChannelState::CatchingUp { cursor: 0, end: caught_up.cursor };
+            self.open_feed(true);
+            return Ok(());
+        }
+        if caught_up.cursor != self.state.cursor {
             return Ok(());
         }
         if caught_up.digest != self.state.digest && !self.channel.repaired {
@@ -464,8 +473,13 @@ impl Replica {
             self.open_feed(true);
             return Ok(());
         }
-        if caught_up.digest != self.state.digest {
+        // What was missing may have come since.
+        self.channel.diverged = caught_up.digest != self.state.digest;
+        if self.channel.diverged {
             tracing::error!("the digest differs from the relay's even after everything was fetched again");
+        }
+        if caught_up.digest == self.state.digest {
+            self.channel.diverged = false;
         }
         if std::mem::take(&mut self.channel.ask_again) {
             self.open_feed(false);

@@ -80,6 +80,8 @@ pub(super) struct Link {
     /// The relay's clock minus this device's raw clock, in milliseconds.
     relay_ahead_ms: i64,
     pub(super) remakes: BTreeMap<EntityHash, u32>,
+    /// The digest differed even after everything was fetched again.
+    pub(super) diverged: bool,
     /// Entities that the relay can't take now; tried again at the next connect.
     pub(super) stalled: BTreeSet<EntityHash>,
     /// The relay's answers to schema requests.
@@ -105,18 +107,25 @@ impl Replica {
         self.channel.is_live() && self.channel.in_flight.is_empty() && !self.has_sendable()
     }
 
+    /// Whether this device and the relay hold different things although everything was fetched
+    /// again: a fault of one of them.
+    pub fn is_diverged(&self) -> bool {
+        self.channel.diverged
+    }
+
     /// The hash of the workspace's schema at the relay, once it is known; zeros mean none.
     pub fn relay_schema(&self) -> Option<[u8; 32]> {
         self.channel.relay_schema
     }
 
-    /// A link stands: sign in on `channel`. `relay_ahead_ms` is the relay's clock minus this
-    /// device's, as measured by the handshake.
-    pub fn connect(&mut self, channel: Channel, relay_ahead_ms: i64, token: Option<String>) {
+    /// A link stands: signs in on `channel` and opens the feed, without waiting for answers, so
+    /// that a reconnect is one round trip. The relay's clock is told by
+    /// [`Replica::relay_clock_is`] before its grant is received.
+    pub fn connect(&mut self, channel: Channel, token: Option<String>) {
         self.channel = Link {
             state: ChannelState::SigningIn,
             channel,
-            relay_ahead_ms,
+            relay_ahead_ms: self.channel.relay_ahead_ms,
             durable: self.channel.durable,
             next_unit: self.channel.next_unit,
             ..Link::default()
@@ -134,7 +143,13 @@ impl Replica {
             sent: self.state.sent.saturating_sub(undurable as u64),
         };
         self.send(message);
+        self.open_feed(false);
         self.outputs.push_back(Output::Status);
+    }
+
+    /// The relay's clock minus this device's, in milliseconds, as the handshake measured it.
+    pub fn relay_clock_is(&mut self, ahead_ms: i64) {
+        self.channel.relay_ahead_ms = ahead_ms;
     }
 
     /// Asks the relay once more for what is new, so that a sync on a link that stands is an
@@ -155,7 +170,7 @@ impl Replica {
         self.channel.stalled.clear();
         if matches!(self.channel.state, ChannelState::Faulted { code: FaultCode::SchemaMissing, .. }) {
             // By the grant that it has.
-            self.connect(self.channel.channel, self.channel.relay_ahead_ms, None);
+            self.connect(self.channel.channel, None);
         }
     }
 
@@ -178,8 +193,7 @@ impl Replica {
         match self.channel.state {
             ChannelState::Offline => {}
             ChannelState::Faulted { .. } => {
-                let ahead = self.channel.relay_ahead_ms;
-                self.connect(channel, ahead, Some(token));
+                self.connect(channel, Some(token));
             }
             _ => self.send(Refresh { channel, token }),
         }
@@ -223,6 +237,8 @@ impl Replica {
                 self.channel.schema_answers.push(answer);
                 self.outputs.push_back(Output::Status);
             }
+            // The first refusal says why; what was asked in the same breath is refused after it.
+            Message::Fault(_) if matches!(self.channel.state, ChannelState::Faulted { .. }) => {}
             Message::Fault(fault) => {
                 let code = FaultCode::from_u16(fault.code).unwrap_or(FaultCode::Internal);
                 self.channel.granted = false;
@@ -248,20 +264,20 @@ impl Replica {
         self.state.role = granted.grant.role;
         self.channel.relay_schema = Some(granted.schema);
         let mut batch = Batch::new();
-        let mut dated = Vec::new();
+        let mut redated = Vec::new();
         if !renewed {
             let before = self.correction_ms();
             self.state.skew_ms = self.channel.relay_ahead_ms;
             let mut full = false;
             if granted.behind {
                 tracing::warn!("the store went back: a new incarnation begins");
-                self.state.incarnation += 1;
+                self.state.incarnation = self.state.incarnation.max(granted.incarnation).saturating_add(1);
                 self.state.sent = 0;
                 self.outbox.values_mut().for_each(|pending| pending.mark = 0);
                 full = true;
             }
             if before != self.correction_ms() || self.outbox.values().any(|pending| !pending.sent) {
-                dated = self.redate(&mut batch, now)?;
+                redated = self.redate(&mut batch, now, granted.behind)?;
             }
             if granted.epoch != self.state.epoch {
                 // Cursors of another feed mean nothing: what is known is passed over when it
@@ -275,11 +291,13 @@ impl Replica {
             if granted.schema == [0; 32] && matches!(self.role(), GrantRole::Authority | GrantRole::Admin) {
                 self.exchange_schema(true);
             }
-            self.open_feed(full);
+            if full {
+                self.open_feed(true);
+            }
         }
         let after = self.commit(batch)?;
-        if !dated.is_empty() {
-            self.outputs.push_back(Output::Changed { after, entities: dated });
+        if !redated.is_empty() {
+            self.outputs.push_back(Output::Changed { after, entities: redated });
         }
         self.outputs.push_back(Output::Status);
         Ok(())
@@ -298,24 +316,25 @@ impl Replica {
     }
 
     /// Dates pending changes again whose clock was off by more than is tolerated. They have
-    /// never left the device, so their places in the actor's sequence are free. Returns whose
-    /// they are.
-    fn redate(&mut self, batch: &mut Batch, now: Now) -> Result<Vec<EntityKey>, StoreError> {
+    /// never left the device, so their places in the actor's sequence are free. `all` are dated
+    /// again where the store went back: what it lost has their places at the relay, so they
+    /// make room for it under the new incarnation before it comes.
+    fn redate(&mut self, batch: &mut Batch, now: Now, all: bool) -> Result<Vec<EntityKey>, StoreError> {
         let correction = self.correction_ms();
         let mut entities: BTreeSet<EntityHash> = BTreeSet::new();
         for (number, pending) in &self.outbox {
             if !pending.sent {
                 let record = self.read_outbox(*number)?;
-                if (correction - record.skew_ms).unsigned_abs() > SKEW_TOLERATED_MS {
+                if all || (correction - record.skew_ms).unsigned_abs() > SKEW_TOLERATED_MS {
                     entities.insert(pending.entity);
                 }
             }
         }
-        let mut dated = Vec::with_capacity(entities.len());
+        let mut redated = Vec::with_capacity(entities.len());
         for hash in entities {
-            dated.extend(self.write_again(batch, now, hash, |sent| !sent)?);
+            redated.extend(self.write_again(batch, now, hash, |sent| !sent)?);
         }
-        Ok(dated)
+        Ok(redated)
     }
 
     /// Whether something waits that could be sent now.
@@ -494,7 +513,7 @@ impl Replica {
     }
 
     /// The entities that one refers to and the relay does not know, each with whether it was
-    /// refused.
+    /// refused, or can't be taken now.
     fn parents(&self, hash: EntityHash) -> Result<Vec<(EntityHash, bool)>, StoreError> {
         let Some(first) = self.pending.get(&hash).and_then(|numbers| self.outbox.get(numbers.first()?))
         else {
@@ -523,7 +542,9 @@ impl Replica {
             if parent_hash == hash || self.is_admitted(parent_hash)? {
                 continue;
             }
-            if self.pending.contains_key(&parent_hash) {
+            if self.channel.stalled.contains(&parent_hash) {
+                parents.push((parent_hash, true));
+            } else if self.pending.contains_key(&parent_hash) {
                 parents.push((parent_hash, false));
             } else if self.refused.contains_key(&parent) {
                 parents.push((parent_hash, true));

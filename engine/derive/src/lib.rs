@@ -1,6 +1,6 @@
 //! `#[derive(Entity)]`: a Rust struct as a type of the schema.
 //!
-//! ```ignore
+//! ```text
 //! #[derive(Serialize, Deserialize, Entity, Clone, Debug)]
 //! #[entity(name = "workout", version = 1, index = "started_at", unique = "started_at")]
 //! struct Workout {

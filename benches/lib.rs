@@ -1,0 +1,1 @@
+//! Benchmarks of Anabranch: `cargo bench -p anabranch-benches`.

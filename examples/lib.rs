@@ -1,0 +1,1 @@
+//! Examples of Anabranch: `cargo run -p anabranch-examples --example workouts`.
