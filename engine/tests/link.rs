@@ -253,3 +253,24 @@ async fn an_unanswered_question_for_the_schema_takes_no_later_answer() {
     let second = workspace.fetch_schema(Duration::from_secs(5)).await.unwrap();
     assert_eq!(second.as_deref(), Some("two"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_schema_goes_when_it_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = RelayOptions::dev().data(dir.path().join("relay")).listen("127.0.0.1:0");
+    options.require_schema = Some(true);
+    let relay = RelayDaemon::start(options).await.unwrap();
+    let url = relay.url().to_string();
+    let engine =
+        builder(&dir.path().join("phone"), &url).token(token(dir.path(), "phone")).open().await.unwrap();
+    let phone = engine.workspace("home").await.unwrap();
+    phone.write(vec![task("t")]).await.unwrap();
+    until(|| phone.status().state == SyncState::Faulted).await;
+    let made =
+        mint_token(&dir.path().join("relay"), &MintOptions::new("home", "server").role(GrantRole::Authority));
+    let server = builder(&dir.path().join("server"), &url).token(made.unwrap().token).open().await.unwrap();
+    let workspace = server.workspace("home").await.unwrap();
+    until(|| phone.status().state == SyncState::UpToDate && phone.status().pending == 0).await;
+    assert_eq!(workspace.sync(PATIENCE).await.unwrap().outcome, SyncOutcome::Complete);
+    assert!(workspace.get("task", "t").await.unwrap().is_some());
+}

@@ -28,6 +28,7 @@ impl Replica {
         let mut batch = Batch::new();
         let mut touched: BTreeMap<EntityHash, Touched> = BTreeMap::new();
         let mut moved = false;
+        let mut schema_came = false;
         for entry in feed.entries {
             // Entries of an earlier request may still be under way.
             if entry.seq != self.state.cursor + 1 {
@@ -50,7 +51,10 @@ impl Replica {
                 FeedBody::Device { key, name, platform } => {
                     self.put_device(&mut batch, key, &name, &platform)
                 }
-                FeedBody::Schema { hash } => self.channel.relay_schema = Some(hash),
+                FeedBody::Schema { hash } => {
+                    self.channel.relay_schema = Some(hash);
+                    schema_came = true;
+                }
             }
             self.state.cursor = entry.seq;
             moved = true;
@@ -61,7 +65,11 @@ impl Replica {
         if let ChannelState::CatchingUp { .. } = self.channel.state {
             self.channel.state = ChannelState::CatchingUp { cursor: self.state.cursor, end: feed.end };
         }
-        self.finish(batch, touched)
+        self.finish(batch, touched)?;
+        if schema_came {
+            self.schema_came();
+        }
+        Ok(())
     }
 
     /// Writes what was touched, in one batch.
@@ -440,7 +448,8 @@ impl Replica {
     }
 
     pub(super) fn on_caught_up(&mut self, now: Now, caught_up: CaughtUp) -> Result<(), StoreError> {
-        if caught_up.epoch != self.state.epoch {
+        // A channel that was refused stays so, though the relay still feeds it.
+        if !self.channel.granted || caught_up.epoch != self.state.epoch {
             return Ok(());
         }
         // A feed only grows, so this one has lost its end: what is left of it comes whole.

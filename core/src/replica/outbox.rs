@@ -65,7 +65,7 @@ pub(super) struct Link {
     pub(super) state: ChannelState,
     channel: Channel,
     /// Whether the grant is there and the feed was opened.
-    granted: bool,
+    pub(super) granted: bool,
     /// Outbox numbers and entities of each unit that was not answered yet.
     pub(super) in_flight: BTreeMap<u64, (Vec<u64>, BTreeSet<EntityHash>)>,
     /// Their entities: one unit at a time for each.
@@ -165,6 +165,15 @@ impl Replica {
         }
     }
 
+    /// The relay has a schema, or another one: what waited for it can go now.
+    pub(super) fn schema_came(&mut self) {
+        self.channel.stalled.clear();
+        if matches!(self.channel.state, ChannelState::Faulted { code: FaultCode::SchemaMissing, .. }) {
+            // By the grant that it has.
+            self.connect(self.channel.channel, None);
+        }
+    }
+
     /// The link is gone. What was in flight is sent again over the next one.
     pub fn disconnect(&mut self) {
         let durable = self.channel.durable;
@@ -221,10 +230,9 @@ impl Replica {
             Message::CaughtUp(caught_up) => self.on_caught_up(now, caught_up)?,
             Message::Ack(ack) => self.on_ack(now, ack)?,
             Message::SchemaIs(answer) => {
-                if answer.problems.is_empty() {
+                if answer.problems.is_empty() && answer.hash != [0; 32] {
                     self.channel.relay_schema = Some(answer.hash);
-                    // Changes that waited for a schema can go now.
-                    self.channel.stalled.clear();
+                    self.schema_came();
                 }
                 self.channel.schema_answers.push(answer);
                 self.outputs.push_back(Output::Status);
