@@ -95,6 +95,9 @@ struct Slot {
 struct Link {
     outgoing: mpsc::UnboundedSender<Vec<u8>>,
     session: ClientSession,
+    /// Whether the relay has answered.
+    ready: bool,
+    /// The relay's clock minus this device's, once it has.
     relay_ahead_ms: i64,
     token: Option<String>,
 }
@@ -282,6 +285,15 @@ impl Hub {
                 }
             }
             Command::Sync { workspace, id, reply } => {
+                let faulted =
+                    |slot: &Slot| matches!(slot.replica.channel_state(), ChannelState::Faulted { .. });
+                if self.link.as_ref().is_some_and(|link| link.ready)
+                    && self.slots.get(&workspace).is_some_and(faulted)
+                {
+                    // What the relay refused earlier it may take now, with another token for
+                    // one: a new link asks for one.
+                    self.link_down(None);
+                }
                 if let Some(slot) = self.slots.get_mut(&workspace) {
                     slot.replica.confirm();
                     let status = slot.replica.status();
@@ -311,7 +323,7 @@ impl Hub {
                 for slot in self.slots.values_mut() {
                     slot.replica.connect(slot.channel, token.clone());
                 }
-                self.link = Some(Link { outgoing, session, relay_ahead_ms: 0, token });
+                self.link = Some(Link { outgoing, session, ready: false, relay_ahead_ms: 0, token });
                 self.connecting = false;
             }
             Command::Frame { bytes, .. } => self.receive(now, &bytes)?,
@@ -353,6 +365,7 @@ impl Hub {
         match link.session.receive(now, bytes) {
             Ok(Event::Ready { relay_ahead_ms }) => {
                 self.last_error = None;
+                link.ready = true;
                 link.relay_ahead_ms = relay_ahead_ms;
                 for slot in self.slots.values_mut() {
                     slot.replica.relay_clock_is(relay_ahead_ms);
@@ -360,12 +373,14 @@ impl Hub {
             }
             Ok(Event::Channel(channel, message)) => {
                 if let Some(slot) = self.slots.values_mut().find(|slot| slot.channel == channel) {
+                    let was_refused = matches!(slot.replica.channel_state(), ChannelState::Faulted { .. });
                     slot.replica.receive(now, message)?;
-                    self.wanted.signed_in();
-                    if let ChannelState::Faulted { code, .. } = slot.replica.channel_state()
-                        && code.is_auth()
-                    {
-                        self.wanted.ask_for_token();
+                    match slot.replica.channel_state() {
+                        ChannelState::Faulted { code, .. } if code.is_auth() && !was_refused => {
+                            self.wanted.ask_for_token();
+                        }
+                        ChannelState::Faulted { .. } => {}
+                        _ => self.wanted.signed_in(),
                     }
                 }
             }
@@ -381,6 +396,9 @@ impl Hub {
         if self.link.take().is_some() {
             for slot in self.slots.values_mut() {
                 slot.replica.disconnect();
+                // What was asked on this link is not answered on the next.
+                slot.schema_waiters.retain(|(_, _, reply)| !reply.is_closed());
+                slot.schema_waiters.iter_mut().for_each(|(_, asked, _)| *asked = false);
             }
         }
         if let Some(error) = error {
@@ -461,6 +479,8 @@ impl Hub {
         }
         self.release();
         self.publish();
+        // Whoever asked may have stopped waiting.
+        self.syncs.retain(|waiter| !waiter.reply.is_closed());
         let done: Vec<u64> = self
             .syncs
             .iter()
@@ -472,7 +492,8 @@ impl Hub {
             })
             .map(|waiter| waiter.id)
             .collect();
-        if self.link.is_some() {
+        // Until a new link is ready, a channel shows why the last one was refused.
+        if self.link.as_ref().is_some_and(|link| link.ready) {
             for id in done {
                 self.end_sync(id);
             }

@@ -109,16 +109,16 @@ pub(crate) async fn run(config: LinkConfig, wanted: Arc<Wanted>, hub: Sender<Com
         if hub.send(Command::LinkConnecting).is_err() {
             return;
         }
-        let error = once(&config, &wanted, &hub).await.err();
+        let end = once(&config, &wanted, &hub).await;
         if wanted.signed_in.swap(false, Ordering::AcqRel) {
             failures = 0;
         }
-        let ended = error.is_none();
-        if hub.send(Command::LinkDown { error }).is_err() {
+        let unwanted = matches!(end, Ok(End::Unwanted));
+        if hub.send(Command::LinkDown { error: end.err() }).is_err() {
             return;
         }
-        if ended {
-            // Closed because nobody wanted it; by now someone may.
+        if unwanted {
+            // By now someone may want it.
             continue;
         }
         failures = failures.saturating_add(1);
@@ -143,18 +143,26 @@ fn backoff(failures: u32) -> Duration {
     ceiling / 2 + (ceiling / 2).mul_f64(f64::from(part) / f64::from(u16::MAX))
 }
 
-async fn once(config: &LinkConfig, wanted: &Arc<Wanted>, hub: &Sender<Command>) -> Result<(), Error> {
+/// How a link ended without an error of its own.
+enum End {
+    /// Nobody wanted it any more.
+    Unwanted,
+    /// The hub let go of it, and knows why.
+    LetGo,
+}
+
+async fn once(config: &LinkConfig, wanted: &Arc<Wanted>, hub: &Sender<Command>) -> Result<End, Error> {
     let token = fetch_token(config.token.as_ref()).await?;
     let connection = tokio::select! {
         connected = connect(&config.relay, &config.key, CONNECT_TIMEOUT) => connected?,
-        () = unwanted(wanted) => return Ok(()),
+        () = unwanted(wanted) => return Ok(End::Unwanted),
     };
     let (mut sender, mut receiver) = connection.open_control().await?;
     // The relay proved the key that we expect.
     receiver.raise_limit(MESSAGE_BYTES_MAX);
     let (outgoing, mut queue) = mpsc::unbounded_channel::<Vec<u8>>();
     if hub.send(Command::LinkUp { outgoing, token }).is_err() {
-        return Ok(());
+        return Ok(End::LetGo);
     }
     let write = async {
         while let Some(frame) = queue.recv().await {
@@ -174,8 +182,18 @@ async fn once(config: &LinkConfig, wanted: &Arc<Wanted>, hub: &Sender<Command>) 
         Ok::<(), TransportError>(())
     };
     let tokens = async {
+        let mut asked: u32 = 0;
         loop {
             wanted.token.notified().await;
+            // A token that was taken ends a row of those that were not.
+            if wanted.signed_in.load(Ordering::Acquire) {
+                asked = 0;
+            }
+            if asked > 0 {
+                tokio::time::sleep(backoff(asked)).await;
+            }
+            asked = asked.saturating_add(1);
+            wanted.signed_in.store(false, Ordering::Release);
             if let Some(source @ TokenSource::Callback(_)) = &config.token {
                 match fetch_token(Some(source)).await {
                     Ok(Some(token)) => {
@@ -184,16 +202,19 @@ async fn once(config: &LinkConfig, wanted: &Arc<Wanted>, hub: &Sender<Command>) 
                         }
                     }
                     Ok(None) => {}
-                    Err(error) => tracing::warn!(%error, "no new token"),
+                    Err(error) => {
+                        tracing::warn!(%error, "no new token");
+                        wanted.ask_for_token();
+                    }
                 }
             }
         }
     };
     let result = tokio::select! {
-        written = write => written.map_err(Error::from),
+        written = write => written.map(|()| End::LetGo).map_err(Error::from),
         read = read => read.map_err(Error::from).and(Err(lost())),
-        () = tokens => Ok(()),
-        () = unwanted(wanted) => Ok(()),
+        () = tokens => Ok(End::LetGo),
+        () = unwanted(wanted) => Ok(End::Unwanted),
     };
     connection.close(0, "done");
     connection.closed_and_sent().await;

@@ -395,11 +395,12 @@ impl Workspace {
     pub async fn sync(&self, deadline: Duration) -> Result<SyncReport, Error> {
         self.needs_relay()?;
         let id = self.shared.next_sync.fetch_add(1, Ordering::Relaxed);
-        let _timer = self.timer(deadline, move || Command::SyncTimeout { id });
         let workspace = self.id.clone();
         let (reply, answer) = oneshot::channel();
         // Asked before the link is wanted: a link that fails at once must find who waits.
         self.shared.commands.send(Command::Sync { workspace, id, reply }).map_err(|_| Error::closed())?;
+        // And before its time can be up: what ends it must find it.
+        let _timer = self.timer(deadline, move || Command::SyncTimeout { id });
         let _link: WantedGuard = self.shared.wanted.want();
         answer.await.map_err(|_| Error::closed())?
     }

@@ -280,7 +280,8 @@ fn who_watches_hears_of_what_was_dated_anew_when_it_can_be_read() {
     let commit = replica.write(START, &[edit("e", &[one_more()])], true).unwrap().commit;
     store.make_durable(commit).unwrap();
     replica.durable(commit).unwrap();
-    replica.connect(1, -YEAR_MS, None);
+    replica.relay_clock_is(-YEAR_MS);
+    replica.connect(1, None);
     while replica.poll_output().is_some() {}
     let grant = Grant {
         workspace: "home".into(),
@@ -292,7 +293,8 @@ fn who_watches_hears_of_what_was_dated_anew_when_it_can_be_read() {
         not_after_ms: u64::MAX,
         serial: 1,
     };
-    let granted = Granted { channel: 1, grant, schema: [1; 32], behind: false, epoch: [1; 16] };
+    let granted =
+        Granted { channel: 1, grant, schema: [1; 32], behind: false, incarnation: 0, epoch: [1; 16] };
     replica.receive(START, Message::Granted(granted)).unwrap();
     let mut told = None;
     while let Some(output) = replica.poll_output() {
