@@ -223,3 +223,33 @@ fn a_directory_that_went_back_or_was_copied_loses_nothing() {
         assert_eq!(world.run(device, &["refused"]).ok().out, "", "{device}");
     }
 }
+
+/// A relay that was put back to an older copy of its directory has lost what came since: who has
+/// it is told at once, keeps it, and goes on where that is possible.
+#[test]
+fn a_relay_that_went_back_is_told_as_such() {
+    let Some(world) = World::new() else { return };
+    let mut relay = world.relay();
+    let address = relay.address().to_owned();
+    world.join("phone", &relay, "writer");
+    world.join("tablet", &relay, "writer");
+    world.set("phone", &["space", "s", "visits+=1"]);
+    world.settle(&["phone", "tablet"]);
+    assert_eq!(crate::world::terminate(&mut relay.child), 0);
+    copy(&world.path("relay"), &world.path("backup"));
+    let mut relay = world.relay_at(&address);
+    world.set("phone", &["space", "s", "visits+=10"]);
+    world.sync("phone");
+    relay.kill();
+    std::fs::remove_dir_all(world.path("relay")).unwrap();
+    copy(&world.path("backup"), &world.path("relay"));
+    let _relay = world.relay_at(&address);
+    world.set("phone", &["note", "n", "tags+=new"]);
+    let start = std::time::Instant::now();
+    world.run("phone", &["sync", "--deadline", "20s"]).error("server", 9);
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert_eq!(world.fields("phone", "space", "s")["visits"], 11);
+    world.sync("tablet");
+    assert_eq!(world.fields("tablet", "note", "n")["tags"], json!(["new"]));
+    assert_eq!(world.fields("tablet", "space", "s")["visits"], 1);
+}
