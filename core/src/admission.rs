@@ -565,7 +565,7 @@ fn container_op<'a>(
             cleared.remove(&(Some(&genesis.field), key));
             if let Some(field) = field {
                 field.check_key(key).map_err(|e| Refusal::new(RefusalCode::Validation, e.to_string()))?;
-                let json = shape::element_to_json(field, value).ok_or_else(bad)?;
+                let json = shape::scalar_to_json(field, value).ok_or_else(bad)?;
                 if !json.is_null() {
                     validate_element(field, &json)?;
                 } else if matches!(field.policy, Policy::Max | Policy::Min) {
@@ -590,7 +590,7 @@ fn container_op<'a>(
                 return Err(bad());
             }
             if let Some(field) = field {
-                let json = shape::element_to_json(field, value).ok_or_else(bad)?;
+                let json = shape::scalar_to_json(field, value).ok_or_else(bad)?;
                 validate_element(field, &json)?;
             }
             Ok(())

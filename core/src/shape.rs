@@ -101,7 +101,7 @@ pub fn json_to_scalar(field: &Field, json: &Json) -> ScalarValue {
     }
 }
 
-/// The value that a register's scalar stands for; `None` if it is none of the field's type.
+/// The value that a scalar of a register, list or map stands for; `None` if it is none of the field's type.
 pub fn scalar_to_json(field: &Field, scalar: &ScalarValue) -> Option<Json> {
     match (scalar_type(field)?, scalar) {
         (_, ScalarValue::Null) => Some(Json::Null),
@@ -117,11 +117,6 @@ pub fn scalar_to_json(field: &Field, scalar: &ScalarValue) -> Option<Json> {
         (ScalarType::Json | ScalarType::Blob, ScalarValue::Str(text)) => parse_canonical(text),
         _ => None,
     }
-}
-
-/// Like [`scalar_to_json`] for the elements of a list or the entries of a map.
-pub fn element_to_json(field: &Field, scalar: &ScalarValue) -> Option<Json> {
-    scalar_to_json(field, scalar)
 }
 
 /// The map key that stands for a set's element: its canonical JSON.

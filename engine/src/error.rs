@@ -170,7 +170,6 @@ impl From<WriteError> for Error {
             WriteError::UnknownType { .. } => Self::new(Category::Validation, "unknown_type", message),
             WriteError::ReadOnly => Self::new(Category::Validation, "read_only", message),
             WriteError::TooLarge => Self::new(Category::Quota, "too_large", message),
-            WriteError::NoConflict { .. } => Self::new(Category::NotFound, "no_conflict", message),
             _ => Self::new(Category::Storage, "write", message),
         }
     }

@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use automerge::{Automerge, ChangeHash};
 
 use crate::admission::{self, Context, Judge, Refusal, RefusalCode};
-use crate::change::{Change, MalformedChange};
+use crate::change::Change;
 use crate::genesis::{Genesis, GenesisKind};
 use crate::header::HeaderIndex;
 use crate::id::{Author, EntityKey, WorkspaceId};
@@ -390,9 +390,4 @@ fn known_containers(
         }
     }
     known
-}
-
-/// Parses the bytes of changes; a malformed one is reported under its place.
-pub fn parse_changes(bytes: &[Vec<u8>]) -> Vec<Result<Change, MalformedChange>> {
-    bytes.iter().map(|bytes| Change::parse(bytes)).collect()
 }

@@ -373,7 +373,7 @@ impl<'a> Reader<'a> {
         items
             .into_iter()
             .filter_map(|value| match value {
-                Value::Scalar(scalar) => shape::element_to_json(field, &scalar),
+                Value::Scalar(scalar) => shape::scalar_to_json(field, &scalar),
                 Value::Object(_) => None,
             })
             .collect()
@@ -391,7 +391,7 @@ impl<'a> Reader<'a> {
 
     fn map(&self, field: &Field, conflicts: &mut Vec<Conflict>) -> serde_json::Map<String, Json> {
         let Some(obj) = self.container(&field.name) else { return serde_json::Map::new() };
-        let json = |scalar: &ScalarValue| shape::element_to_json(field, scalar).unwrap_or(Json::Null);
+        let json = |scalar: &ScalarValue| shape::scalar_to_json(field, scalar).unwrap_or(Json::Null);
         let mut entries = serde_json::Map::new();
         for key in self.keys(&field.name) {
             let resolved = self.entry(field, &obj, &key);

@@ -78,14 +78,6 @@ pub enum WriteError {
     /// Larger than the relay takes as one.
     #[error("a transaction is at most {UNIT_ENTITIES_MAX} entities and {UNIT_BYTES_MAX} bytes; split it")]
     TooLarge,
-    /// There is no such conflict.
-    #[error("{field:?} of {key} is not in conflict; `conflicts` lists what is")]
-    NoConflict {
-        /// The entity.
-        key: EntityKey,
-        /// What was to be resolved.
-        field: String,
-    },
 }
 
 impl Replica {
