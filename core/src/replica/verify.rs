@@ -233,7 +233,7 @@ impl Replica {
         let record = self.store.get(View::Latest, Keyspace::ENTITY, &place)?;
         let record: Option<EntityRecord> =
             record.map(|bytes| codec::decode(&bytes, "an entity")).transpose()?;
-        if !record.is_some_and(|record| record.headers > 0) {
+        if record.is_none_or(|record| record.headers == 0) {
             return Ok(fault("it is shown, but there is no document of it"));
         }
         if keyspace == Keyspace::INDEX
