@@ -602,7 +602,8 @@ fn a_conflict_settled_on_one_device_is_settled_on_both() {
     }
     let sides = conflict["sides"].as_array().unwrap();
     assert_eq!(sides.len(), 2);
-    assert_eq!(keys(&sides[0]), ["device", "time", "value"]);
+    assert_eq!(keys(&sides[0]), ["device", "devices", "time", "value"]);
+    assert_eq!(sides[0]["devices"], json!(["tablet"]));
     assert!(sides[0]["time"].as_str().unwrap().ends_with('Z'));
     assert_eq!(sides[0]["device"], "tablet");
     assert_eq!(sides[0]["value"], json!({"price": 100, "money": "JPY"}));
@@ -624,6 +625,58 @@ fn a_conflict_settled_on_one_device_is_settled_on_both() {
         world.run("phone", &["export", "note"]).ok().out,
         world.run("tablet", &["export", "note"]).ok().out
     );
+}
+
+/// Equal values are one side, and it is the side of all who wrote it.
+#[test]
+fn every_device_finds_its_own_side() {
+    let world = World::new();
+    let relay = world.relay();
+    let devices = ["phone", "tablet", "laptop", "desk"];
+    for device in devices {
+        world.join(device, &relay.url, "writer");
+    }
+    world.run("phone", &["set", "note", "n1", "price=1", "money=EUR"]).ok();
+    world.run("phone", &["set", "note", "n2", "price=1", "money=EUR"]).ok();
+    devices.iter().for_each(|device| drop(world.sync(device)));
+    for (device, price) in [("phone", "200"), ("tablet", "200"), ("laptop", "300")] {
+        for note in ["n1", "n2"] {
+            world.run(device, &["set", "note", note, &format!("price={price}")]).ok();
+        }
+    }
+    for device in devices.iter().chain(&devices) {
+        world.sync(device);
+    }
+    let conflicts = world.run("desk", &["conflicts"]).ok();
+    for device in devices {
+        assert_eq!(world.run(device, &["conflicts"]).ok().out, conflicts.out, "{device}");
+    }
+    let conflicts = conflicts.lines();
+    let sides = conflicts[0]["sides"].as_array().unwrap();
+    assert_eq!(sides.len(), 2);
+    let side = sides.iter().find(|side| side["value"]["price"] == 200).unwrap();
+    let mut wrote: Vec<&str> =
+        side["devices"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    assert_eq!(side["device"], wrote[0]);
+    wrote.sort_unstable();
+    assert_eq!(wrote, ["phone", "tablet"]);
+
+    // Who wrote none of it is told what there is to choose from.
+    let error = world.run("desk", &["resolve", "note", "n1", "cost", "--keep", "mine"]).error(3);
+    assert_eq!(error["code"], "no_such_side");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("this device wrote none of the sides"), "{message}");
+    for part in ["1: ", "2: ", "200", "300", "phone", "tablet", "laptop"] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    let error = world.run("desk", &["resolve", "note", "n1", "cost", "--keep", "theirs"]).error(3);
+    assert!(error["message"].as_str().unwrap().contains("2 sides are of other devices"), "{error}");
+
+    for (device, note) in [("phone", "n1"), ("tablet", "n2")] {
+        world.run(device, &["resolve", "note", note, "cost", "--keep", "mine"]).ok();
+        let fields = world.run(device, &["get", "note", note]).ok().json()["fields"].clone();
+        assert_eq!(fields["price"], 200, "{device}");
+    }
 }
 
 #[test]

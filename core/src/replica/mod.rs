@@ -643,6 +643,7 @@ impl Replica {
                     .into_iter()
                     .map(|side| SideRecord {
                         device: side.device.0,
+                        others: side.others.into_iter().map(|device| device.0).collect(),
                         value: side.value,
                         time_ms: side.time.wall().0,
                     })
