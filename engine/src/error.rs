@@ -3,7 +3,7 @@
 use anabranch_core::entity::EditError;
 use anabranch_core::id::NameError;
 use anabranch_core::query::QueryError;
-use anabranch_core::replica::WriteError;
+use anabranch_core::replica::{Held, WriteError};
 use anabranch_core::session::SessionError;
 use anabranch_core::store::StoreError;
 use anabranch_core::wire::FaultCode;
@@ -128,6 +128,36 @@ impl Error {
             _ => "try again later; if it stays, tell the relay's operator",
         };
         Self::new(category, code.name(), message).with_help(help)
+    }
+}
+
+impl From<&Held> for Error {
+    fn from(held: &Held) -> Self {
+        match held {
+            Held::RefusedParent { entity, parent } => Self::new(
+                Category::Validation,
+                "held_by_refused",
+                format!("{entity} waits for {parent}, which it refers to and which the relay refused"),
+            )
+            .with_help(
+                "look at `refused` for the reason, then write it rightly, or retry or dismiss it there",
+            ),
+            Held::MissingAtRelay { entity } => Self::new(
+                Category::Server,
+                "missing_at_relay",
+                format!("the relay lacks what the changes of {entity} build on"),
+            )
+            .with_help(
+                "they are offered again at the next connect; if that stays, tell the relay's operator",
+            ),
+            Held::Diverged => Self::new(
+                Category::Server,
+                "digest_mismatch",
+                "this device and the relay hold different things although everything was fetched again",
+            )
+            .with_help("tell the relay's operator; what was written here is kept"),
+            _ => Self::new(Category::Server, "held", "something is still to be exchanged"),
+        }
     }
 }
 

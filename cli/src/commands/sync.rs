@@ -37,10 +37,14 @@ pub(crate) async fn sync(
             }
             Err(error) => return Err(error.into()),
         };
-    let object = json!({
+    let mut object = json!({
         "outcome": outcome.name(), "sent": sent, "received": received, "pending": pending,
         "refused": refused, "digest": digest,
     });
+    let error = error.map(failure);
+    if let (SyncOutcome::Partial, Some(cause)) = (outcome, &error) {
+        object["reason"] = reason_json(cause);
+    }
     let mut text = format!("{}: {sent} sent, {received} received, {pending} still to send", outcome.name());
     if refused > 0 {
         text.push_str(&format!("; {refused} refused: see `anabranch refused`"));
@@ -54,7 +58,7 @@ pub(crate) async fn sync(
         SyncOutcome::Offline => (Category::Network, "offline", "the relay could not be reached in time"),
         SyncOutcome::Auth => (Category::Auth, "auth", "the relay did not accept this device"),
     };
-    Err(match error.map(Failure::from) {
+    Err(match error {
         // A relay that refuses says why; that outranks how the sync ended.
         Some(cause) if outcome == SyncOutcome::Partial && cause.category != Category::Network => cause,
         Some(mut cause) => {
@@ -78,10 +82,33 @@ pub(crate) async fn status(workspace: &Workspace, output: &mut Output) -> Result
         status.clock_skew_ms
     );
     output.result(status_json(&status), text).await?;
-    match (&status.last_error, output.json) {
-        (Some(error), false) => output.text(format!("last error: {error}")).await,
-        _ => Ok(()),
+    if output.json {
+        return Ok(());
     }
+    if let Some(held) = &status.held {
+        let cause = failure(held.into());
+        output.text(format!("{}\n  help: {}", cause.message, cause.help_text())).await?;
+    }
+    match &status.last_error {
+        Some(error) => output.text(format!("last error: {error}")).await,
+        None => Ok(()),
+    }
+}
+
+/// An error of a sync, with the commands that help.
+fn failure(error: anabranch::Error) -> Failure {
+    let held_by_refused = error.code() == "held_by_refused";
+    let failure = Failure::from(error);
+    match held_by_refused {
+        true => failure.help(
+            "`anabranch refused` prints what was refused and why; write it rightly, or `retry` or `dismiss` it there",
+        ),
+        false => failure,
+    }
+}
+
+fn reason_json(cause: &Failure) -> Json {
+    json!({ "code": cause.code, "message": cause.message, "help": cause.help_text() })
 }
 
 /// Where the device stands. A workspace that was opened just now has no figures yet.
@@ -97,14 +124,18 @@ async fn figures(workspace: &Workspace) -> WorkspaceStatus {
 }
 
 fn status_json(status: &WorkspaceStatus) -> Json {
-    json!({
+    let mut object = json!({
         "state": status.state.name(),
         "pending": status.pending,
         "conflicts": status.conflicts,
         "refused": status.refused,
         "digest": status.digest,
         "clock_skew_ms": status.clock_skew_ms,
-    })
+    });
+    if let Some(held) = &status.held {
+        object["reason"] = reason_json(&failure(held.into()));
+    }
+    object
 }
 
 /// Owns the directory and stays connected, until SIGTERM or Ctrl-C.

@@ -35,7 +35,7 @@ use layout::{
     ConflictRecord, DeviceRecord, EntityRecord, Keys, OutboxRecord, RefusedRecord, RowRecord, SideRecord,
     StateRecord, SyncStatus, from_json, to_json,
 };
-pub use outbox::ChannelState;
+pub use outbox::{ChannelState, Held};
 pub use write::{Edit, Expect, WriteError, Written};
 
 /// Documents smaller than this are stored whole after each change.
