@@ -183,7 +183,8 @@ impl From<EditError> for Error {
             EditError::Conflict { .. } => Self::new(Category::Conflict, "in_conflict", message)
                 .with_help("look at it with `conflicts` and settle it with `resolve`"),
             EditError::NotFound(_) => Self::new(Category::NotFound, "not_found", message),
-            EditError::UnknownVersion(_) => Self::new(Category::Validation, "unknown_version", message),
+            EditError::UnknownVersion(_) => Self::new(Category::Usage, "unknown_version", message)
+                .with_help("versions come with what is read, and go with the entity that they came with"),
             EditError::TooLarge { .. } => Self::new(Category::Quota, "too_large", message),
             _ => Self::new(Category::Storage, "document", message),
         }
@@ -209,6 +210,8 @@ impl From<QueryError> for Error {
     fn from(error: QueryError) -> Self {
         match error {
             QueryError::Store(error) => error.into(),
+            QueryError::BadCursor => Self::new(Category::Usage, "bad_cursor", error.to_string())
+                .with_help("a cursor comes with a page, and goes with the query that gave it"),
             error => Self::new(Category::Validation, "invalid_query", error.to_string()),
         }
     }
