@@ -1,5 +1,6 @@
 //! `sync`, `status` and `watch`.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use anabranch::{ChangeEvent, SyncOutcome, SyncReport, Workspace, WorkspaceStatus};
@@ -11,7 +12,7 @@ use crate::args::{DataCommand, Global};
 use crate::config::{DeviceDir, Opened};
 use crate::failure::{Category, Failure};
 use crate::output::Output;
-use crate::owner::{self, Listener, Request};
+use crate::owner::{self, Forwarded, Listener, Parting, Request};
 
 /// How often `watch` looks whether its own state changed.
 const STATE_PERIOD: Duration = Duration::from_millis(200);
@@ -147,43 +148,56 @@ pub(crate) async fn watch(global: Global, output: &mut Output) -> Result<(), Fai
     // Before anything is open, so that no signal is missed.
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
-    let end = async move {
+    let mut end = pin!(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-    };
+    });
     let offset = global.clock_offset;
-    let opened = match owner::connect(dir.root()).await {
-        Some(stream) => Opened::Elsewhere(stream),
-        None => dir.open(&config, offset, true, async || owner::connect(dir.root()).await).await?,
-    };
-    match opened {
-        Opened::Elsewhere(stream) => {
-            let request = Request::new(global.json, offset, None, DataCommand::Follow);
-            tokio::select! {
-                () = end => Ok(()),
-                result = owner::forward(stream, &request, output) => result,
+    let mut again = false;
+    // Where the owner ends, the next one is followed, or this process becomes it.
+    let device = loop {
+        match dir.reach(&config, offset, true, owner::SILENCE_MAX).await? {
+            Opened::Here(device) => break device,
+            Opened::Elsewhere(stream) => {
+                let request = Request::new(global.json, offset, None, DataCommand::Follow { again });
+                tokio::select! {
+                    () = &mut end => return Ok(()),
+                    result = owner::forward(stream, &request, output) => match result? {
+                        Forwarded::Done => return Ok(()),
+                        Forwarded::Leaving => again = true,
+                        Forwarded::NotTaken => {}
+                    },
+                }
+                // It may have others to serve before it leaves.
+                tokio::time::sleep(STATE_PERIOD).await;
             }
         }
-        Opened::Here(device) => {
-            let result = match Listener::bind(dir.root()) {
-                Ok(listener) => tokio::select! {
+    };
+    let result = match Listener::bind(dir.root()) {
+        Ok(listener) => {
+            let work = async {
+                tokio::select! {
                     () = end => Ok(()),
-                    () = listener.serve(device.clone()) => Ok(()),
-                    result = follow(&device.workspace, output) => result,
-                },
-                Err(failure) => Err(failure),
+                    result = follow(&device.workspace, again, output) => result,
+                }
             };
-            let closed = device.engine.shutdown().await.map_err(Failure::from);
-            result.and(closed)
+            listener.serve_during(&device, Parting::Soon, work).await
         }
-    }
+        Err(failure) => Err(failure),
+    };
+    let closed = device.engine.shutdown().await.map_err(Failure::from);
+    result.and(closed)
 }
 
-/// Prints every change, and where the device stands whenever that changes.
-pub(crate) async fn follow(workspace: &Workspace, output: &mut Output) -> Result<(), Failure> {
+/// Prints every change, and where the device stands whenever that changes. `again` where
+/// changes were followed before and some may have been missed since.
+pub(crate) async fn follow(workspace: &Workspace, again: bool, output: &mut Output) -> Result<(), Failure> {
     let mut changes = workspace.changes();
+    if again {
+        missed(output).await?;
+    }
     let mut period = tokio::time::interval(STATE_PERIOD);
     period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut shown = None;
@@ -193,10 +207,7 @@ pub(crate) async fn follow(workspace: &Workspace, output: &mut Output) -> Result
             biased;
             change = changes.next() => match change {
                 Some(ChangeEvent::Changed(key)) => changed(workspace, key.type_name(), key.id(), output).await?,
-                Some(ChangeEvent::Missed) => {
-                    let text = "more changed than could be shown; `list` prints what is";
-                    output.result(json!({ "event": "missed" }), text).await?;
-                }
+                Some(ChangeEvent::Missed) => missed(output).await?,
                 None => return Ok(()),
             },
             _ = period.tick() => {
@@ -213,6 +224,11 @@ pub(crate) async fn follow(workspace: &Workspace, output: &mut Output) -> Result
         }
         output.flush().await?;
     }
+}
+
+async fn missed(output: &mut Output) -> Result<(), Failure> {
+    let text = "more changed than could be shown; `list` prints what is";
+    output.result(json!({ "event": "missed" }), text).await
 }
 
 async fn changed(
