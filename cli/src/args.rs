@@ -235,7 +235,10 @@ pub(crate) enum DataCommand {
     },
     /// Follow changes through the process that owns the directory
     #[command(skip)]
-    Follow,
+    Follow {
+        /// Another owner was followed before, and what happened between is not known.
+        again: bool,
+    },
     /// The relay's schema, or a push of the device's
     #[command(skip)]
     RelaySchema { push: bool, deadline: u64 },
@@ -308,6 +311,8 @@ pub(crate) struct ListArgs {
 #[derive(Clone, Debug, Serialize, Deserialize, Args)]
 pub(crate) struct ImportArgs {
     /// A JSON array or JSON lines; `-` reads standard input
+    // Its contents go to the owner, not its name.
+    #[serde(skip)]
     pub(crate) file: PathBuf,
     /// The type of all of them
     #[arg(long = "type", value_name = "TYPE")]

@@ -36,7 +36,7 @@ use layout::{
     ConflictRecord, DeviceRecord, EntityRecord, Keys, OutboxRecord, RefusedRecord, RowRecord, SideRecord,
     StateRecord, SyncStatus, from_json, to_json,
 };
-pub use outbox::ChannelState;
+pub use outbox::{ChannelState, Held};
 pub use verify::{Fault, Verified};
 pub use write::{Edit, Expect, WriteError, Written};
 
@@ -658,6 +658,7 @@ impl Replica {
                     .into_iter()
                     .map(|side| SideRecord {
                         device: side.device.0,
+                        others: side.others.into_iter().map(|device| device.0).collect(),
                         value: side.value,
                         time_ms: side.time.wall().0,
                     })
