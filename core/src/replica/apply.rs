@@ -486,6 +486,9 @@ impl Replica {
             return Ok(());
         }
         self.channel.state = ChannelState::Live;
+        if self.outbox.is_empty() {
+            self.channel.refusals = 0;
+        }
         self.state.synced_ms = self.relay_clock(now).0;
         self.commit(Batch::new())?;
         self.outputs.push_back(Output::Status);

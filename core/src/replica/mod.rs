@@ -303,6 +303,31 @@ impl Replica {
         })
     }
 
+    /// Reads everything from the store again, where a commit was refused half way through an
+    /// operation ([`StoreError::NoSpace`]): what is in memory may be ahead of the store then. The
+    /// link is over; what was queued for the store earlier still becomes durable.
+    ///
+    /// Where this fails the replica must not be used until it succeeds.
+    pub fn reopen(&mut self) -> Result<(), StoreError> {
+        let mut fresh = Self::open(Arc::clone(&self.store), self.config.clone())?;
+        fresh.last_commit = fresh.last_commit.max(self.last_commit);
+        for (number, pending) in &mut fresh.outbox {
+            let known = self.outbox.get(number).filter(|known| {
+                known.commit <= self.last_commit && (known.hash, known.sent) == (pending.hash, pending.sent)
+            });
+            // What is not known to be durable counts as part of the last commit.
+            pending.commit = known.map_or(fresh.last_commit, |known| known.commit);
+            pending.mark = known.map_or(pending.mark, |known| known.mark);
+        }
+        fresh.transactions = self.transactions;
+        (fresh.sent, fresh.received) = (self.sent, self.received);
+        fresh.channel = self.channel.ended();
+        let told = self.outputs.drain(..).filter(|output| !matches!(output, Output::Send(_)));
+        fresh.outputs = told.chain([Output::Status]).collect();
+        *self = fresh;
+        Ok(())
+    }
+
     fn track(&mut self, number: u64, pending: PendingRef) {
         self.pending.entry(pending.entity).or_default().insert(number);
         self.outbox.insert(number, pending);

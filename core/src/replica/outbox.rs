@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 
 use super::layout::{RowRecord, from_json};
 use super::{Output, Replica, SKEW_TOLERATED_MS};
-use crate::clock::{Now, WallMs};
+use crate::clock::{MonoMs, Now, WallMs};
 use crate::id::{EntityHash, EntityKey};
 use crate::schema::{FieldType, ScalarType};
 use crate::store::{Batch, CommitNo, Keyspace, StoreError, View};
@@ -31,6 +31,11 @@ const UNIT_BYTES: usize = 256 * 1024;
 /// How often in a row an entity is written again within one session, with nothing of it taken
 /// or refused for good between, before it counts as refused.
 pub(super) const REMAKES_MAX: u32 = 3;
+/// The longest wait after the first of a row of refusals that time may mend, in milliseconds. It
+/// doubles with each.
+const RETRY_MS_BASE: u64 = 1_000;
+/// It stays at this from then on.
+const RETRY_MS_MAX: u64 = 5 * 60 * 1_000;
 
 /// How far the channel to the relay has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,6 +89,12 @@ pub(super) struct Link {
     pub(super) diverged: bool,
     /// Entities that the relay can't take now; tried again at the next connect.
     pub(super) stalled: BTreeSet<EntityHash>,
+    /// What the device signed in with, to do so again after a refusal that time may mend.
+    token: Option<String>,
+    /// How often in a row the channel was refused for such a reason.
+    pub(super) refusals: u32,
+    /// When to sign in again.
+    retry_at: Option<MonoMs>,
     /// The relay's answers to schema requests.
     schema_answers: Vec<SchemaIs>,
     /// The schema's hash as the relay knows it.
@@ -93,6 +104,16 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn is_live(&self) -> bool {
         self.granted && self.state == ChannelState::Live
+    }
+
+    /// The same replica without a link.
+    pub(super) fn ended(&mut self) -> Self {
+        let state = match std::mem::take(&mut self.state) {
+            // Why the relay refused stays visible.
+            faulted @ ChannelState::Faulted { .. } => faulted,
+            _ => ChannelState::Offline,
+        };
+        Self { state, durable: self.durable, next_unit: self.next_unit, ..Self::default() }
     }
 }
 
@@ -128,6 +149,8 @@ impl Replica {
             relay_ahead_ms: self.channel.relay_ahead_ms,
             durable: self.channel.durable,
             next_unit: self.channel.next_unit,
+            token: token.clone(),
+            refusals: self.channel.refusals,
             ..Link::default()
         };
         let durable = self.channel.durable;
@@ -174,16 +197,32 @@ impl Replica {
         }
     }
 
+    /// When to call [`Replica::tick`] if nothing happens before.
+    pub fn next_wakeup(&self) -> Option<MonoMs> {
+        self.channel.retry_at
+    }
+
+    /// Time passed: signs in again on a channel that was refused for what time may mend.
+    pub fn tick(&mut self, now: Now) {
+        if self.channel.retry_at.is_some_and(|at| at <= now.mono) {
+            let token = self.channel.token.take();
+            self.connect(self.channel.channel, token);
+        }
+    }
+
+    /// When to come back, so that devices that were refused together don't come back together.
+    fn retry_at(&mut self, now: Now) -> MonoMs {
+        let ceiling = RETRY_MS_BASE.saturating_mul(1 << self.channel.refusals.min(20)).min(RETRY_MS_MAX);
+        self.channel.refusals = self.channel.refusals.saturating_add(1);
+        let mut hasher = blake3::Hasher::new_keyed(&self.config.seed);
+        hasher.update(b"retry").update(&now.mono.0.to_be_bytes());
+        let random = hasher.finalize().as_bytes().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+        now.mono + (ceiling / 2 + random % (ceiling / 2 + 1))
+    }
+
     /// The link is gone. What was in flight is sent again over the next one.
     pub fn disconnect(&mut self) {
-        let durable = self.channel.durable;
-        let next_unit = self.channel.next_unit;
-        let state = match std::mem::take(&mut self.channel.state) {
-            // Why the relay refused stays visible.
-            faulted @ ChannelState::Faulted { .. } => faulted,
-            _ => ChannelState::Offline,
-        };
-        self.channel = Link { state, durable, next_unit, ..Link::default() };
+        self.channel = self.channel.ended();
         self.outputs.push_back(Output::Status);
     }
 
@@ -228,7 +267,10 @@ impl Replica {
             Message::Granted(granted) => self.on_granted(now, granted)?,
             Message::Feed(feed) => self.on_feed(now, feed)?,
             Message::CaughtUp(caught_up) => self.on_caught_up(now, caught_up)?,
-            Message::Ack(ack) => self.on_ack(now, ack)?,
+            Message::Ack(ack) => {
+                self.channel.refusals = 0;
+                self.on_ack(now, ack)?;
+            }
             Message::SchemaIs(answer) => {
                 if answer.problems.is_empty() && answer.hash != [0; 32] {
                     self.channel.relay_schema = Some(answer.hash);
@@ -244,6 +286,7 @@ impl Replica {
                 self.channel.granted = false;
                 self.channel.in_flight.clear();
                 self.channel.busy.clear();
+                self.channel.retry_at = code.is_retryable().then(|| self.retry_at(now));
                 self.channel.state = ChannelState::Faulted { code, message: fault.message };
                 self.outputs.push_back(Output::Status);
             }
