@@ -154,8 +154,7 @@ impl Replica {
             ..Link::default()
         };
         let durable = self.channel.durable;
-        let undurable =
-            self.outbox.values().filter(|pending| pending.sent && pending.commit > durable).count();
+        let undurable = self.outbox.values().filter(|p| p.sent && !p.again && p.commit > durable).count();
         let message = SignIn {
             channel,
             workspace: self.config.workspace.as_str().to_owned(),
@@ -188,8 +187,14 @@ impl Replica {
         }
     }
 
-    /// The relay has a schema, or another one: what waited for it can go now.
-    pub(super) fn schema_came(&mut self) {
+    /// The relay has a schema, or another one: what waited for it can go now. `replayed` says that
+    /// this was told by the part of the feed that is being caught up with.
+    pub(super) fn schema_came(&mut self, hash: [u8; 32], replayed: bool) {
+        let before = self.channel.relay_schema.replace(hash);
+        if !replayed && before != Some(hash) {
+            self.repair.schema = hash;
+            self.repair.waits_for_schema = false;
+        }
         self.channel.stalled.clear();
         if matches!(self.channel.state, ChannelState::Faulted { code: FaultCode::SchemaMissing, .. }) {
             // By the grant that it has.
@@ -273,8 +278,7 @@ impl Replica {
             }
             Message::SchemaIs(answer) => {
                 if answer.problems.is_empty() && answer.hash != [0; 32] {
-                    self.channel.relay_schema = Some(answer.hash);
-                    self.schema_came();
+                    self.schema_came(answer.hash, false);
                 }
                 self.channel.schema_answers.push(answer);
                 self.outputs.push_back(Output::Status);
@@ -309,6 +313,11 @@ impl Replica {
         let mut batch = Batch::new();
         let mut redated = Vec::new();
         if !renewed {
+            if self.state.epoch == [0; 16] {
+                self.state.epoch = granted.epoch;
+            } else if granted.epoch != self.state.epoch {
+                self.begin_repair(granted.epoch);
+            }
             let before = self.correction_ms();
             self.state.skew_ms = self.channel.relay_ahead_ms;
             let mut full = false;
@@ -322,16 +331,16 @@ impl Replica {
             if before != self.correction_ms() || self.outbox.values().any(|pending| !pending.sent) {
                 redated = self.redate(&mut batch, now, granted.behind)?;
             }
-            if granted.epoch != self.state.epoch {
-                // Cursors of another feed mean nothing: what is known is passed over when it
-                // comes again.
-                self.state.epoch = granted.epoch;
-                self.state.cursor = 0;
-            }
             self.channel.granted = true;
             self.channel.state =
                 ChannelState::CatchingUp { cursor: self.state.cursor, end: self.state.cursor };
-            if granted.schema == [0; 32] && matches!(self.role(), GrantRole::Authority | GrantRole::Admin) {
+            // A relay that lost its schema gets that one or none: what was written by it might not fit
+            // an older one, and would be refused for good.
+            let lost = self.repair.schema;
+            if granted.schema == [0; 32]
+                && matches!(self.role(), GrantRole::Authority | GrantRole::Admin)
+                && (lost == [0; 32] || lost == self.config.schema.hash())
+            {
                 self.exchange_schema(true);
             }
             if full {
@@ -382,13 +391,16 @@ impl Replica {
 
     /// Whether something waits that could be sent now.
     fn has_sendable(&self) -> bool {
+        if self.repair.waits_for_schema {
+            return false;
+        }
         let mut waiting = BTreeSet::new();
         self.pending.keys().any(|hash| matches!(self.group(*hash, &mut waiting), Ok(Some(_))))
     }
 
     /// Sends what may be sent.
     pub(super) fn pump(&mut self) -> Result<(), StoreError> {
-        if !self.channel.granted {
+        if !self.channel.granted || self.repair.reading || self.repair.waits_for_schema {
             return Ok(());
         }
         while self.channel.in_flight.len() < UNITS_IN_FLIGHT_MAX {
@@ -604,7 +616,7 @@ impl Replica {
         match found {
             Some(bytes) => {
                 let record: super::EntityRecord = crate::codec::decode(&bytes, "an entity")?;
-                Ok(!record.admitted_heads.is_empty())
+                Ok(record.generation == self.repair.generation && !record.admitted_heads.is_empty())
             }
             None => Ok(false),
         }
@@ -615,7 +627,8 @@ impl Replica {
     fn numbers_of(&self, group: &BTreeSet<EntityHash>, bytes_left: usize, first: bool) -> Vec<u64> {
         let mut numbers: Vec<u64> =
             group.iter().filter_map(|hash| self.pending.get(hash)).flatten().copied().collect();
-        numbers.sort_unstable();
+        // What was admitted before has no pending change below it, and may be below one.
+        numbers.sort_unstable_by_key(|number| (!self.is_offered_again(*number), *number));
         let mut taken: Vec<u64> = Vec::new();
         let mut bytes = 0;
         let mut last_tx = None;

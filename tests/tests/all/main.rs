@@ -7,5 +7,6 @@ mod faults;
 mod network;
 mod queries;
 mod rebuild;
+mod repair;
 mod schedules;
 mod traps;
