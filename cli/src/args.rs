@@ -85,6 +85,9 @@ pub(crate) struct RelayArgs {
     /// HOST:PORT that devices dial, if it is not the address listened on
     #[arg(long, value_name = "ADDR")]
     pub(crate) public_address: Option<String>,
+    /// After a restore of the whole directory: begin a new epoch, so that devices bring what is lost
+    #[arg(long)]
+    pub(crate) new_epoch: bool,
     /// Check the configuration, and start nothing
     #[arg(long)]
     pub(crate) check: bool,

@@ -175,6 +175,11 @@ impl HeaderIndex {
         (!std::mem::replace(&mut header.admitted, true)).then_some(place)
     }
 
+    /// Marks every change as not admitted.
+    pub fn forget_admission(&mut self) {
+        self.headers.iter_mut().for_each(|header| header.admitted = false);
+    }
+
     /// Whether the change at `ancestor` was seen by the author of the one at `descendant`.
     /// A change is not its own ancestor.
     pub fn is_ancestor(&self, ancestor: u32, descendant: u32) -> bool {

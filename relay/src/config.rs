@@ -47,6 +47,9 @@ pub struct RelayOptions {
     pub public_address: Option<String>,
     /// Overrides `require_schema`.
     pub require_schema: Option<bool>,
+    /// Begins a new epoch at the start, so that devices bring what a store that was restored lacks.
+    /// A store that can tell that it went back begins one by itself.
+    pub new_epoch: bool,
     /// Milliseconds by which the wall clock is shifted, for tests of wrong clocks.
     pub clock_offset_ms: i64,
 }
@@ -120,6 +123,8 @@ pub struct RelaySettings {
     pub cache_mb: u32,
     /// Names of issuer files and the `iss` claims of their issuers.
     pub issuers: BTreeMap<String, String>,
+    /// Whether a new epoch begins at the start.
+    pub new_epoch: bool,
     /// Milliseconds by which the wall clock is shifted.
     pub clock_offset_ms: i64,
 }
@@ -314,6 +319,7 @@ impl RelayOptions {
                 "give 1 to 1048576 MiB",
             )?,
             issuers: file.issuers,
+            new_epoch: self.new_epoch,
             clock_offset_ms: self.clock_offset_ms,
         };
         for name in env.keys() {
