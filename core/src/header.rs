@@ -175,6 +175,26 @@ impl HeaderIndex {
         (!std::mem::replace(&mut header.admitted, true)).then_some(place)
     }
 
+    /// Where the change of an actor stands that must hold its operation with this counter.
+    pub fn holder(&self, actor: &ActorId, counter: u64) -> Option<u32> {
+        let number = self.actors.iter().position(|entry| entry.actor == *actor)? as u32;
+        let mut place = self.actors[number as usize].newest?;
+        if self.get(place)?.max_op < counter {
+            return None;
+        }
+        // Counters grow with the actor's changes: the last one that still reaches it.
+        for earlier in (0..place).rev() {
+            let header = &self.headers[earlier as usize];
+            if header.actor == number {
+                if header.max_op < counter {
+                    break;
+                }
+                place = earlier;
+            }
+        }
+        Some(place)
+    }
+
     /// Whether the change at `ancestor` was seen by the author of the one at `descendant`.
     /// A change is not its own ancestor.
     pub fn is_ancestor(&self, ancestor: u32, descendant: u32) -> bool {

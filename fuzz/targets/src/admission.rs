@@ -347,3 +347,59 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         })
         .collect()
 }
+pub fn explain() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut noise = Noise::new(3);
+    let mut classes: std::collections::BTreeMap<String, (u32, String)> = Default::default();
+    let mut relay_ok = 0;
+    for _ in 0..std::env::var("N").map(|n| n.parse().unwrap()).unwrap_or(6000) {
+        let bytes = noise.bytes(40);
+        let mut draw = Draw::new(&bytes);
+        let history = world::history();
+        let at = draw.below(history.len());
+        let made = &history[at];
+        let entity = made.before.clone();
+        let changed = change_one(made, &mut draw);
+        let Ok(change) = Change::parse(&changed) else { continue };
+        let judge = Judge::Relay { device: made.device, role: made.role, now: world::now(600_000).wall };
+        let relay = entity.judge(&change, Some(world::ty()), judge).is_ok();
+        if entity.judge(&change, Some(world::ty()), Judge::Admitted).is_err() {
+            continue;
+        }
+        if relay {
+            relay_ok += 1;
+        }
+        let mut e = entity.clone();
+        let received = e.receive(vec![change.clone()], Some(world::ty()), Judge::Admitted, true);
+        let held = !received.applied.is_empty() || !received.known.is_empty();
+        let what = if !held {
+            "guarded"
+        } else if let Err(err) = e.save_proved() {
+            &*format!("unloadable {err}").leak()
+        } else if catch_unwind(AssertUnwindSafe(|| e.row(world::ty()))).is_err() {
+            "row panics"
+        } else {
+            "fine"
+        };
+        let honest = made.change.expand().unwrap().operations;
+        let ops: Vec<String> = change
+            .expand()
+            .unwrap()
+            .operations
+            .iter()
+            .zip(honest.iter().map(Some).chain(std::iter::repeat(None)))
+            .filter(|(a, b)| Some(*a) != *b)
+            .map(|(a, b)| format!("{a:?}   <- {b:?}"))
+            .collect();
+        let entry = classes.entry(format!("{what} relay={relay}")).or_default();
+        entry.0 += 1;
+        if entry.0 < 6 {
+            entry.1 +=
+                &format!("\n   n={} honest={} {}", change.raw().len(), honest.len(), ops.join("\n        "));
+        }
+    }
+    eprintln!("relay ok {relay_ok}");
+    for (class, (count, example)) in classes {
+        eprintln!("== {class}: {count}{example}");
+    }
+}
