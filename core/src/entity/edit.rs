@@ -152,6 +152,7 @@ impl Entity {
         let note = Note { role: context.role, revives, tx: context.tx };
         let change = self.commit(context.author, isolated.as_deref(), note, time, steps)?;
         self.headers.push(&change, context.author, false);
+        self.weight += change.bytes().len();
         Ok(Some(Edited { change, intents: intents.to_vec() }))
     }
 

@@ -393,7 +393,7 @@ pub fn explain() {
             .collect();
         let entry = classes.entry(format!("{what} relay={relay}")).or_default();
         entry.0 += 1;
-        if entry.0 < 6 {
+        if entry.0 < 12 {
             entry.1 +=
                 &format!("\n   n={} honest={} {}", change.raw().len(), honest.len(), ops.join("\n        "));
         }
