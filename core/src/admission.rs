@@ -320,9 +320,23 @@ fn operations(change: &Change, context: &Context<'_>, checked: bool, first: bool
     // Keys deleted and not put again: a delete alone leaves no trace to resolve by.
     let mut cleared: BTreeSet<(Option<&str>, &str)> = BTreeSet::new();
     let mut written: BTreeSet<String> = BTreeSet::new();
+    // What this change has put at a key and not removed: only that is there for its next one.
+    let mut standing: BTreeMap<(&ObjectId, &str), OpId> = BTreeMap::new();
     for (place, op) in expanded.operations.iter().enumerate() {
         let target = target(op, context)?;
         predecessors(change, &expanded.operations[..place], op, context)?;
+        if let Key::Map(key) = &op.key {
+            let before = match op.action {
+                OpType::Put(_) => {
+                    let id = OpId::new(change.start_op() + place as u64, change.actor());
+                    standing.insert((&op.obj, key), id)
+                }
+                _ => standing.remove(&(&op.obj, &**key)),
+            };
+            if before.is_some_and(|before| op.pred.iter().ne([&before])) {
+                return refuse(RefusalCode::BadShape, "it writes a key twice, and not on top of itself");
+            }
+        }
         match target {
             Target::Root(key) => {
                 if let Some(genesis) = context.genesis.get(key) {

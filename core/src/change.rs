@@ -217,10 +217,30 @@ impl Change {
 
     /// The operations, with every id written out. Runs where a panic is caught: checksums
     /// say nothing about the columns inside.
+    ///
+    /// Columns can say one thing in many ways, and a document keeps what they say, not how: a
+    /// change in any but the usual form has another hash when the document is loaded again, which
+    /// then fails. So any other form is refused.
     pub fn expand(&self) -> Result<ExpandedChange, MalformedChange> {
-        catch_unwind(AssertUnwindSafe(|| self.raw.decode()))
-            .map_err(|_| MalformedChange("its operations cannot be read"))
+        let read = || {
+            let expanded = self.raw.decode();
+            (is_usual_form(&self.raw, expanded.clone()), expanded)
+        };
+        match catch_unwind(AssertUnwindSafe(read)) {
+            Ok((true, expanded)) => Ok(expanded),
+            Ok((false, _)) => Err(MalformedChange("it is not in the form that changes have")),
+            Err(_) => Err(MalformedChange("its operations cannot be read")),
+        }
     }
+}
+
+/// Whether the library would write these operations as this change.
+fn is_usual_form(raw: &RawChange, mut expanded: ExpandedChange) -> bool {
+    // It would draw an actor for an author; what it keeps of one are these bytes.
+    expanded.author = None;
+    expanded.extra_bytes = raw.extra_bytes().to_vec();
+    expanded.hash = None;
+    RawChange::from(expanded).raw_bytes() == raw.raw_bytes()
 }
 
 /// The library's parse of a plain change, bounded in time and memory.

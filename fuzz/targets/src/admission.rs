@@ -393,9 +393,31 @@ pub fn explain() {
             .collect();
         let entry = classes.entry(format!("{what} relay={relay}")).or_default();
         entry.0 += 1;
-        if entry.0 < 12 {
-            entry.1 +=
-                &format!("\n   n={} honest={} {}", change.raw().len(), honest.len(), ops.join("\n        "));
+        if entry.0 < 40 && ops.len() < 3 {
+            {
+                let (a, b) =
+                    (Chunk::parse(change.bytes()).unwrap(), Chunk::parse(made.change.bytes()).unwrap());
+                let cols: Vec<String> = a
+                    .columns
+                    .iter()
+                    .filter(|c| !b.columns.contains(c))
+                    .map(|c| format!("{:x}:{:x?}<-{:x?}", c.0, c.1, b.columns.iter().find(|d| d.0 == c.0)))
+                    .collect();
+                entry.1 += &format!(
+                    "\n   start {}/{} deps {}/{} time {} others {}/{} extra {} cols {cols:?} n={} honest={} {}",
+                    a.start_op,
+                    b.start_op,
+                    a.deps.len(),
+                    b.deps.len(),
+                    a.time == b.time,
+                    a.others.len(),
+                    b.others.len(),
+                    a.extra == b.extra,
+                    change.raw().len(),
+                    honest.len(),
+                    ops.join("\n        ")
+                );
+            }
         }
     }
     eprintln!("relay ok {relay_ok}");
