@@ -581,7 +581,8 @@ impl Replica {
             let full = appended > FOLD_INCREMENTS_FACTOR * record.snapshot_bytes
                 || record.increments.len() >= INCREMENTS_MAX;
             // What cannot be loaded again must not replace what can.
-            let snapshot = match (rewritten || small || full, proved && small) {
+            let proved = entity.is_proved() || (proved && small);
+            let snapshot = match (rewritten || small || full, proved && !rewritten) {
                 (false, _) => None,
                 (true, true) => Some(entity.save()),
                 (true, false) => match entity.save_proved() {
