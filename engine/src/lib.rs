@@ -22,7 +22,7 @@ use anabranch_core::id::{DeviceId, WorkspaceId};
 use anabranch_core::replica::ReplicaConfig;
 use anabranch_core::store::{Batch, Keyspace, Store, View};
 use anabranch_core::wire::GrantRole;
-use anabranch_store::{SledStore, StoreOptions};
+use anabranch_store::{DiskStore, StoreOptions};
 use anabranch_transport::DeviceKey;
 
 pub use anabranch_core::entity::WHOLE_ENTITY;
@@ -196,11 +196,11 @@ impl EngineBuilder {
 }
 
 /// Opens what lies in the directory. Blocks on the disk.
-fn prepare(dir: &Path) -> Result<(SledStore, DeviceKey, [u8; 32]), Error> {
+fn prepare(dir: &Path) -> Result<(DiskStore, DeviceKey, [u8; 32]), Error> {
     std::fs::create_dir_all(dir).map_err(|error| {
         Error::new(Category::Storage, "io", format!("can't create {}: {error}", dir.display()))
     })?;
-    let store = SledStore::open(dir.join("store"), StoreOptions::default())?;
+    let store = DiskStore::open(dir.join("store"), StoreOptions::default())?;
     let key = DeviceKey::load_or_create(dir.join("device.key"))?;
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| {
@@ -210,7 +210,7 @@ fn prepare(dir: &Path) -> Result<(SledStore, DeviceKey, [u8; 32]), Error> {
 }
 
 /// Which life of the store this is; a new one if the store was found to have gone back.
-fn store_life(store: &SledStore) -> Result<u32, Error> {
+fn store_life(store: &DiskStore) -> Result<u32, Error> {
     let stored = store.get(View::Latest, Keyspace::META, STORE_LIFE)?;
     let mut life: u32 =
         stored.map(|bytes| codec::decode(&bytes, "the store's life")).transpose()?.unwrap_or_default();

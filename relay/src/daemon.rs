@@ -9,7 +9,7 @@ use std::time::Duration;
 use anabranch_core::relay::{ConnId, Input, Relay, RelayConfig};
 use anabranch_core::store::StoreError;
 use anabranch_core::wire::FaultCode;
-use anabranch_store::{SledStore, StoreOptions};
+use anabranch_store::{DiskStore, StoreOptions};
 use anabranch_transport::{DeviceKey, Endpoint, Limits, PublicKey, RelayUrl, TransportError};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -199,7 +199,7 @@ struct Opened {
     settings: RelaySettings,
     key: DeviceKey,
     verifier: JwtVerifier,
-    store: Arc<SledStore>,
+    store: Arc<DiskStore>,
 }
 
 impl Opened {
@@ -209,7 +209,7 @@ impl Opened {
         let key = dir.relay_key()?;
         let verifier = JwtVerifier::open(dir, settings.issuers.clone())?;
         let options = StoreOptions::default().cache_bytes(u64::from(settings.cache_mb) << 20);
-        let store = Arc::new(SledStore::open(dir.store_path(), options)?);
+        let store = Arc::new(DiskStore::open(dir.store_path(), options)?);
         if store.rolled_back() {
             // The feed keeps its epoch, so only a device whose cursor is past the feed's end can
             // tell that the relay went back.
