@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anabranch_core::admission::{Judge, RefusalCode};
+use anabranch_core::admission::{Judge, RefusalCode, Vouches};
 use anabranch_core::change::Change;
 use anabranch_core::entity::Entity;
 use automerge::legacy::{Key, ObjectId, OpId, OpType};
