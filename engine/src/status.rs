@@ -67,6 +67,9 @@ pub struct WorkspaceStatus {
     pub digest: String,
     /// How far this device's clock is ahead of the relay's, in milliseconds.
     pub clock_skew_ms: i64,
+    /// Faults found in what is stored since the workspace was opened, mended where that can be;
+    /// the log says which.
+    pub damage: u64,
     /// What went wrong last, until it is overcome.
     pub last_error: Option<String>,
     /// Who can do something about [`WorkspaceStatus::last_error`].

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anabranch_core::id::{DeviceId, EntityKey, WorkspaceId};
 use anabranch_core::query::{self, Filter, Query};
-use anabranch_core::replica::{Edit, Replica};
+use anabranch_core::replica::{Edit, Fault, Replica};
 use anabranch_core::rows::{ConflictRecord, RefusedRecord, RowRecord, Rows, SyncStatus};
 use anabranch_core::schema::Schema;
 use anabranch_core::store::Store;
@@ -162,6 +162,16 @@ impl Shared {
         self.commands.send(command(reply)).map_err(|_| Error::closed())?;
         answer.await.map_err(|_| Error::closed())?
     }
+}
+
+/// What [`Workspace::verify`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Verification {
+    /// Entries that were looked at: documents, rows, index entries, conflicts.
+    pub entries: u64,
+    /// What was wrong.
+    pub faults: Vec<Fault>,
 }
 
 /// A workspace of an engine. Cheap to clone; it keeps the engine open.
@@ -447,6 +457,34 @@ impl Workspace {
     /// The workspace's schema as the relay has it; none where none was pushed.
     pub async fn fetch_schema(&self, deadline: Duration) -> Result<Option<String>, Error> {
         Ok(self.exchange_schema(false, deadline).await?.source)
+    }
+
+    /// Looks at everything that is stored of the workspace: does each document load, do rows,
+    /// indexes and conflicts follow from the documents, do all of them add up to the digest.
+    /// `progress` hears how many entries were looked at so far. Other calls go on meanwhile.
+    ///
+    /// With `mend`, what follows from a document is written anew. A document that can't be read is
+    /// removed, so that the next sync fetches it again; what was not yet sent of it goes to the
+    /// refused changes, with the code `damaged`. Dropped half way, it stops; nothing is lost.
+    ///
+    /// # Errors
+    /// [`Category::Storage`] where the store can't read a value at all.
+    pub async fn verify(&self, mend: bool, mut progress: impl FnMut(u64)) -> Result<Verification, Error> {
+        let mut verification = Verification::default();
+        let mut from_start = true;
+        loop {
+            let (reply, answer) = oneshot::channel();
+            let command = Command::Verify { workspace: self.id.clone(), from_start, mend, reply };
+            self.shared.commands.send(command).map_err(|_| Error::closed())?;
+            let step = answer.await.map_err(|_| Error::closed())??;
+            from_start = false;
+            verification.entries += step.entries;
+            verification.faults.extend(step.faults);
+            progress(verification.entries);
+            if step.done {
+                return Ok(verification);
+            }
+        }
     }
 
     async fn exchange_schema(&self, push: bool, deadline: Duration) -> Result<SchemaIs, Error> {

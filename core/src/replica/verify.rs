@@ -65,6 +65,11 @@ impl Stage {
 }
 
 impl Replica {
+    /// Has the next [`Replica::verify`] begin anew.
+    pub fn verify_from_start(&mut self) {
+        self.scrub = None;
+    }
+
     /// Looks at the next entries, `limit` at most, and goes on from there next time. Other
     /// calls may come between two steps.
     ///
