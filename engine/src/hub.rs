@@ -618,6 +618,7 @@ impl Hub {
                 refused: figures.refused,
                 digest: figures.digest.to_string(),
                 clock_skew_ms: figures.clock_skew_ms,
+                lacking: figures.lacking,
                 last_error: error.as_ref().map(ToString::to_string),
                 error_category: error.as_ref().map(Error::category),
                 synced_ms: figures.synced.map(|wall| wall.0),
@@ -643,6 +644,13 @@ impl Hub {
                     "this device and the relay hold different things although everything was fetched again";
                 let error = Error::new(Category::Server, "digest_mismatch", message)
                     .with_help("tell the relay's operator; what was written here is kept");
+                (SyncOutcome::Partial, Some(error))
+            }
+            _ if self.link.is_some() && slot.replica.is_complete() && slot.replica.waits_for_schema() => {
+                let message = "the relay went back and lost the workspace's schema";
+                let error = Error::new(Category::Server, "schema_lost", message).with_help(
+                    "let an admin or authority of the workspace push it; nothing written here is lost",
+                );
                 (SyncOutcome::Partial, Some(error))
             }
             _ if self.link.is_some() && slot.replica.is_complete() => {
@@ -680,6 +688,7 @@ impl Hub {
             received: figures.received - waiter.received,
             pending: figures.pending,
             refused: figures.refused,
+            lacking: figures.lacking,
             digest: figures.digest.to_string(),
             error,
         };
