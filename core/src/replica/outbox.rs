@@ -97,6 +97,9 @@ pub(super) struct Link {
     retry_at: Option<MonoMs>,
     /// The relay's answers to schema requests.
     schema_answers: Vec<SchemaIs>,
+    /// The relay's schema is not the one that it had: a newer one, or it went back, which shows
+    /// when the feed was read. Until then nothing is sent.
+    pub(super) schema_unsure: bool,
     /// The schema's hash as the relay knows it.
     pub(super) relay_schema: Option<[u8; 32]>,
 }
@@ -337,6 +340,8 @@ impl Replica {
             // A relay that lost its schema gets that one or none: what was written by it might not fit
             // an older one, and would be refused for good.
             let lost = self.repair.schema;
+            self.channel.schema_unsure =
+                granted.schema != [0; 32] && ![[0; 32], granted.schema].contains(&lost);
             if granted.schema == [0; 32]
                 && matches!(self.role(), GrantRole::Authority | GrantRole::Admin)
                 && (lost == [0; 32] || lost == self.config.schema.hash())
@@ -400,7 +405,8 @@ impl Replica {
 
     /// Sends what may be sent.
     pub(super) fn pump(&mut self) -> Result<(), StoreError> {
-        if !self.channel.granted || self.repair.reading || self.repair.waits_for_schema {
+        let held = self.repair.reading || self.repair.waits_for_schema || self.channel.schema_unsure;
+        if !self.channel.granted || held {
             return Ok(());
         }
         while self.channel.in_flight.len() < UNITS_IN_FLIGHT_MAX {
