@@ -13,6 +13,7 @@ mod apply;
 pub(crate) mod layout;
 mod outbox;
 mod repair;
+mod verify;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -37,6 +38,7 @@ use layout::{
     SideRecord, StateRecord, SyncStatus, from_json, to_json,
 };
 pub use outbox::ChannelState;
+pub use verify::{Fault, Verified};
 pub use write::{Edit, Expect, WriteError, Written};
 
 /// Documents smaller than this are stored whole after each change.
@@ -170,6 +172,8 @@ pub struct Replica {
     last_commit: CommitNo,
     /// Indexes hold nothing of what rows say: see [`Replica::follow_schema`].
     reindexing: bool,
+    /// A look at everything that is under way.
+    scrub: Option<verify::Scrub>,
 }
 
 impl Replica {
@@ -215,6 +219,7 @@ impl Replica {
             outputs: VecDeque::new(),
             last_commit: CommitNo(0),
             reindexing: false,
+            scrub: None,
         };
         replica.load_queues()?;
         let own = DeviceRecord {
@@ -467,17 +472,22 @@ impl Replica {
                 used: self.uses,
             },
             Some(bytes) => {
-                let mut record: EntityRecord = codec::decode(&bytes, "an entity")?;
-                let mut entity = self.load_stored(key, hash, &record, ty.as_ref())?;
-                if record.generation != self.repair.generation {
-                    entity.forget_admission();
-                    record.admitted_heads.clear();
-                }
+                let record = self.read_entity(&bytes)?;
+                let entity = self.load_stored(key, hash, &record, ty.as_ref())?;
                 Loaded { entity, record, used: self.uses }
             }
         };
         self.cache.insert(hash, loaded);
         Ok(hash)
+    }
+
+    /// Reads the record of an entity. What an earlier generation says of admission is left out.
+    fn read_entity(&self, bytes: &[u8]) -> Result<EntityRecord, StoreError> {
+        let mut record: EntityRecord = codec::decode(bytes, "an entity")?;
+        if record.generation != self.repair.generation {
+            record.admitted_heads.clear();
+        }
+        Ok(record)
     }
 
     fn load_stored(
@@ -510,8 +520,20 @@ impl Replica {
             let changes = bytes.as_deref().and_then(split_increment);
             increments.extend(changes.ok_or_else(|| damaged(format!("increment {number} of {key}")))?);
         }
-        Entity::load(&self.config.workspace, key, ty, &snapshot, &increments, headers, &record.containers)
-            .map_err(|error| damaged(error.to_string()))
+        let mut entity = Entity::load(
+            &self.config.workspace,
+            key,
+            ty,
+            &snapshot,
+            &increments,
+            headers,
+            &record.containers,
+        )
+        .map_err(|error| damaged(error.to_string()))?;
+        if record.generation != self.repair.generation {
+            entity.forget_admission();
+        }
+        Ok(entity)
     }
 
     fn loaded(&mut self, hash: EntityHash) -> Result<&mut Loaded, StoreError> {
@@ -612,10 +634,8 @@ impl Replica {
         let heads_before: Vec<ChangeHash> =
             record.admitted_heads.iter().map(|head| ChangeHash(*head)).collect();
         record.admitted_heads = heads.iter().map(|head| head.0).collect();
-        let mut digest = Digest(self.state.digest);
-        digest.replace(hash, &heads_before, &heads);
-        self.state.digest = digest.0;
         self.state.spills = spills;
+        self.account(hash, &heads_before, &heads);
         self.note_lacking(batch, hash);
         self.materialise(batch, hash)
     }
@@ -637,9 +657,7 @@ impl Replica {
             self.keys.delete(&*store, batch, Keyspace::DOC, self.keys.increment(hash, number))?;
         }
         let heads: Vec<ChangeHash> = record.admitted_heads.iter().map(|head| ChangeHash(*head)).collect();
-        let mut digest = Digest(self.state.digest);
-        digest.replace(hash, &heads, &[]);
-        self.state.digest = digest.0;
+        self.account(hash, &heads, &[]);
         if record.rebuilds > 0 {
             // The count must outlive the entity: its next life is another incarnation.
             let stub = EntityRecord {
@@ -672,10 +690,24 @@ impl Replica {
             return Ok(());
         };
         let Some(Loaded { entity, record, .. }) = self.cache.get(&hash) else { return Ok(()) };
+        let (row, conflicts) = self.presented(ty, &key, hash, entity, record);
+        self.put_row(batch, &key, Some(&row))?;
+        self.put_conflicts(batch, &key, &conflicts)
+    }
+
+    /// What people see of an entity: its row and what waits for them.
+    fn presented(
+        &self,
+        ty: &EntityType,
+        key: &EntityKey,
+        hash: EntityHash,
+        entity: &Entity,
+        record: &EntityRecord,
+    ) -> (RowRecord, Vec<ConflictRecord>) {
         let shown = entity.row(ty);
         let first = entity.headers().headers().first();
         let last = entity.headers().headers().iter().max_by_key(|header| header.time);
-        let status = if self.refused.contains_key(&key) {
+        let status = if self.refused.contains_key(key) {
             SyncStatus::Failed
         } else if !shown.conflicts.is_empty() {
             SyncStatus::Conflict
@@ -697,7 +729,7 @@ impl Replica {
             updated_by: last.map(|header| entity.headers().device(header).to_string()).unwrap_or_default(),
             fields: shown.fields,
         };
-        let conflicts: Vec<ConflictRecord> = shown
+        let conflicts = shown
             .conflicts
             .into_iter()
             .map(|conflict| ConflictRecord {
@@ -715,8 +747,7 @@ impl Replica {
                 base: conflict.base,
             })
             .collect();
-        self.put_row(batch, &key, Some(&row))?;
-        self.put_conflicts(batch, &key, &conflicts)
+        (row, conflicts)
     }
 
     fn put_row(

@@ -620,10 +620,7 @@ impl Replica {
         }
         let found = self.store.get(View::Latest, Keyspace::ENTITY, &self.keys.entity(hash))?;
         match found {
-            Some(bytes) => {
-                let record: super::EntityRecord = crate::codec::decode(&bytes, "an entity")?;
-                Ok(record.generation == self.repair.generation && !record.admitted_heads.is_empty())
-            }
+            Some(bytes) => Ok(!self.read_entity(&bytes)?.admitted_heads.is_empty()),
             None => Ok(false),
         }
     }

@@ -76,6 +76,8 @@ impl Replica {
         self.state.digest = [0; 32];
         // Entities learn of their generation when they are loaded.
         self.cache.clear();
+        // A look at everything begins anew with the digest.
+        self.scrub = None;
     }
 
     pub(super) fn is_offered_again(&self, number: u64) -> bool {

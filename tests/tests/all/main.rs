@@ -10,3 +10,4 @@ mod rebuild;
 mod repair;
 mod schedules;
 mod traps;
+mod verify;
