@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anabranch_core::clock::{MonoMs, Now, WallMs};
 use anabranch_core::id::{EntityKey, WorkspaceId};
-use anabranch_core::replica::{ChannelState, Edit, Output, Replica, ReplicaConfig};
+use anabranch_core::replica::{ChannelState, Edit, Held, Output, Replica, ReplicaConfig};
 use anabranch_core::rows::RefusedRecord;
 use anabranch_core::session::{ClientSession, Event};
 use anabranch_core::store::{CommitNo, Store, StoreError};
@@ -596,6 +596,7 @@ impl Hub {
     fn publish(&mut self) {
         for slot in self.slots.values_mut() {
             let figures = slot.replica.status();
+            let held = held(&slot.replica);
             let (state, fault) = match (slot.replica.channel_state(), self.link.is_some()) {
                 (ChannelState::Faulted { code, message }, _) => {
                     let state = if code.is_auth() { SyncState::Auth } else { SyncState::Faulted };
@@ -607,12 +608,14 @@ impl Hub {
                 (ChannelState::CatchingUp { cursor, end }, true) => {
                     (SyncState::Syncing { done: *cursor, total: *end }, None)
                 }
+                (_, true) if held.is_some() => (SyncState::Pending, None),
                 (_, true) if slot.replica.is_complete() => (SyncState::UpToDate, None),
                 (_, true) => (SyncState::Syncing { done: 0, total: figures.pending }, None),
             };
             let error = fault.or_else(|| self.last_error.clone());
             let status = WorkspaceStatus {
                 state,
+                held: held.filter(|_| state == SyncState::Pending),
                 pending: figures.pending,
                 conflicts: figures.conflicts,
                 refused: figures.refused,
@@ -639,25 +642,10 @@ impl Hub {
         let Some(slot) = self.slots.get(&waiter.workspace) else { return };
         let figures = slot.replica.status();
         let (outcome, error) = match (slot.replica.channel_state(), &self.last_error) {
-            _ if self.link.is_some() && slot.replica.is_complete() && slot.replica.is_diverged() => {
-                let message =
-                    "this device and the relay hold different things although everything was fetched again";
-                let error = Error::new(Category::Server, "digest_mismatch", message)
-                    .with_help("tell the relay's operator; what was written here is kept");
-                (SyncOutcome::Partial, Some(error))
-            }
-            _ if self.link.is_some() && slot.replica.is_complete() && slot.replica.waits_for_schema() => {
-                let message = "the relay went back and lost the workspace's schema";
-                let error = Error::new(Category::Server, "schema_lost", message).with_help(
-                    "let an admin or authority of the workspace push it; nothing written here is lost",
-                );
-                (SyncOutcome::Partial, Some(error))
-            }
-            _ if self.link.is_some() && slot.replica.is_complete() => {
-                // What a refused parent holds back, or the relay can't take now, is not done.
-                let outcome = if figures.pending == 0 { SyncOutcome::Complete } else { SyncOutcome::Partial };
-                (outcome, None)
-            }
+            _ if self.link.is_some() && slot.replica.is_complete() => match held(&slot.replica) {
+                Some(held) => (SyncOutcome::Partial, Some(Error::from(&held))),
+                None => (SyncOutcome::Complete, None),
+            },
             (ChannelState::Faulted { code, message }, _) => {
                 let outcome = if code.is_auth() { SyncOutcome::Auth } else { SyncOutcome::Partial };
                 (outcome, Some(Error::fault(*code, message.clone())))
@@ -697,6 +685,15 @@ impl Hub {
             let _ = waiter.reply.send(durable.map(|()| report));
         });
     }
+}
+
+/// Why the replica and the relay are not equal though everything was exchanged.
+fn held(replica: &Replica) -> Option<Held> {
+    replica.held().unwrap_or_else(|error| {
+        // The store tells it to whoever reads or writes next.
+        tracing::warn!(%error, "what is held back can't be told");
+        None
+    })
 }
 
 #[cfg(test)]

@@ -9,14 +9,14 @@ use std::time::Duration;
 use anabranch_core::relay::{ConnId, Input, Relay, RelayConfig};
 use anabranch_core::store::{Store as _, StoreError};
 use anabranch_core::wire::FaultCode;
-use anabranch_store::{SledStore, StoreOptions};
+use anabranch_store::{DiskStore, StoreOptions};
 use anabranch_transport::{DeviceKey, Endpoint, Limits, PublicKey, RelayUrl, TransportError};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, timeout_at};
 
-use crate::config::{ConfigError, RelayOptions, RelaySettings};
+use crate::config::{ConfigError, KeySource, RelayOptions, RelaySettings};
 use crate::driver::{Clock, Driver, EVENTS_MAX, Event, watch_durable};
 use crate::keys::KeyError;
 use crate::link;
@@ -199,7 +199,7 @@ struct Opened {
     settings: RelaySettings,
     key: DeviceKey,
     verifier: JwtVerifier,
-    store: Arc<SledStore>,
+    store: Arc<DiskStore>,
 }
 
 impl Opened {
@@ -208,8 +208,10 @@ impl Opened {
         dir.create()?;
         let key = dir.relay_key()?;
         let verifier = JwtVerifier::open(dir, settings.issuers.clone())?;
-        let options = StoreOptions::default().cache_bytes(u64::from(settings.cache_mb) << 20);
-        let store = Arc::new(SledStore::open(dir.store_path(), options)?);
+        let mut options = StoreOptions::default().cache_bytes(u64::from(settings.cache_mb) << 20);
+        options.backend = settings.store_backend;
+        options.encryption = settings.store_key.as_ref().map(KeySource::read).transpose()?;
+        let store = Arc::new(DiskStore::open(dir.store_path(), options)?);
         if store.rolled_back() {
             tracing::error!("the store is behind what it once held: an older copy, or a lost file");
         }

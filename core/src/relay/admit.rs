@@ -10,7 +10,6 @@
 //! change: whatever depends on who submits passes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::catch_unwind;
 
 use automerge::ChangeHash;
 
@@ -20,7 +19,7 @@ use super::layout::RefusalRecord;
 use super::workspace::{Draft, Workspace};
 use super::{RelayConfig, cut};
 use crate::admission::{self, Context, Judge, Refusal, RefusalCode, Vouches};
-use crate::change::{CHANGE_BYTES_MAX, Change, MalformedChange, Role, TxMark};
+use crate::change::{self, Change, MalformedChange, Role, TxMark};
 use crate::clock::WallMs;
 use crate::codec;
 use crate::genesis::Genesis;
@@ -557,12 +556,8 @@ fn depends_on_refused() -> Fate {
 
 /// The hash of a change that is well-formed to Automerge, if not to us.
 fn raw_hash(bytes: &[u8]) -> Option<ChangeHash> {
-    // Only plain chunks: a deflated one can inflate without bound.
-    if bytes.len() > CHANGE_BYTES_MAX || bytes.get(8) != Some(&1) {
-        return None;
-    }
-    let hash = catch_unwind(|| Some(automerge::Change::from_bytes(bytes.to_vec()).ok()?.hash()));
-    hash.ok().flatten().filter(|hash| checksum_fits(bytes, hash))
+    let raw = change::parse_raw(bytes).ok()?;
+    Some(raw.hash()).filter(|hash| checksum_fits(bytes, hash))
 }
 
 /// Whether the checksum of a chunk is the beginning of its hash. If it is not, the bytes must

@@ -413,8 +413,11 @@ pub struct ConflictRecord {
 /// One side of a [`ConflictRecord`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SideRecord {
-    /// The device's key.
+    /// Key of the device that wrote it last.
     pub device: [u8; 32],
+    /// Keys of other devices that wrote the same value, the last first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<[u8; 32]>,
     /// The value; null for a cleared field or a deletion.
     pub value: Json,
     /// When it was written, milliseconds since 1970.

@@ -37,7 +37,7 @@ use layout::{
     ConflictRecord, DeviceRecord, EntityRecord, Keys, OutboxRecord, RefusedRecord, RepairRecord, RowRecord,
     SideRecord, StateRecord, SyncStatus, from_json, to_json,
 };
-pub use outbox::ChannelState;
+pub use outbox::{ChannelState, Held};
 pub use verify::{Fault, Verified};
 pub use write::{Edit, Expect, WriteError, Written};
 
@@ -598,7 +598,8 @@ impl Replica {
             let full = appended > FOLD_INCREMENTS_FACTOR * record.snapshot_bytes
                 || record.increments.len() >= INCREMENTS_MAX;
             // What cannot be loaded again must not replace what can.
-            let snapshot = match (rewritten || small || full, proved && small) {
+            let proved = entity.is_proved() || (proved && small);
+            let snapshot = match (rewritten || small || full, proved && !rewritten) {
                 (false, _) => None,
                 (true, true) => Some(entity.save()),
                 (true, false) => match entity.save_proved() {
@@ -740,6 +741,7 @@ impl Replica {
                     .into_iter()
                     .map(|side| SideRecord {
                         device: side.device.0,
+                        others: side.others.into_iter().map(|device| device.0).collect(),
                         value: side.value,
                         time_ms: side.time.wall().0,
                     })

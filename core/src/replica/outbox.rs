@@ -64,6 +64,30 @@ pub enum ChannelState {
     },
 }
 
+/// Why something is still to be exchanged though all that could be was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Held {
+    /// An entity waits for one that it refers to and that the relay refused.
+    RefusedParent {
+        /// What waits; others may too.
+        entity: EntityKey,
+        /// What was refused.
+        parent: EntityKey,
+    },
+    /// The relay lacks what the changes of an entity build on. They are offered again when it has
+    /// more of the entity, and at the next connect.
+    MissingAtRelay {
+        /// What waits; others may too.
+        entity: EntityKey,
+    },
+    /// This device and the relay hold different things although everything was fetched again.
+    Diverged,
+    /// The relay went back and lost the schema. What was written by it might not fit an older one,
+    /// so nothing is sent until somebody has pushed one.
+    SchemaLost,
+}
+
 /// The channel of one replica on the current link.
 #[derive(Debug, Default)]
 pub(super) struct Link {
@@ -104,6 +128,24 @@ pub(super) struct Link {
     pub(super) relay_schema: Option<[u8; 32]>,
 }
 
+/// An entity that another one refers to and that the relay does not know.
+struct Parent {
+    hash: EntityHash,
+    key: EntityKey,
+    wait: Wait,
+}
+
+/// What such an entity waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    /// Its turn.
+    Pending,
+    /// Something that the relay lacks.
+    Stalled,
+    /// A person: it was refused.
+    Refused,
+}
+
 impl Link {
     pub(super) fn is_live(&self) -> bool {
         self.granted && self.state == ChannelState::Live
@@ -131,10 +173,32 @@ impl Replica {
         self.channel.is_live() && self.channel.in_flight.is_empty() && !self.has_sendable()
     }
 
-    /// Whether this device and the relay hold different things although everything was fetched
-    /// again: a fault of one of them.
-    pub fn is_diverged(&self) -> bool {
-        self.channel.diverged
+    /// Why this device and the relay are not equal though [`Replica::is_complete`]; none where
+    /// they are.
+    pub fn held(&self) -> Result<Option<Held>, StoreError> {
+        if !self.is_complete() {
+            return Ok(None);
+        }
+        // Pending changes make no difference to the digest, so a fault outranks what waits.
+        if self.channel.diverged {
+            return Ok(Some(Held::Diverged));
+        }
+        if self.repair.waits_for_schema {
+            return Ok(Some(Held::SchemaLost));
+        }
+        for (hash, numbers) in &self.pending {
+            let first = numbers.first().and_then(|number| self.outbox.get(number));
+            let Some(entity) = first.map(|pending| pending.key.clone()) else { continue };
+            if self.channel.stalled.contains(hash) {
+                return Ok(Some(Held::MissingAtRelay { entity }));
+            }
+            let parents = self.parents(*hash)?;
+            if let Some(Parent { key, .. }) = parents.into_iter().find(|parent| parent.wait == Wait::Refused)
+            {
+                return Ok(Some(Held::RefusedParent { entity, parent: key }));
+            }
+        }
+        Ok(None)
     }
 
     /// The hash of the workspace's schema at the relay, once it is known; zeros mean none.
@@ -539,10 +603,10 @@ impl Replica {
                     }
                 }
             }
-            for (parent, refused) in self.parents(next)? {
-                waits |= refused;
-                waited_for.entry(parent).or_default().push(next);
-                open.push(parent);
+            for parent in self.parents(next)? {
+                waits |= parent.wait != Wait::Pending;
+                waited_for.entry(parent.hash).or_default().push(next);
+                open.push(parent.hash);
             }
             if waits {
                 break;
@@ -573,9 +637,8 @@ impl Replica {
         before.chain(after).map(|(_, pending)| pending.entity)
     }
 
-    /// The entities that one refers to and the relay does not know, each with whether it was
-    /// refused, or can't be taken now.
-    fn parents(&self, hash: EntityHash) -> Result<Vec<(EntityHash, bool)>, StoreError> {
+    /// The entities that one refers to and the relay does not know.
+    fn parents(&self, hash: EntityHash) -> Result<Vec<Parent>, StoreError> {
         let Some(first) = self.pending.get(&hash).and_then(|numbers| self.outbox.get(numbers.first()?))
         else {
             return Ok(Vec::new());
@@ -603,13 +666,16 @@ impl Replica {
             if parent_hash == hash || self.is_admitted(parent_hash)? {
                 continue;
             }
-            if self.channel.stalled.contains(&parent_hash) {
-                parents.push((parent_hash, true));
+            let wait = if self.channel.stalled.contains(&parent_hash) {
+                Wait::Stalled
             } else if self.pending.contains_key(&parent_hash) {
-                parents.push((parent_hash, false));
+                Wait::Pending
             } else if self.refused.contains_key(&parent) {
-                parents.push((parent_hash, true));
-            }
+                Wait::Refused
+            } else {
+                continue;
+            };
+            parents.push(Parent { hash: parent_hash, key: parent, wait });
         }
         Ok(parents)
     }

@@ -158,8 +158,13 @@ impl Replica {
             return Err(StoreError::Damaged { what: "the record of an entity has no name".into() });
         };
         let hash = self.hash(&key);
+        // While a repair of the relay goes on, what an entity was admitted with is being found
+        // out, and so is what is shown of it.
+        let settled = record.generation == self.repair.generation;
         let heads: Vec<_> = record.admitted_heads.iter().map(|head| automerge::ChangeHash(*head)).collect();
-        digest.replace(hash, &[], &heads);
+        if settled {
+            digest.replace(hash, &[], &heads);
+        }
         let fault =
             |what: String, mend| Some((Fault { entity: Some(key.clone()), what, mended: false }, mend));
         if record.headers == 0 {
@@ -171,12 +176,13 @@ impl Replica {
             Err(StoreError::Damaged { what }) => return Ok(fault(what, Mend::Document)),
             Err(error) => return Err(error),
         };
+        if !settled {
+            return Ok(None);
+        }
         if entity.headers().admitted_heads() != heads {
             return Ok(fault("its admitted heads are not those of its headers".into(), Mend::Document));
         }
-        // While a relay that went back is read, what is shown of an entity follows when its turn comes.
-        let outdated = record.generation != self.repair.generation;
-        if !outdated && self.needs_writing(&key, hash, &entity, &record)? {
+        if self.needs_writing(&key, hash, &entity, &record)? {
             return Ok(fault("its row, index entries or conflicts are not what it says".into(), Mend::Row));
         }
         Ok(None)
