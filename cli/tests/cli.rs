@@ -251,7 +251,10 @@ fn what_json_prints_is_a_contract() {
     assert_eq!(export, world.plain("a", &["export", "note"]).ok().out);
 
     let status = world.run("a", &["status"]).ok().json();
-    assert_eq!(keys(&status), ["clock_skew_ms", "conflicts", "digest", "pending", "refused", "state"]);
+    assert_eq!(
+        keys(&status),
+        ["clock_skew_ms", "conflicts", "digest", "lacking", "pending", "refused", "state"]
+    );
     assert_eq!(status["pending"], 2);
     assert_eq!(status["state"], "offline");
     assert_eq!(world.run("a", &["conflicts"]).ok().out, "");
@@ -651,7 +654,7 @@ fn without_a_relay_a_sync_ends_in_time_and_loses_nothing() {
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     assert_eq!(sync.error(6)["category"], "network");
     let report = sync.json();
-    assert_eq!(keys(&report), ["digest", "outcome", "pending", "received", "refused", "sent"]);
+    assert_eq!(keys(&report), ["digest", "lacking", "outcome", "pending", "received", "refused", "sent"]);
     assert_eq!((&report["outcome"], &report["pending"]), (&json!("offline"), &json!(1)));
     assert_eq!(world.run("a", &["get", "note", "n1"]).ok().json()["status"], "pending_create");
 }

@@ -472,17 +472,22 @@ impl Replica {
                 used: self.uses,
             },
             Some(bytes) => {
-                let mut record: EntityRecord = codec::decode(&bytes, "an entity")?;
-                let mut entity = self.load_stored(key, hash, &record, ty.as_ref())?;
-                if record.generation != self.repair.generation {
-                    entity.forget_admission();
-                    record.admitted_heads.clear();
-                }
+                let record = self.read_entity(&bytes)?;
+                let entity = self.load_stored(key, hash, &record, ty.as_ref())?;
                 Loaded { entity, record, used: self.uses }
             }
         };
         self.cache.insert(hash, loaded);
         Ok(hash)
+    }
+
+    /// Reads the record of an entity. What an earlier generation says of admission is left out.
+    fn read_entity(&self, bytes: &[u8]) -> Result<EntityRecord, StoreError> {
+        let mut record: EntityRecord = codec::decode(bytes, "an entity")?;
+        if record.generation != self.repair.generation {
+            record.admitted_heads.clear();
+        }
+        Ok(record)
     }
 
     fn load_stored(
@@ -515,8 +520,20 @@ impl Replica {
             let changes = bytes.as_deref().and_then(split_increment);
             increments.extend(changes.ok_or_else(|| damaged(format!("increment {number} of {key}")))?);
         }
-        Entity::load(&self.config.workspace, key, ty, &snapshot, &increments, headers, &record.containers)
-            .map_err(|error| damaged(error.to_string()))
+        let mut entity = Entity::load(
+            &self.config.workspace,
+            key,
+            ty,
+            &snapshot,
+            &increments,
+            headers,
+            &record.containers,
+        )
+        .map_err(|error| damaged(error.to_string()))?;
+        if record.generation != self.repair.generation {
+            entity.forget_admission();
+        }
+        Ok(entity)
     }
 
     fn loaded(&mut self, hash: EntityHash) -> Result<&mut Loaded, StoreError> {
