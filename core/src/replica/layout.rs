@@ -120,6 +120,13 @@ impl Keys {
         EntityKey::new(type_name, id).ok()
     }
 
+    /// The type and id in an index entry: its key and value.
+    pub(crate) fn parse_index(&self, key: &[u8], value: &[u8]) -> Option<EntityKey> {
+        let rest = key.get(self.prefix.len()..)?;
+        let end = rest.iter().position(|byte| *byte == 0)?;
+        EntityKey::new(std::str::from_utf8(&rest[..end]).ok()?, std::str::from_utf8(value).ok()?).ok()
+    }
+
     /// Puts a value of any size. `spills` numbers spilled values and must never repeat.
     /// What the key held before is read to free its parts.
     pub(crate) fn put(

@@ -12,6 +12,7 @@
 mod apply;
 pub(crate) mod layout;
 mod outbox;
+mod verify;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -36,6 +37,7 @@ use layout::{
     StateRecord, SyncStatus, from_json, to_json,
 };
 pub use outbox::{ChannelState, Held};
+pub use verify::{Fault, Verified};
 pub use write::{Edit, Expect, WriteError, Written};
 
 /// Documents smaller than this are stored whole after each change.
@@ -160,6 +162,8 @@ pub struct Replica {
     last_commit: CommitNo,
     /// Indexes hold nothing of what rows say: see [`Replica::follow_schema`].
     reindexing: bool,
+    /// A look at everything that is under way.
+    scrub: Option<verify::Scrub>,
 }
 
 impl Replica {
@@ -197,6 +201,7 @@ impl Replica {
             outputs: VecDeque::new(),
             last_commit: CommitNo(0),
             reindexing: false,
+            scrub: None,
         };
         replica.load_queues()?;
         let own = DeviceRecord {
@@ -551,10 +556,8 @@ impl Replica {
         let heads_before: Vec<ChangeHash> =
             record.admitted_heads.iter().map(|head| ChangeHash(*head)).collect();
         record.admitted_heads = heads.iter().map(|head| head.0).collect();
-        let mut digest = Digest(self.state.digest);
-        digest.replace(hash, &heads_before, &heads);
-        self.state.digest = digest.0;
         self.state.spills = spills;
+        self.account(hash, &heads_before, &heads);
         self.materialise(batch, hash)
     }
 
@@ -575,9 +578,7 @@ impl Replica {
             self.keys.delete(&*store, batch, Keyspace::DOC, self.keys.increment(hash, number))?;
         }
         let heads: Vec<ChangeHash> = record.admitted_heads.iter().map(|head| ChangeHash(*head)).collect();
-        let mut digest = Digest(self.state.digest);
-        digest.replace(hash, &heads, &[]);
-        self.state.digest = digest.0;
+        self.account(hash, &heads, &[]);
         if record.rebuilds > 0 {
             // The count must outlive the entity: its next life is another incarnation.
             let stub = EntityRecord {
@@ -607,10 +608,24 @@ impl Replica {
             return Ok(());
         };
         let Some(Loaded { entity, record, .. }) = self.cache.get(&hash) else { return Ok(()) };
+        let (row, conflicts) = self.presented(ty, &key, hash, entity, record);
+        self.put_row(batch, &key, Some(&row))?;
+        self.put_conflicts(batch, &key, &conflicts)
+    }
+
+    /// What people see of an entity: its row and what waits for them.
+    fn presented(
+        &self,
+        ty: &EntityType,
+        key: &EntityKey,
+        hash: EntityHash,
+        entity: &Entity,
+        record: &EntityRecord,
+    ) -> (RowRecord, Vec<ConflictRecord>) {
         let shown = entity.row(ty);
         let first = entity.headers().headers().first();
         let last = entity.headers().headers().iter().max_by_key(|header| header.time);
-        let status = if self.refused.contains_key(&key) {
+        let status = if self.refused.contains_key(key) {
             SyncStatus::Failed
         } else if !shown.conflicts.is_empty() {
             SyncStatus::Conflict
@@ -632,7 +647,7 @@ impl Replica {
             updated_by: last.map(|header| entity.headers().device(header).to_string()).unwrap_or_default(),
             fields: shown.fields,
         };
-        let conflicts: Vec<ConflictRecord> = shown
+        let conflicts = shown
             .conflicts
             .into_iter()
             .map(|conflict| ConflictRecord {
@@ -651,8 +666,7 @@ impl Replica {
                 base: conflict.base,
             })
             .collect();
-        self.put_row(batch, &key, Some(&row))?;
-        self.put_conflicts(batch, &key, &conflicts)
+        (row, conflicts)
     }
 
     fn put_row(

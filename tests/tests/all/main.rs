@@ -9,3 +9,4 @@ mod queries;
 mod rebuild;
 mod schedules;
 mod traps;
+mod verify;
