@@ -2,7 +2,7 @@
 
 pub use anabranch_core::replica::Held;
 
-use crate::error::Error;
+use crate::error::{Category, Error};
 
 /// How a workspace stands with the relay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,6 +69,8 @@ pub struct WorkspaceStatus {
     pub clock_skew_ms: i64,
     /// What went wrong last, until it is overcome.
     pub last_error: Option<String>,
+    /// Who can do something about [`WorkspaceStatus::last_error`].
+    pub error_category: Option<Category>,
     /// When everything was last in sync, milliseconds since 1970 by the relay's clock.
     pub synced_ms: Option<u64>,
     /// The role of this device: `reader`, `writer`, `authority` or `admin`.

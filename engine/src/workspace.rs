@@ -13,7 +13,7 @@ use anabranch_core::replica::{Edit, Replica};
 use anabranch_core::rows::{ConflictRecord, RefusedRecord, RowRecord, Rows, SyncStatus};
 use anabranch_core::schema::Schema;
 use anabranch_core::store::Store;
-use anabranch_core::wire::SchemaIs;
+use anabranch_core::wire::{FaultCode, GrantRole, SchemaIs};
 use base64::Engine as _;
 use futures_core::Stream;
 use serde_json::Value as Json;
@@ -436,7 +436,11 @@ impl Workspace {
         if answer.problems.is_empty() {
             return Ok(());
         }
-        let message = format!("the relay refused the schema: {}", answer.problems.join("; "));
+        let problems = answer.problems.join("; ");
+        if ![GrantRole::Admin.name(), GrantRole::Authority.name()].contains(&self.status().role) {
+            return Err(Error::fault(FaultCode::Forbidden, problems));
+        }
+        let message = format!("the relay refused the schema: {problems}");
         Err(Error::new(Category::Validation, "schema_refused", message))
     }
 

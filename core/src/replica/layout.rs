@@ -6,6 +6,8 @@
 //! |---|---|---|
 //! | META | `state` | [`StateRecord`] |
 //! | META | `schema` | hash of the schema that rows and indexes follow, and the form of index keys |
+//! | META | `repair` | [`RepairRecord`]; none before the relay first went back |
+//! | META | `lacking`, entity hash | nothing: the relay lacks something of it that is not this device's to bring |
 //! | ENTITY | entity hash | [`EntityRecord`] |
 //! | DOC | entity hash, 0 | the snapshot |
 //! | DOC | entity hash, 1, number | an increment: changes since, each behind its length |
@@ -65,6 +67,19 @@ impl Keys {
 
     pub(crate) fn schema(&self) -> Vec<u8> {
         self.key(&[b"schema"])
+    }
+
+    pub(crate) fn repair(&self) -> Vec<u8> {
+        self.key(&[b"repair"])
+    }
+
+    /// What the keys of [`Keys::lacking`] start with.
+    pub(crate) fn all_lacking(&self) -> Vec<u8> {
+        self.key(&[b"lacking"])
+    }
+
+    pub(crate) fn lacking(&self, entity: EntityHash) -> Vec<u8> {
+        self.key(&[b"lacking", &entity.0])
     }
 
     pub(crate) fn entity(&self, entity: EntityHash) -> Vec<u8> {
@@ -253,6 +268,21 @@ pub(crate) struct StateRecord {
     pub(crate) synced_ms: u64,
 }
 
+/// Where a replica stands with a relay that went back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct RepairRecord {
+    /// How often the relay went back. What an entity's record and headers say of admission holds
+    /// only if it is of this generation.
+    pub(crate) generation: u64,
+    /// The feed is being read from its start, and what the relay lacks is not yet in the outbox.
+    pub(crate) reading: bool,
+    /// Hash of the schema that the relay had when all was well; zeros before.
+    pub(crate) schema: [u8; 32],
+    /// The relay lost that schema. What fits it may not fit an older one and would be refused for
+    /// good, so nothing is sent until somebody has pushed one.
+    pub(crate) waits_for_schema: bool,
+}
+
 /// What is kept of an entity beside its document.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct EntityRecord {
@@ -272,8 +302,8 @@ pub(crate) struct EntityRecord {
     pub(crate) admitted_heads: Vec<[u8; 32]>,
     /// How often it was rebuilt: the low half of the incarnation.
     pub(crate) rebuilds: u32,
-    /// When it came to be on this device, milliseconds since 1970.
-    pub(crate) created_ms: u64,
+    /// The [`RepairRecord::generation`] that the admitted heads and headers are of.
+    pub(crate) generation: u64,
 }
 
 /// Where an entity stands between this device and the relay.
@@ -345,6 +375,9 @@ pub(crate) struct OutboxRecord {
     pub(crate) sent: bool,
     /// Bytes of the change.
     pub(crate) bytes: u32,
+    /// The relay had admitted it and lost it: it goes as it is or not at all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) again: bool,
 }
 
 /// A change that the relay refused, or that meant nothing without one.

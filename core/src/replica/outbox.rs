@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 
 use super::layout::{RowRecord, from_json};
 use super::{Output, Replica, SKEW_TOLERATED_MS};
-use crate::clock::{Now, WallMs};
+use crate::clock::{MonoMs, Now, WallMs};
 use crate::id::{EntityHash, EntityKey};
 use crate::schema::{FieldType, ScalarType};
 use crate::store::{Batch, CommitNo, Keyspace, StoreError, View};
@@ -31,6 +31,11 @@ const UNIT_BYTES: usize = 256 * 1024;
 /// How often in a row an entity is written again within one session, with nothing of it taken
 /// or refused for good between, before it counts as refused.
 pub(super) const REMAKES_MAX: u32 = 3;
+/// The longest wait after the first of a row of refusals that time may mend, in milliseconds. It
+/// doubles with each.
+const RETRY_MS_BASE: u64 = 1_000;
+/// It stays at this from then on.
+const RETRY_MS_MAX: u64 = 5 * 60 * 1_000;
 
 /// How far the channel to the relay has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -105,6 +110,12 @@ pub(super) struct Link {
     pub(super) diverged: bool,
     /// Entities that the relay can't take now; tried again at the next connect.
     pub(super) stalled: BTreeSet<EntityHash>,
+    /// What the device signed in with, to do so again after a refusal that time may mend.
+    token: Option<String>,
+    /// How often in a row the channel was refused for such a reason.
+    pub(super) refusals: u32,
+    /// When to sign in again.
+    retry_at: Option<MonoMs>,
     /// The relay's answers to schema requests.
     schema_answers: Vec<SchemaIs>,
     /// The schema's hash as the relay knows it.
@@ -132,6 +143,16 @@ enum Wait {
 impl Link {
     pub(super) fn is_live(&self) -> bool {
         self.granted && self.state == ChannelState::Live
+    }
+
+    /// The same replica without a link.
+    pub(super) fn ended(&mut self) -> Self {
+        let state = match std::mem::take(&mut self.state) {
+            // Why the relay refused stays visible.
+            faulted @ ChannelState::Faulted { .. } => faulted,
+            _ => ChannelState::Offline,
+        };
+        Self { state, durable: self.durable, next_unit: self.next_unit, ..Self::default() }
     }
 }
 
@@ -186,11 +207,12 @@ impl Replica {
             relay_ahead_ms: self.channel.relay_ahead_ms,
             durable: self.channel.durable,
             next_unit: self.channel.next_unit,
+            token: token.clone(),
+            refusals: self.channel.refusals,
             ..Link::default()
         };
         let durable = self.channel.durable;
-        let undurable =
-            self.outbox.values().filter(|pending| pending.sent && pending.commit > durable).count();
+        let undurable = self.outbox.values().filter(|p| p.sent && !p.again && p.commit > durable).count();
         let message = SignIn {
             channel,
             workspace: self.config.workspace.as_str().to_owned(),
@@ -223,8 +245,14 @@ impl Replica {
         }
     }
 
-    /// The relay has a schema, or another one: what waited for it can go now.
-    pub(super) fn schema_came(&mut self) {
+    /// The relay has a schema, or another one: what waited for it can go now. `replayed` says that
+    /// this was told by the part of the feed that is being caught up with.
+    pub(super) fn schema_came(&mut self, hash: [u8; 32], replayed: bool) {
+        let before = self.channel.relay_schema.replace(hash);
+        if !replayed && before != Some(hash) {
+            self.repair.schema = hash;
+            self.repair.waits_for_schema = false;
+        }
         self.channel.stalled.clear();
         if matches!(self.channel.state, ChannelState::Faulted { code: FaultCode::SchemaMissing, .. }) {
             // By the grant that it has.
@@ -232,16 +260,32 @@ impl Replica {
         }
     }
 
+    /// When to call [`Replica::tick`] if nothing happens before.
+    pub fn next_wakeup(&self) -> Option<MonoMs> {
+        self.channel.retry_at
+    }
+
+    /// Time passed: signs in again on a channel that was refused for what time may mend.
+    pub fn tick(&mut self, now: Now) {
+        if self.channel.retry_at.is_some_and(|at| at <= now.mono) {
+            let token = self.channel.token.take();
+            self.connect(self.channel.channel, token);
+        }
+    }
+
+    /// When to come back, so that devices that were refused together don't come back together.
+    fn retry_at(&mut self, now: Now) -> MonoMs {
+        let ceiling = RETRY_MS_BASE.saturating_mul(1 << self.channel.refusals.min(20)).min(RETRY_MS_MAX);
+        self.channel.refusals = self.channel.refusals.saturating_add(1);
+        let mut hasher = blake3::Hasher::new_keyed(&self.config.seed);
+        hasher.update(b"retry").update(&now.mono.0.to_be_bytes());
+        let random = hasher.finalize().as_bytes().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+        now.mono + (ceiling / 2 + random % (ceiling / 2 + 1))
+    }
+
     /// The link is gone. What was in flight is sent again over the next one.
     pub fn disconnect(&mut self) {
-        let durable = self.channel.durable;
-        let next_unit = self.channel.next_unit;
-        let state = match std::mem::take(&mut self.channel.state) {
-            // Why the relay refused stays visible.
-            faulted @ ChannelState::Faulted { .. } => faulted,
-            _ => ChannelState::Offline,
-        };
-        self.channel = Link { state, durable, next_unit, ..Link::default() };
+        self.channel = self.channel.ended();
         self.outputs.push_back(Output::Status);
     }
 
@@ -286,11 +330,13 @@ impl Replica {
             Message::Granted(granted) => self.on_granted(now, granted)?,
             Message::Feed(feed) => self.on_feed(now, feed)?,
             Message::CaughtUp(caught_up) => self.on_caught_up(now, caught_up)?,
-            Message::Ack(ack) => self.on_ack(now, ack)?,
+            Message::Ack(ack) => {
+                self.channel.refusals = 0;
+                self.on_ack(now, ack)?;
+            }
             Message::SchemaIs(answer) => {
                 if answer.problems.is_empty() && answer.hash != [0; 32] {
-                    self.channel.relay_schema = Some(answer.hash);
-                    self.schema_came();
+                    self.schema_came(answer.hash, false);
                 }
                 self.channel.schema_answers.push(answer);
                 self.outputs.push_back(Output::Status);
@@ -302,6 +348,7 @@ impl Replica {
                 self.channel.granted = false;
                 self.channel.in_flight.clear();
                 self.channel.busy.clear();
+                self.channel.retry_at = code.is_retryable().then(|| self.retry_at(now));
                 self.channel.state = ChannelState::Faulted { code, message: fault.message };
                 self.outputs.push_back(Output::Status);
             }
@@ -324,6 +371,11 @@ impl Replica {
         let mut batch = Batch::new();
         let mut redated = Vec::new();
         if !renewed {
+            if self.state.epoch == [0; 16] {
+                self.state.epoch = granted.epoch;
+            } else if granted.epoch != self.state.epoch {
+                self.begin_repair(granted.epoch);
+            }
             let before = self.correction_ms();
             self.state.skew_ms = self.channel.relay_ahead_ms;
             let mut full = false;
@@ -337,16 +389,16 @@ impl Replica {
             if before != self.correction_ms() || self.outbox.values().any(|pending| !pending.sent) {
                 redated = self.redate(&mut batch, now, granted.behind)?;
             }
-            if granted.epoch != self.state.epoch {
-                // Cursors of another feed mean nothing: what is known is passed over when it
-                // comes again.
-                self.state.epoch = granted.epoch;
-                self.state.cursor = 0;
-            }
             self.channel.granted = true;
             self.channel.state =
                 ChannelState::CatchingUp { cursor: self.state.cursor, end: self.state.cursor };
-            if granted.schema == [0; 32] && matches!(self.role(), GrantRole::Authority | GrantRole::Admin) {
+            // A relay that lost its schema gets that one or none: what was written by it might not fit
+            // an older one, and would be refused for good.
+            let lost = self.repair.schema;
+            if granted.schema == [0; 32]
+                && matches!(self.role(), GrantRole::Authority | GrantRole::Admin)
+                && (lost == [0; 32] || lost == self.config.schema.hash())
+            {
                 self.exchange_schema(true);
             }
             if full {
@@ -397,13 +449,16 @@ impl Replica {
 
     /// Whether something waits that could be sent now.
     fn has_sendable(&self) -> bool {
+        if self.repair.waits_for_schema {
+            return false;
+        }
         let mut waiting = BTreeSet::new();
         self.pending.keys().any(|hash| matches!(self.group(*hash, &mut waiting), Ok(Some(_))))
     }
 
     /// Sends what may be sent.
     pub(super) fn pump(&mut self) -> Result<(), StoreError> {
-        if !self.channel.granted {
+        if !self.channel.granted || self.repair.reading || self.repair.waits_for_schema {
             return Ok(());
         }
         while self.channel.in_flight.len() < UNITS_IN_FLIGHT_MAX {
@@ -621,7 +676,7 @@ impl Replica {
         match found {
             Some(bytes) => {
                 let record: super::EntityRecord = crate::codec::decode(&bytes, "an entity")?;
-                Ok(!record.admitted_heads.is_empty())
+                Ok(record.generation == self.repair.generation && !record.admitted_heads.is_empty())
             }
             None => Ok(false),
         }
@@ -632,7 +687,8 @@ impl Replica {
     fn numbers_of(&self, group: &BTreeSet<EntityHash>, bytes_left: usize, first: bool) -> Vec<u64> {
         let mut numbers: Vec<u64> =
             group.iter().filter_map(|hash| self.pending.get(hash)).flatten().copied().collect();
-        numbers.sort_unstable();
+        // What was admitted before has no pending change below it, and may be below one.
+        numbers.sort_unstable_by_key(|number| (!self.is_offered_again(*number), *number));
         let mut taken: Vec<u64> = Vec::new();
         let mut bytes = 0;
         let mut last_tx = None;

@@ -158,8 +158,13 @@ impl Replica {
             return Err(StoreError::Damaged { what: "the record of an entity has no name".into() });
         };
         let hash = self.hash(&key);
+        // While a repair of the relay goes on, what an entity was admitted with is being found
+        // out, and so is what is shown of it.
+        let settled = record.generation == self.repair.generation;
         let heads: Vec<_> = record.admitted_heads.iter().map(|head| automerge::ChangeHash(*head)).collect();
-        digest.replace(hash, &[], &heads);
+        if settled {
+            digest.replace(hash, &[], &heads);
+        }
         let fault =
             |what: String, mend| Some((Fault { entity: Some(key.clone()), what, mended: false }, mend));
         if record.headers == 0 {
@@ -171,6 +176,9 @@ impl Replica {
             Err(StoreError::Damaged { what }) => return Ok(fault(what, Mend::Document)),
             Err(error) => return Err(error),
         };
+        if !settled {
+            return Ok(None);
+        }
         if entity.headers().admitted_heads() != heads {
             return Ok(fault("its admitted heads are not those of its headers".into(), Mend::Document));
         }
@@ -331,6 +339,9 @@ impl Replica {
         let place = self.keys.entity(hash);
         let Some(bytes) = self.store.get(View::Latest, Keyspace::ENTITY, &place)? else { return Ok(()) };
         let mut record: EntityRecord = codec::decode(&bytes, "an entity")?;
+        if record.generation != self.repair.generation {
+            record.admitted_heads.clear();
+        }
         let heads: Vec<_> = record.admitted_heads.iter().map(|head| automerge::ChangeHash(*head)).collect();
         passed.replace(hash, &heads, &[]);
         // What this device wrote under the present incarnation may be known elsewhere, and its
