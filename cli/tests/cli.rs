@@ -763,6 +763,35 @@ fn a_conflict_settled_on_one_device_is_settled_on_both() {
     );
 }
 
+/// As the book says: for texts, equal values are not one candidate.
+#[test]
+fn what_merges_edit_by_edit_stands_there_twice_where_two_create_it() {
+    let world = World::new();
+    let relay = world.relay();
+    for device in ["phone", "tablet"] {
+        world.join(device, &relay.url, "writer");
+        let fields = ["title=Legs", "body=Legs", "log=[\"x\"]", "views=3", "tags=[\"y\"]"];
+        world.run(device, &[&["set", "note", "monday"], &fields[..]].concat()).ok();
+    }
+    for device in ["phone", "tablet", "phone", "tablet"] {
+        world.sync(device);
+    }
+    let fields = world.run("phone", &["get", "note", "monday"]).ok().json()["fields"].clone();
+    assert_eq!((&fields["title"], &fields["body"]), (&json!("Legs"), &json!("LegsLegs")));
+    assert_eq!((&fields["log"], &fields["views"]), (&json!(["x", "x"]), &json!(6)));
+    assert_eq!(fields["tags"], json!(["y"]));
+    // Set as a whole, it becomes the difference to what was seen: edits of both stay.
+    world.run("phone", &["set", "note", "monday", "body=My LegsLegs"]).ok();
+    world.run("tablet", &["set", "note", "monday", "body=LegsLegs!"]).ok();
+    for device in ["phone", "tablet", "phone"] {
+        world.sync(device);
+    }
+    for device in ["phone", "tablet"] {
+        let fields = world.run(device, &["get", "note", "monday"]).ok().json()["fields"].clone();
+        assert_eq!((&fields["title"], &fields["body"]), (&json!("Legs"), &json!("My LegsLegs!")), "{device}");
+    }
+}
+
 /// Equal values are one side, and it is the side of all who wrote it.
 #[test]
 fn every_device_finds_its_own_side() {

@@ -9,6 +9,7 @@ mod error;
 mod hub;
 mod link;
 mod status;
+mod transaction;
 mod typed;
 mod workspace;
 
@@ -45,6 +46,7 @@ pub use error::{Category, Error};
 pub use link::TokenSource;
 pub use schema::Schema;
 pub use status::{Held, SyncOutcome, SyncReport, SyncState, WorkspaceStatus};
+pub use transaction::Transaction;
 pub use typed::{Entities, Entity, FieldName, Find, Loaded};
 pub use workspace::{
     BoxStream, ChangeEvent, ChangeStream, ConflictItem, ConflictSide, Page, Record, Resolution, Verification,

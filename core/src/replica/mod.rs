@@ -28,7 +28,7 @@ use crate::digest::Digest;
 use crate::entity::{Entity, LoadError};
 use crate::header::{Header, HeaderIndex};
 use crate::id::{Author, DeviceId, EntityHash, EntityKey, Incarnation, WorkspaceId};
-use crate::rows::index_keys;
+use crate::rows::{INDEX_FORM, index_keys};
 use crate::schema::{EntityType, Schema};
 use crate::store::{Batch, CommitNo, Keyspace, Store, StoreError, View};
 use crate::wire::GrantRole;
@@ -237,14 +237,15 @@ impl Replica {
     }
 
     /// Writes rows and indexes anew if they follow another schema than the replica was opened
-    /// with: new fields show their defaults, new indexes hold what was written before, and
+    /// with, or another form of index keys: new fields show their defaults, new indexes hold what was written before, and
     /// what was of an unknown type is shown. Documents stay as they are. If this is cut
     /// short, it begins again at the next start.
     fn follow_schema(&mut self) -> Result<(), StoreError> {
         const PAGE: usize = 256;
         let store = Arc::clone(&self.store);
-        let (place, hash) = (self.keys.schema(), self.config.schema.hash());
-        if store.get(View::Latest, Keyspace::META, &place)?.is_some_and(|followed| followed == hash) {
+        let place = self.keys.schema();
+        let follows = [&self.config.schema.hash()[..], &[INDEX_FORM]].concat();
+        if store.get(View::Latest, Keyspace::META, &place)?.is_some_and(|followed| followed == follows) {
             return Ok(());
         }
         let prefix = self.keys.prefix();
@@ -283,7 +284,7 @@ impl Replica {
                 }
                 _ => {
                     self.reindexing = false;
-                    batch.put(Keyspace::META, place, hash);
+                    batch.put(Keyspace::META, place, follows);
                     self.commit(batch)?;
                     return Ok(());
                 }
