@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anabranch::BackendKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,10 @@ pub(crate) struct Global {
     /// The directory of the device, or of the relay
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
+    /// The file that holds the passphrase of an encrypted directory; `init` makes one encrypted,
+    /// and remembers the file's name. In place of a file: the variable ANABRANCH_PASSPHRASE
+    #[arg(long, global = true, value_name = "FILE", env = "ANABRANCH_PASSPHRASE_FILE")]
+    pub(crate) passphrase_file: Option<PathBuf>,
     /// Print JSON: one object, or one per line for lists and streams; errors too
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -144,6 +149,9 @@ pub(crate) struct InitArgs {
     /// An invite in place of workspace, relay and token
     #[arg(long, value_name = "TEXT")]
     pub(crate) invite: Option<String>,
+    /// What keeps the store on disk [default: sled]
+    #[arg(long, value_name = "sled|redb", value_parser = backend)]
+    pub(crate) backend: Option<BackendKind>,
 }
 
 #[derive(Debug, Args)]
@@ -363,6 +371,10 @@ pub(crate) enum RefusedAction {
         /// Its number
         number: u64,
     },
+}
+
+fn backend(text: &str) -> Result<BackendKind, String> {
+    BackendKind::from_name(text).ok_or_else(|| "give sled or redb".to_owned())
 }
 
 fn side(text: &str) -> Result<Side, String> {

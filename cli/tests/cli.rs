@@ -756,3 +756,66 @@ fn the_demo_tells_a_true_story() {
     assert_eq!((&end["event"], &end["equal"]), (&json!("end"), &json!(true)));
     assert_eq!(end["digest"].as_str().unwrap().len(), 64);
 }
+
+#[test]
+fn an_encrypted_directory_opens_with_its_passphrase_only() {
+    const SECRET: &str = "ANABRANCH_PASSPHRASE";
+    for backend in ["sled", "redb"] {
+        let world = World::new();
+        fs::write(world.path("secret"), "correct horse\n").unwrap();
+        fs::write(world.path("wrong"), "battery staple\n").unwrap();
+        fs::write(world.path("short"), "short\n").unwrap();
+        let init =
+            ["init", "--device", "d", "--schema", "schema.toml", "--workspace", "home", "--backend", backend];
+        let refused = world.run("d", &[&init[..], &["--passphrase-file", "short"]].concat());
+        assert_eq!(refused.code, 2, "{}", refused.err);
+        assert!(refused.err.contains("at least 8 bytes"), "{}", refused.err);
+        world.run("d", &[&init[..], &["--passphrase-file", "secret"]].concat()).ok();
+        world.run("d", &["set", "note", "n1", "title=Milk"]).ok();
+        let format = fs::read_to_string(world.path("d/store/FORMAT")).unwrap();
+        assert!(format.contains(&format!("{backend} encrypted")), "{format}");
+
+        let wrong = world.run("d", &["get", "note", "n1", "--passphrase-file", "wrong"]);
+        assert_eq!(wrong.code, 10, "{}", wrong.err);
+        assert!(wrong.err.contains("wrong_key"), "{}", wrong.err);
+        fs::rename(world.path("secret"), world.path("elsewhere")).unwrap();
+        let gone = world.run("d", &["get", "note", "n1"]);
+        assert!(gone.code == 2 && gone.err.contains("bad_passphrase"), "{}", gone.err);
+        let found =
+            world.command("d", &["get", "note", "n1", "--json"]).env(SECRET, "correct horse").output();
+        assert_eq!(ran(found.unwrap()).ok().json()["fields"]["title"], "Milk");
+
+        // Without a file the variable is all there is.
+        let made = world.command("e", &init).env(SECRET, "correct horse").output().unwrap();
+        ran(made).ok();
+        let refused = world.run("e", &["list", "note"]);
+        assert!(refused.code == 2 && refused.err.contains("key_needed"), "{}", refused.err);
+        assert!(!world.path("e/store").exists(), "no plain store in its place");
+        ran(world
+            .command("e", &["set", "note", "n1", "title=x"])
+            .env(SECRET, "correct horse")
+            .output()
+            .unwrap())
+        .ok();
+
+        // The variable may be meant for another directory; the option can't.
+        world.local("plain");
+        ran(world.command("plain", &["list", "note"]).env(SECRET, "correct horse").output().unwrap()).ok();
+        let refused = world.run("plain", &["list", "note", "--passphrase-file", "elsewhere"]);
+        assert!(refused.code == 2 && refused.err.contains("not_encrypted"), "{}", refused.err);
+    }
+}
+
+#[test]
+fn a_directory_with_another_backend_than_configured_says_how_to_convert_it() {
+    let world = World::new();
+    world.local("d");
+    world.run("d", &["set", "note", "n1", "title=Milk"]).ok();
+    let config = world.path("d/anabranch.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("backend = \"redb\"\n{text}")).unwrap();
+    let refused = world.run("d", &["get", "note", "n1"]);
+    assert_eq!(refused.code, 10, "{}", refused.err);
+    assert!(refused.err.contains("other_backend"), "{}", refused.err);
+    assert!(refused.err.contains("anabranch store compact --backend redb"), "{}", refused.err);
+}

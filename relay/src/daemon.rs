@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, timeout_at};
 
-use crate::config::{ConfigError, RelayOptions, RelaySettings};
+use crate::config::{ConfigError, KeySource, RelayOptions, RelaySettings};
 use crate::driver::{Clock, Driver, EVENTS_MAX, Event, watch_durable};
 use crate::keys::KeyError;
 use crate::link;
@@ -208,7 +208,9 @@ impl Opened {
         dir.create()?;
         let key = dir.relay_key()?;
         let verifier = JwtVerifier::open(dir, settings.issuers.clone())?;
-        let options = StoreOptions::default().cache_bytes(u64::from(settings.cache_mb) << 20);
+        let mut options = StoreOptions::default().cache_bytes(u64::from(settings.cache_mb) << 20);
+        options.backend = settings.store_backend;
+        options.encryption = settings.store_key.as_ref().map(KeySource::read).transpose()?;
         let store = Arc::new(DiskStore::open(dir.store_path(), options)?);
         if store.rolled_back() {
             // The feed keeps its epoch, so only a device whose cursor is past the feed's end can

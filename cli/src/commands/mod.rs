@@ -23,7 +23,7 @@ use crate::owner::{self, Request};
 /// Carries out a command on a directory: through the process that owns it, or by owning it
 /// for as long as the command takes.
 pub(crate) async fn data(global: Global, command: DataCommand, output: &mut Output) -> Result<(), Failure> {
-    let dir = DeviceDir::new(global.data)?;
+    let dir = DeviceDir::new(&global)?;
     let config = dir.config()?;
     let input = input(&command)?;
     let offset = global.clock_offset;

@@ -109,7 +109,7 @@ fn status_json(status: &WorkspaceStatus) -> Json {
 
 /// Owns the directory and stays connected, until SIGTERM or Ctrl-C.
 pub(crate) async fn watch(global: Global, output: &mut Output) -> Result<(), Failure> {
-    let dir = DeviceDir::new(global.data)?;
+    let dir = DeviceDir::new(&global)?;
     let config = dir.config()?;
     let no_signals =
         |error: std::io::Error| Failure::internal(format!("could not listen for signals: {error}"));

@@ -17,6 +17,7 @@
 
 use std::fmt;
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 
 use anabranch_core::store::StoreError;
@@ -38,6 +39,9 @@ const SALT_BYTES: usize = 16;
 const HEAD_BYTES: usize = 8 + 1 + 12 + SALT_BYTES;
 const RECORD_BYTES: usize = HEAD_BYTES + NONCE_BYTES + 32 + TAG_BYTES + 4;
 
+/// A passphrase or a key is shorter; anything longer is another file.
+const SECRET_FILE_BYTES_MAX: usize = 4096;
+
 /// Fewer characters are guessed soon, whatever they go through.
 const PASSPHRASE_BYTES_MIN: usize = 8;
 
@@ -45,10 +49,10 @@ const PASSPHRASE_BYTES_MIN: usize = 8;
 ///
 /// The bytes are wiped from memory when the last clone is dropped, and [`fmt::Debug`] doesn't
 /// show them.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct StoreKey(Secret);
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 enum Secret {
     Raw(Zeroizing<[u8; 32]>),
     Passphrase(Zeroizing<String>),
@@ -65,6 +69,67 @@ impl StoreKey {
     /// hundred milliseconds each time a store is opened.
     pub fn from_passphrase(passphrase: impl Into<String>) -> StoreKey {
         StoreKey(Secret::Passphrase(Zeroizing::new(passphrase.into())))
+    }
+
+    /// Refuses what a store can't be given as its key: a passphrase that is too short.
+    pub fn check_new(&self) -> Result<(), StoreError> {
+        match &self.0 {
+            Secret::Passphrase(passphrase) if passphrase.len() < PASSPHRASE_BYTES_MIN => {
+                Err(StoreError::Io {
+                    operation: "set a passphrase",
+                    cause: format!("it needs at least {PASSPHRASE_BYTES_MIN} bytes"),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A passphrase from a file: its text without the line end. At most 4096 bytes.
+    pub fn from_passphrase_file(path: impl AsRef<Path>) -> Result<StoreKey, StoreError> {
+        let mut text = read_secret(path.as_ref())?;
+        if text.ends_with('\n') {
+            text.pop();
+            if text.ends_with('\r') {
+                text.pop();
+            }
+        }
+        Ok(StoreKey(Secret::Passphrase(text)))
+    }
+
+    /// A key from a file: 64 hexadecimal digits, and a line end or not.
+    pub fn from_key_file(path: impl AsRef<Path>) -> Result<StoreKey, StoreError> {
+        let text = read_secret(path.as_ref())?;
+        let digits = text.trim_end().as_bytes();
+        let mut key = Zeroizing::new([0; 32]);
+        let complete = digits.len() == 2 * key.len()
+            && digits.chunks(2).zip(key.iter_mut()).all(|(pair, byte)| {
+                let pair = std::str::from_utf8(pair).ok().filter(|pair| !pair.starts_with('+'));
+                pair.and_then(|pair| u8::from_str_radix(pair, 16).ok()).map(|n| *byte = n).is_some()
+            });
+        if !complete {
+            let cause = format!("{}: it has to be 64 hexadecimal digits", path.as_ref().display());
+            return Err(StoreError::Io { operation: "read a key", cause });
+        }
+        Ok(StoreKey(Secret::Raw(key)))
+    }
+}
+
+/// Reads a small file that holds a secret.
+fn read_secret(path: &Path) -> Result<Zeroizing<String>, StoreError> {
+    let refused = |cause: String| StoreError::Io {
+        operation: "read a key",
+        cause: format!("{}: {cause}", path.display()),
+    };
+    // All of it is reserved at once: what grows leaves copies behind.
+    let mut text = Zeroizing::new(String::with_capacity(SECRET_FILE_BYTES_MAX + 1));
+    let file = fs::File::open(path).map_err(|e| refused(e.to_string()))?;
+    let read = file.take(SECRET_FILE_BYTES_MAX as u64 + 1).read_to_string(&mut text);
+    match read.map_err(|e| refused(e.to_string()))? {
+        0 => Err(refused("it is empty".into())),
+        bytes if bytes > SECRET_FILE_BYTES_MAX => {
+            Err(refused(format!("it has more than {SECRET_FILE_BYTES_MAX} bytes")))
+        }
+        _ => Ok(text),
     }
 }
 
@@ -167,14 +232,9 @@ struct Record {
 
 impl Record {
     fn wrap(key: &StoreKey, data_key: &DataKey) -> Result<Record, StoreError> {
+        key.check_new()?;
         let kind = match &key.0 {
             Secret::Raw(_) => Kind::Raw,
-            Secret::Passphrase(passphrase) if passphrase.len() < PASSPHRASE_BYTES_MIN => {
-                return Err(StoreError::Io {
-                    operation: "set a passphrase",
-                    cause: format!("it needs at least {PASSPHRASE_BYTES_MIN} bytes"),
-                });
-            }
             Secret::Passphrase(_) => Kind::PASSPHRASE,
         };
         let (mut salt, mut nonce) = ([0; SALT_BYTES], [0; NONCE_BYTES]);
@@ -339,6 +399,27 @@ mod tests {
             fs::write(&path, slot).unwrap();
             assert!(matches!(load_data_key(dir.path(), &key), Err(StoreError::Damaged { .. })));
         }
+    }
+
+    #[test]
+    fn keys_and_passphrases_come_from_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        for text in ["correct horse", "correct horse\n", "correct horse\r\n"] {
+            fs::write(&path, text).unwrap();
+            let read = StoreKey::from_passphrase_file(&path).unwrap();
+            assert!(read == StoreKey::from_passphrase("correct horse"), "{text:?}");
+        }
+        fs::write(&path, "0a".repeat(32) + "\n").unwrap();
+        assert!(StoreKey::from_key_file(&path).unwrap() == StoreKey::from_bytes([10; 32]));
+        for text in ["0a".repeat(31), "0a".repeat(33), "+a".repeat(32), "zz".repeat(32), String::new()] {
+            fs::write(&path, text).unwrap();
+            let error = StoreKey::from_key_file(&path).unwrap_err().to_string();
+            assert!(error.contains("secret: it "), "{error}");
+        }
+        fs::write(&path, "x".repeat(SECRET_FILE_BYTES_MAX + 1)).unwrap();
+        assert!(StoreKey::from_passphrase_file(&path).is_err());
+        assert!(StoreKey::from_passphrase_file(dir.path().join("none")).is_err());
     }
 
     #[test]
