@@ -90,6 +90,9 @@ pub(crate) struct RelayArgs {
     /// HOST:PORT that devices dial, if it is not the address listened on
     #[arg(long, value_name = "ADDR")]
     pub(crate) public_address: Option<String>,
+    /// After a restore of the whole directory: begin a new epoch, so that devices bring what is lost
+    #[arg(long)]
+    pub(crate) new_epoch: bool,
     /// Check the configuration, and start nothing
     #[arg(long)]
     pub(crate) check: bool,
@@ -243,7 +246,10 @@ pub(crate) enum DataCommand {
     },
     /// Follow changes through the process that owns the directory
     #[command(skip)]
-    Follow,
+    Follow {
+        /// Another owner was followed before, and what happened between is not known.
+        again: bool,
+    },
     /// The relay's schema, or a push of the device's
     #[command(skip)]
     RelaySchema { push: bool, deadline: u64 },
@@ -316,6 +322,8 @@ pub(crate) struct ListArgs {
 #[derive(Clone, Debug, Serialize, Deserialize, Args)]
 pub(crate) struct ImportArgs {
     /// A JSON array or JSON lines; `-` reads standard input
+    // Its contents go to the owner, not its name.
+    #[serde(skip)]
     pub(crate) file: PathBuf,
     /// The type of all of them
     #[arg(long = "type", value_name = "TYPE")]

@@ -15,12 +15,11 @@ use std::time::Duration;
 
 use anabranch::{BackendKind, Engine, Schema, StoreKey, StoreOptions, TokenSource, Workspace};
 use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
 
 use crate::args::Global;
 use crate::failure::{Category, Failure};
-
-/// How long a command waits for another one that holds the directory.
-const IN_USE_WAIT: Duration = Duration::from_secs(10);
+use crate::owner;
 
 /// What `init` was told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -169,19 +168,22 @@ impl DeviceDir {
         parse_schema(&read_text(&path)?, &path)
     }
 
-    /// Opens the engine. Waits a while where another process holds the directory, and calls
-    /// `busy` before each new try: it may have found a better way.
-    pub(crate) async fn open<T>(
+    /// Reaches the process that owns the directory, or opens the engine and becomes it. Waits
+    /// up to `patience` where another process holds the directory and does not listen.
+    pub(crate) async fn reach(
         &self,
         config: &DeviceConfig,
         clock_offset_ms: i64,
         background_sync: bool,
-        mut busy: impl AsyncFnMut() -> Option<T>,
-    ) -> Result<Opened<T>, Failure> {
+        patience: Duration,
+    ) -> Result<Opened, Failure> {
         let schema = self.schema()?;
         let store = self.store_options(config)?;
-        let deadline = tokio::time::Instant::now() + IN_USE_WAIT;
+        let deadline = tokio::time::Instant::now() + patience;
         loop {
+            if let Some(stream) = owner::connect(&self.root).await {
+                return Ok(Opened::Elsewhere(stream));
+            }
             let mut builder = Engine::builder(&self.root)
                 .schema(schema.clone())
                 .store(store.clone())
@@ -215,19 +217,16 @@ impl DeviceDir {
                 return Err(failure);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
-            if let Some(other) = busy().await {
-                return Ok(Opened::Elsewhere(other));
-            }
         }
     }
 }
 
 /// How the directory is reached.
-pub(crate) enum Opened<T> {
+pub(crate) enum Opened {
     /// This process owns it.
     Here(Device),
-    /// Another one does.
-    Elsewhere(T),
+    /// Another one does, and listens.
+    Elsewhere(UnixStream),
 }
 
 /// An open device.

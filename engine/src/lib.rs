@@ -43,7 +43,7 @@ pub use anabranch_derive::Entity;
 pub use error::{Category, Error};
 pub use link::TokenSource;
 pub use schema::Schema;
-pub use status::{SyncOutcome, SyncReport, SyncState, WorkspaceStatus};
+pub use status::{Held, SyncOutcome, SyncReport, SyncState, WorkspaceStatus};
 pub use typed::{Entities, Entity, FieldName, Find, Loaded};
 pub use workspace::{
     BoxStream, ChangeEvent, ChangeStream, ConflictItem, ConflictSide, Page, Record, Resolution, Workspace,

@@ -51,6 +51,9 @@ pub struct RelayOptions {
     pub public_address: Option<String>,
     /// Overrides `require_schema`.
     pub require_schema: Option<bool>,
+    /// Begins a new epoch at the start, so that devices bring what a store that was restored lacks.
+    /// A store that can tell that it went back begins one by itself.
+    pub new_epoch: bool,
     /// Milliseconds by which the wall clock is shifted, for tests of wrong clocks.
     pub clock_offset_ms: i64,
 }
@@ -131,6 +134,8 @@ pub struct RelaySettings {
     pub store_key: Option<KeySource>,
     /// Names of issuer files and the `iss` claims of their issuers.
     pub issuers: BTreeMap<String, String>,
+    /// Whether a new epoch begins at the start.
+    pub new_epoch: bool,
     /// Milliseconds by which the wall clock is shifted.
     pub clock_offset_ms: i64,
 }
@@ -375,6 +380,7 @@ impl RelayOptions {
             store_backend,
             store_key,
             issuers: file.issuers,
+            new_epoch: self.new_epoch,
             clock_offset_ms: self.clock_offset_ms,
         };
         for name in env.keys() {

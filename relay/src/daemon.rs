@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use anabranch_core::relay::{ConnId, Input, Relay, RelayConfig};
-use anabranch_core::store::StoreError;
+use anabranch_core::store::{Store as _, StoreError};
 use anabranch_core::wire::FaultCode;
 use anabranch_store::{DiskStore, StoreOptions};
 use anabranch_transport::{DeviceKey, Endpoint, Limits, PublicKey, RelayUrl, TransportError};
@@ -213,9 +213,12 @@ impl Opened {
         options.encryption = settings.store_key.as_ref().map(KeySource::read).transpose()?;
         let store = Arc::new(DiskStore::open(dir.store_path(), options)?);
         if store.rolled_back() {
-            // The feed keeps its epoch, so only a device whose cursor is past the feed's end can
-            // tell that the relay went back.
             tracing::error!("the store is behind what it once held: an older copy, or a lost file");
+        }
+        if store.rolled_back() || settings.new_epoch {
+            store.wait_durable(Relay::renew_epoch(&*store, random_epoch()?)?)?;
+            store.roll_back_handled()?;
+            tracing::warn!("the feeds have a new epoch: devices bring what this relay has lost");
         }
         Ok(Self { settings, key, verifier, store })
     }
@@ -223,8 +226,7 @@ impl Opened {
     fn serve(self) -> Result<RelayHandle, RelayError> {
         let Opened { settings, key, verifier, store } = self;
         let system = |action, cause: String| RelayError::System { action, cause };
-        let mut epoch_seed = [0; 16];
-        getrandom::fill(&mut epoch_seed).map_err(|error| system("get random numbers", error.to_string()))?;
+        let epoch_seed = random_epoch()?;
         let keys = verifier.key_count();
         let durable = watch_durable(&*store)?;
         let relay = Relay::open(store.clone(), Box::new(verifier), relay_config(&settings), epoch_seed)?;
@@ -262,6 +264,13 @@ impl Opened {
         }
         Ok(RelayHandle { url, local_addr, stop, ended })
     }
+}
+
+fn random_epoch() -> Result<[u8; 16], RelayError> {
+    let mut epoch = [0; 16];
+    getrandom::fill(&mut epoch)
+        .map_err(|error| RelayError::System { action: "get random numbers", cause: error.to_string() })?;
+    Ok(epoch)
 }
 
 fn relay_config(settings: &RelaySettings) -> RelayConfig {

@@ -19,6 +19,7 @@ pub(crate) async fn relay(global: Global, args: RelayArgs, output: &mut Output) 
     options.data = global.data;
     options.listen = args.listen;
     options.public_address = args.public_address;
+    options.new_epoch = args.new_epoch;
     options.clock_offset_ms = global.clock_offset;
     if args.check {
         let settings = options.check()?;
