@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anabranch_core::wire::{Hello, Message, Open, SignIn, VERSION_MAX, VERSION_MIN};
-use anabranch_transport::{Connection, DeviceKey, RelayUrl, connect};
+use anabranch_transport::{Connection, DeviceKey, FrameReceiver, FrameSender, RelayUrl, connect};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -86,11 +86,17 @@ struct Figures {
     open: AtomicUsize,
 }
 
+/// A connection that stays open, with its stream if it opened one, which is never read.
+struct Held {
+    connection: Connection,
+    _stream: Option<(FrameSender, FrameReceiver)>,
+}
+
 async fn besiege(url: RelayUrl, token: String, total: usize, figures: Arc<Figures>) {
     let room = Arc::new(Semaphore::new(AT_ONCE));
     let open_max = descriptors_max() / 2;
     let mut tasks = JoinSet::new();
-    let mut held: Vec<Connection> = Vec::new();
+    let mut held: Vec<Held> = Vec::new();
     for number in 0..total {
         let permit = room.clone().acquire_owned().await.unwrap();
         let (url, token, figures) = (url.clone(), token.clone(), figures.clone());
@@ -114,17 +120,17 @@ async fn besiege(url: RelayUrl, token: String, total: usize, figures: Arc<Figure
     while let Some(done) = tasks.join_next().await {
         held.extend(done.unwrap());
     }
-    held.retain(|connection| connection.close_reason().is_none());
+    held.retain(|held| held.connection.close_reason().is_none());
     figures.open.store(held.len(), Ordering::Relaxed);
 }
 
 /// One hostile connection, of six kinds; kept open where the relay allows it.
-async fn attack(number: usize, url: &RelayUrl, token: &str) -> Option<Connection> {
+async fn attack(number: usize, url: &RelayUrl, token: &str) -> Option<Held> {
     let key = DeviceKey::generate().ok()?;
     let connection = connect(url, &key, Duration::from_secs(20)).await.ok()?;
     // The first kind says nothing at all.
     if number % 6 == 0 {
-        return Some(connection);
+        return Some(Held { connection, _stream: None });
     }
     let (mut sender, receiver) = connection.open_control().await.ok()?;
     let hello = Hello {
@@ -161,9 +167,7 @@ async fn attack(number: usize, url: &RelayUrl, token: &str) -> Option<Connection
                 .await?;
         }
     }
-    // Its ends stay open with the connection, and are never read.
-    std::mem::forget((sender, receiver));
-    Some(connection)
+    Some(Held { connection, _stream: Some((sender, receiver)) })
 }
 
 fn sign_in(token: &str) -> SignIn {
