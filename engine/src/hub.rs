@@ -7,12 +7,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime};
 
 use anabranch_core::clock::{MonoMs, Now, WallMs};
 use anabranch_core::id::{EntityKey, WorkspaceId};
-use anabranch_core::replica::{ChannelState, Edit, Output, Replica, ReplicaConfig};
+use anabranch_core::replica::{ChannelState, Edit, Held, Output, Replica, ReplicaConfig};
 use anabranch_core::rows::RefusedRecord;
 use anabranch_core::session::{ClientSession, Event};
 use anabranch_core::store::{CommitNo, Store, StoreError};
@@ -28,6 +28,8 @@ const SOFTWARE: &str = concat!("anabranch/", env!("CARGO_PKG_VERSION"));
 /// Longest queue of change events of one workspace; a watcher that falls further behind is
 /// told to read again.
 pub(crate) const EVENTS_MAX: usize = 4096;
+/// How long the hub sleeps at most.
+const SLEEP_MAX: Duration = Duration::from_secs(3600);
 
 /// Reads both clocks, the wall clock shifted for tests.
 #[derive(Clone, Copy, Debug)]
@@ -123,6 +125,10 @@ pub(crate) struct Hub {
     syncs: Vec<SyncWaiter>,
     wanted: Arc<Wanted>,
     durable_pending: Arc<AtomicBool>,
+    /// Replicas may be ahead of the store, since it refused a commit: they are read anew before
+    /// they are used again.
+    stale: bool,
+    /// The store works no more, and so neither does the engine.
     failed: Option<Error>,
 }
 
@@ -160,25 +166,72 @@ impl Hub {
             syncs: Vec::new(),
             wanted,
             durable_pending,
+            stale: false,
             failed: None,
         }
     }
 
     /// Runs until it is told to shut down or everyone who could is gone.
     pub(crate) fn run(mut self, commands: Receiver<Command>) {
-        while let Ok(command) = commands.recv() {
-            if let Command::Shutdown { reply } = command {
-                self.shut_down();
-                // The caller may have stopped waiting.
-                let _ = reply.send(());
-                return;
+        loop {
+            match commands.recv_timeout(self.sleep()) {
+                Ok(Command::Shutdown { reply }) => {
+                    self.shut_down();
+                    // The caller may have stopped waiting.
+                    let _ = reply.send(());
+                    return;
+                }
+                Ok(command) => self.take(command),
+                Err(RecvTimeoutError::Timeout) => self.tick(),
+                Err(RecvTimeoutError::Disconnected) => return self.shut_down(),
             }
-            if let Err(error) = self.handle(command) {
-                self.fail(error.into());
-            }
-            self.drain();
         }
-        self.shut_down();
+    }
+
+    /// How long nothing is due.
+    fn sleep(&self) -> Duration {
+        let now = self.config.clock.now().mono.0;
+        let next = self.slots.values().filter_map(|slot| slot.replica.next_wakeup()).min();
+        next.map_or(SLEEP_MAX, |at| Duration::from_millis(at.0.saturating_sub(now)).min(SLEEP_MAX))
+    }
+
+    fn tick(&mut self) {
+        let now = self.config.clock.now();
+        self.slots.values_mut().for_each(|slot| slot.replica.tick(now));
+        self.drain();
+    }
+
+    fn take(&mut self, command: Command) {
+        if let Err(error) = self.handle(command) {
+            self.recover(error);
+        }
+        // Under load commands never run out, and what is due is due.
+        self.tick();
+    }
+
+    /// After an error of the store half way through an operation. While the store itself works,
+    /// what it refused (for want of space, or because it met a damaged record) ends the link, which
+    /// comes back with growing waits; everything local goes on with what is stored.
+    fn recover(&mut self, error: StoreError) {
+        if let Err(broken) = self.store.durable() {
+            tracing::debug!(%broken, "the store answers nothing more");
+            return self.fail(error.into());
+        }
+        tracing::error!(%error, "the store refused: the link is cut, and what is stored is read anew");
+        self.stale = true;
+        self.link_down(Some(error.into()));
+    }
+
+    /// Reads replicas anew that may be ahead of the store.
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        if self.stale {
+            for slot in self.slots.values_mut() {
+                slot.replica.reopen()?;
+                slot.replica.durable(self.durable)?;
+            }
+            self.stale = false;
+        }
+        Ok(())
     }
 
     fn shut_down(&mut self) {
@@ -201,6 +254,9 @@ impl Hub {
             tracing::error!(%error, "the engine stopped");
             self.failed = Some(error.clone());
         }
+        for (_, _, reply) in self.slots.values_mut().flat_map(|slot| slot.schema_waiters.drain(..)) {
+            let _ = reply.send(Err(error.clone()));
+        }
         for (_, promise) in self.promised.drain(..) {
             if let Promise::Reply(reply) = promise {
                 reply(Err(error.clone()));
@@ -209,13 +265,16 @@ impl Hub {
         for waiter in self.syncs.drain(..) {
             let _ = waiter.reply.send(Err(error.clone()));
         }
+        self.wanted.stop();
+        self.link_down(Some(error));
     }
 
     fn handle(&mut self, command: Command) -> Result<(), StoreError> {
         let now = self.config.clock.now();
-        if let Some(error) = &self.failed {
-            refuse(command, error);
-            return Ok(());
+        let unusable = self.failed.clone().or_else(|| self.reopen().err().map(Error::from));
+        let concerns_links_only = matches!(command, Command::LinkDown { .. } | Command::LinkConnecting);
+        if let Some(error) = unusable.filter(|_| !concerns_links_only) {
+            return self.refuse(command, &error);
         }
         match command {
             Command::Open { workspace, reply } => {
@@ -267,11 +326,18 @@ impl Hub {
             }
             Command::Dismiss { workspace, number, reply } => {
                 let Some(slot) = self.slots.get_mut(&workspace) else { return Ok(()) };
-                let found = slot.replica.dismiss(number)?;
-                let commit = slot.replica.last_commit();
-                self.promise(commit, move |durable| {
-                    let _ = reply.send(durable.map(|()| found));
-                });
+                match slot.replica.dismiss(number) {
+                    Ok(found) => {
+                        let commit = slot.replica.last_commit();
+                        self.promise(commit, move |durable| {
+                            let _ = reply.send(durable.map(|()| found));
+                        });
+                    }
+                    Err(error) => {
+                        let _ = reply.send(Err(error.clone().into()));
+                        return Err(error);
+                    }
+                }
             }
             Command::RetryRefused { workspace, record, reply } => {
                 let Some(slot) = self.slots.get_mut(&workspace) else { return Ok(()) };
@@ -329,14 +395,37 @@ impl Hub {
             Command::Frame { bytes, .. } => self.receive(now, &bytes)?,
             Command::LinkDown { error } => self.link_down(error),
             Command::Durable => {
-                self.durable_pending.store(false, Ordering::Release);
-                self.durable = self.durable.max(self.store.durable()?);
-                self.release();
+                self.became_durable()?;
                 for slot in self.slots.values_mut() {
                     slot.replica.durable(self.durable)?;
                 }
             }
             Command::Shutdown { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn became_durable(&mut self) -> Result<(), StoreError> {
+        self.durable_pending.store(false, Ordering::Release);
+        self.durable = self.durable.max(self.store.durable()?);
+        self.release();
+        Ok(())
+    }
+
+    /// Answers a command with why nothing can be done about it.
+    fn refuse(&mut self, command: Command, error: &Error) -> Result<(), StoreError> {
+        let error = error.clone();
+        // Whoever asked may have stopped waiting.
+        match command {
+            Command::Open { reply, .. } => drop(reply.send(Err(error))),
+            Command::Write { reply, .. } => drop(reply.send(Err(error))),
+            Command::WriteEach { reply, .. } => drop(reply.send(Err(error))),
+            Command::Dismiss { reply, .. } => drop(reply.send(Err(error))),
+            Command::RetryRefused { reply, .. } => drop(reply.send(Err(error))),
+            Command::Sync { reply, .. } => drop(reply.send(Err(error))),
+            Command::Schema { reply, .. } => drop(reply.send(Err(error))),
+            Command::Durable if self.failed.is_none() => return self.became_durable(),
+            _ => {}
         }
         Ok(())
     }
@@ -364,7 +453,8 @@ impl Hub {
         let Some(link) = &mut self.link else { return Ok(()) };
         match link.session.receive(now, bytes) {
             Ok(Event::Ready { relay_ahead_ms }) => {
-                self.last_error = None;
+                // That the network is back says nothing of the store.
+                self.last_error.take_if(|error| error.store_error().is_none());
                 link.ready = true;
                 link.relay_ahead_ms = relay_ahead_ms;
                 for slot in self.slots.values_mut() {
@@ -375,6 +465,7 @@ impl Hub {
                 if let Some(slot) = self.slots.values_mut().find(|slot| slot.channel == channel) {
                     let was_refused = matches!(slot.replica.channel_state(), ChannelState::Faulted { .. });
                     slot.replica.receive(now, message)?;
+                    self.last_error = None;
                     match slot.replica.channel_state() {
                         ChannelState::Faulted { code, .. } if code.is_auth() && !was_refused => {
                             self.wanted.ask_for_token();
@@ -505,28 +596,33 @@ impl Hub {
     fn publish(&mut self) {
         for slot in self.slots.values_mut() {
             let figures = slot.replica.status();
+            let held = held(&slot.replica);
             let (state, fault) = match (slot.replica.channel_state(), self.link.is_some()) {
-                (ChannelState::Faulted { code, message }, _) if code.is_auth() => {
-                    (SyncState::Auth, Some(message.clone()))
+                (ChannelState::Faulted { code, message }, _) => {
+                    let state = if code.is_auth() { SyncState::Auth } else { SyncState::Faulted };
+                    (state, Some(Error::fault(*code, message.clone())))
                 }
-                (ChannelState::Faulted { message, .. }, _) => (SyncState::Faulted, Some(message.clone())),
                 (_, false) if self.connecting => (SyncState::Connecting, None),
                 (_, false) => (SyncState::Offline, None),
                 (ChannelState::Offline | ChannelState::SigningIn, true) => (SyncState::SigningIn, None),
                 (ChannelState::CatchingUp { cursor, end }, true) => {
                     (SyncState::Syncing { done: *cursor, total: *end }, None)
                 }
+                (_, true) if held.is_some() => (SyncState::Pending, None),
                 (_, true) if slot.replica.is_complete() => (SyncState::UpToDate, None),
                 (_, true) => (SyncState::Syncing { done: 0, total: figures.pending }, None),
             };
+            let error = fault.or_else(|| self.last_error.clone());
             let status = WorkspaceStatus {
                 state,
+                held: held.filter(|_| state == SyncState::Pending),
                 pending: figures.pending,
                 conflicts: figures.conflicts,
                 refused: figures.refused,
                 digest: figures.digest.to_string(),
                 clock_skew_ms: figures.clock_skew_ms,
-                last_error: fault.or_else(|| self.last_error.as_ref().map(ToString::to_string)),
+                last_error: error.as_ref().map(ToString::to_string),
+                error_category: error.as_ref().map(Error::category),
                 synced_ms: figures.synced.map(|wall| wall.0),
                 role: slot.replica.role().name(),
             };
@@ -545,18 +641,10 @@ impl Hub {
         let Some(slot) = self.slots.get(&waiter.workspace) else { return };
         let figures = slot.replica.status();
         let (outcome, error) = match (slot.replica.channel_state(), &self.last_error) {
-            _ if self.link.is_some() && slot.replica.is_complete() && slot.replica.is_diverged() => {
-                let message =
-                    "this device and the relay hold different things although everything was fetched again";
-                let error = Error::new(Category::Server, "digest_mismatch", message)
-                    .with_help("tell the relay's operator; what was written here is kept");
-                (SyncOutcome::Partial, Some(error))
-            }
-            _ if self.link.is_some() && slot.replica.is_complete() => {
-                // What a refused parent holds back, or the relay can't take now, is not done.
-                let outcome = if figures.pending == 0 { SyncOutcome::Complete } else { SyncOutcome::Partial };
-                (outcome, None)
-            }
+            _ if self.link.is_some() && slot.replica.is_complete() => match held(&slot.replica) {
+                Some(held) => (SyncOutcome::Partial, Some(Error::from(&held))),
+                None => (SyncOutcome::Complete, None),
+            },
             (ChannelState::Faulted { code, message }, _) => {
                 let outcome = if code.is_auth() { SyncOutcome::Auth } else { SyncOutcome::Partial };
                 (outcome, Some(Error::fault(*code, message.clone())))
@@ -570,6 +658,7 @@ impl Hub {
             {
                 (SyncOutcome::Partial, None)
             }
+            (_, Some(error)) if error.store_error().is_some() => (SyncOutcome::Partial, Some(error.clone())),
             (_, error) => {
                 let unreachable = || {
                     Error::new(Category::Network, "unreachable", "the relay did not answer in time")
@@ -596,18 +685,14 @@ impl Hub {
     }
 }
 
-/// Answers a command with the failure that stopped the engine.
-fn refuse(command: Command, error: &Error) {
-    let error = error.clone();
-    // Whoever asked may have stopped waiting.
-    match command {
-        Command::Open { reply, .. } => drop(reply.send(Err(error))),
-        Command::Write { reply, .. } => drop(reply.send(Err(error))),
-        Command::WriteEach { reply, .. } => drop(reply.send(Err(error))),
-        Command::Dismiss { reply, .. } => drop(reply.send(Err(error))),
-        Command::RetryRefused { reply, .. } => drop(reply.send(Err(error))),
-        Command::Sync { reply, .. } => drop(reply.send(Err(error))),
-        Command::Schema { reply, .. } => drop(reply.send(Err(error))),
-        _ => {}
-    }
+/// Why the replica and the relay are not equal though everything was exchanged.
+fn held(replica: &Replica) -> Option<Held> {
+    replica.held().unwrap_or_else(|error| {
+        // The store tells it to whoever reads or writes next.
+        tracing::warn!(%error, "what is held back can't be told");
+        None
+    })
 }
+
+#[cfg(test)]
+mod tests;

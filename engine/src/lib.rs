@@ -22,7 +22,7 @@ use anabranch_core::id::{DeviceId, WorkspaceId};
 use anabranch_core::replica::ReplicaConfig;
 use anabranch_core::store::{Batch, Keyspace, Store, View};
 use anabranch_core::wire::GrantRole;
-use anabranch_store::{SledStore, StoreOptions};
+use anabranch_store::DiskStore;
 use anabranch_transport::DeviceKey;
 
 pub use anabranch_core::entity::WHOLE_ENTITY;
@@ -31,6 +31,8 @@ pub use anabranch_core::intent::Intent;
 pub use anabranch_core::query::{Filter, Op, Query};
 pub use anabranch_core::replica::{Edit, Expect, parse_version};
 pub use anabranch_core::rows::{RefusedRecord, SyncStatus};
+/// How the store on disk is kept: which backend, encrypted or not, how much memory.
+pub use anabranch_store::{BackendKind, StoreKey, StoreOptions};
 /// The address of a relay: where it is and who it is.
 pub use anabranch_transport::RelayUrl;
 /// Schemas: the types of a workspace, their fields, and the policy of each.
@@ -41,7 +43,7 @@ pub use anabranch_derive::Entity;
 pub use error::{Category, Error};
 pub use link::TokenSource;
 pub use schema::Schema;
-pub use status::{SyncOutcome, SyncReport, SyncState, WorkspaceStatus};
+pub use status::{Held, SyncOutcome, SyncReport, SyncState, WorkspaceStatus};
 pub use typed::{Entities, Entity, FieldName, Find, Loaded};
 pub use workspace::{
     BoxStream, ChangeEvent, ChangeStream, ConflictItem, ConflictSide, Page, Record, Resolution, Workspace,
@@ -65,6 +67,7 @@ pub struct EngineBuilder {
     assumed_role: Option<GrantRole>,
     clock_offset_ms: i64,
     background_sync: bool,
+    store: StoreOptions,
     error: Option<Error>,
 }
 
@@ -133,11 +136,20 @@ impl EngineBuilder {
         self
     }
 
+    /// How the store on disk is kept. By default an existing store as it is, and a new one on
+    /// sled, not encrypted.
+    pub fn store(mut self, options: StoreOptions) -> Self {
+        self.store = options;
+        self
+    }
+
     /// Opens the store in the directory, creating it where there is none, and starts to sync.
     ///
     /// # Errors
     /// [`Category::Storage`] with code `in_use` if another process has the directory, `damaged`
-    /// if the store can't be trusted (it is moved aside, nothing is deleted).
+    /// if the store can't be trusted (it is moved aside, nothing is deleted), `key_needed`,
+    /// `wrong_key`, `not_encrypted` or `other_backend` if [`EngineBuilder::store`] doesn't fit
+    /// it (nothing is changed).
     pub async fn open(self) -> Result<Engine, Error> {
         if let Some(error) = self.error {
             return Err(error);
@@ -147,7 +159,7 @@ impl EngineBuilder {
             .map_err(|errors| Error::new(Category::Validation, "invalid_schema", errors.to_string()))?;
         let relay: Option<RelayUrl> = self.relay.as_deref().map(str::parse).transpose()?;
         let dir = self.dir.clone();
-        let (store, key, seed) = run_blocking(move || prepare(&dir)).await?;
+        let (store, key, seed) = run_blocking(move || prepare(&dir, self.store)).await?;
         let store_life = store_life(&store)?;
         let store: Arc<dyn Store> = Arc::new(store);
         let device = DeviceId(key.public().0);
@@ -196,11 +208,11 @@ impl EngineBuilder {
 }
 
 /// Opens what lies in the directory. Blocks on the disk.
-fn prepare(dir: &Path) -> Result<(SledStore, DeviceKey, [u8; 32]), Error> {
+fn prepare(dir: &Path, options: StoreOptions) -> Result<(DiskStore, DeviceKey, [u8; 32]), Error> {
     std::fs::create_dir_all(dir).map_err(|error| {
         Error::new(Category::Storage, "io", format!("can't create {}: {error}", dir.display()))
     })?;
-    let store = SledStore::open(dir.join("store"), StoreOptions::default())?;
+    let store = DiskStore::open(dir.join("store"), options)?;
     let key = DeviceKey::load_or_create(dir.join("device.key"))?;
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| {
@@ -210,7 +222,7 @@ fn prepare(dir: &Path) -> Result<(SledStore, DeviceKey, [u8; 32]), Error> {
 }
 
 /// Which life of the store this is; a new one if the store was found to have gone back.
-fn store_life(store: &SledStore) -> Result<u32, Error> {
+fn store_life(store: &DiskStore) -> Result<u32, Error> {
     let stored = store.get(View::Latest, Keyspace::META, STORE_LIFE)?;
     let mut life: u32 =
         stored.map(|bytes| codec::decode(&bytes, "the store's life")).transpose()?.unwrap_or_default();
@@ -275,6 +287,7 @@ impl Engine {
             assumed_role: None,
             clock_offset_ms: 0,
             background_sync: true,
+            store: StoreOptions::default(),
             error: None,
         }
     }

@@ -82,6 +82,15 @@ impl MemoryStore {
         MemoryStore::with(self.manual, State { published, latest, queued: VecDeque::new(), last })
     }
 
+    /// A new store with all that is durable in this one, as a copy of a directory has.
+    #[must_use]
+    pub fn copy(&self) -> MemoryStore {
+        let published = self.read().published.clone();
+        let latest = if self.manual { published.clone() } else { Map::new() };
+        let last = self.durability.newest().0;
+        MemoryStore::with(self.manual, State { published, latest, queued: VecDeque::new(), last })
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }

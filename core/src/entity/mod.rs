@@ -167,6 +167,11 @@ impl Entity {
         hashes.iter().filter_map(|hash| self.headers.admit(hash)).collect()
     }
 
+    /// Marks every change as not admitted: the relay has lost what it had.
+    pub fn forget_admission(&mut self) {
+        self.headers.forget_admission();
+    }
+
     /// What people see.
     pub fn row(&self, ty: &EntityType) -> Row {
         self.reader(None).row(ty)

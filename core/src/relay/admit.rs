@@ -18,7 +18,7 @@ use super::feed::{FeedEntity, FeedRecord};
 use super::layout::RefusalRecord;
 use super::workspace::{Draft, Workspace};
 use super::{RelayConfig, cut};
-use crate::admission::{self, Context, Judge, Refusal, RefusalCode};
+use crate::admission::{self, Context, Judge, Refusal, RefusalCode, Vouches};
 use crate::change::{self, CHANGE_OPS_MAX, Change, MalformedChange, Role, TxMark};
 use crate::clock::WallMs;
 use crate::codec;
@@ -335,7 +335,12 @@ impl<'a> Judging<'a> {
         }
         let author =
             change.author().or_else(|| target.entity.index.actor(change.actor()).map(|entry| entry.author));
-        if author.is_some_and(|author| author.device != device) {
+        let vouches = match role {
+            GrantRole::Authority => Vouches::Anyone,
+            GrantRole::Admin => Vouches::Devices,
+            GrantRole::Writer | GrantRole::Reader => Vouches::Own,
+        };
+        if vouches == Vouches::Own && author.is_some_and(|author| author.device != device) {
             return refuse(
                 RefusalCode::ForgedAuthor,
                 "the change was written by another device than the one that sent it",
@@ -365,13 +370,14 @@ impl<'a> Judging<'a> {
             ty,
             genesis: target.containers(),
             headers: index,
-            judge: Judge::Relay { device, role, now },
+            judge: Judge::Relay { device, role, vouches, now },
         };
         Ok(admission::judge(change, &context).map_err(|refusal| {
             let standing = match refusal.code {
-                RefusalCode::MissingDependency | RefusalCode::ClockAhead | RefusalCode::ForgedAuthor => {
-                    Standing::Passes
-                }
+                RefusalCode::MissingDependency
+                | RefusalCode::ClockAhead
+                | RefusalCode::ForgedAuthor
+                | RefusalCode::ForgedRole => Standing::Passes,
                 _ => Standing::Lasts,
             };
             Fate::Refused(refusal, standing)

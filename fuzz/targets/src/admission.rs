@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anabranch_core::admission::{Judge, RefusalCode};
+use anabranch_core::admission::{Judge, RefusalCode, Vouches};
 use anabranch_core::change::Change;
 use anabranch_core::entity::Entity;
 use automerge::legacy::{Key, ObjectId, OpId, OpType};
@@ -72,7 +72,8 @@ fn offer(entity: &mut Entity, made: &Made, bytes: &[u8], draw: &mut Draw<'_>) {
     let author = change.author().map_or(made.device, |author| author.device);
     // Half of the time by whoever the change says wrote it, else by the real author.
     let device = if draw.one_in(2) { author } else { made.device };
-    let judge = Judge::Relay { device, role: made.role, now: world::now(600_000).wall };
+    let judge =
+        Judge::Relay { device, role: made.role, vouches: Vouches::Own, now: world::now(600_000).wall };
     let relay = entity.judge(&change, Some(world::ty()), judge);
     let as_admitted = entity.judge(&change, Some(world::ty()), Judge::Admitted);
     if relay.is_ok() {

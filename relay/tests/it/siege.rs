@@ -99,12 +99,12 @@ async fn besiege(url: RelayUrl, token: String, total: usize, figures: Arc<Figure
     let mut held: Vec<Held> = Vec::new();
     for number in 0..total {
         let permit = room.clone().acquire_owned().await.unwrap();
-        let (url, token, figures) = (url.clone(), token.clone(), figures.clone());
+        let (url, token, counted) = (url.clone(), token.clone(), figures.clone());
         tasks.spawn(async move {
             let connection = attack(number, &url, &token).await;
             match &connection {
-                Some(_) => figures.made.fetch_add(1, Ordering::Relaxed),
-                None => figures.refused.fetch_add(1, Ordering::Relaxed),
+                Some(_) => counted.made.fetch_add(1, Ordering::Relaxed),
+                None => counted.refused.fetch_add(1, Ordering::Relaxed),
             };
             drop(permit);
             connection

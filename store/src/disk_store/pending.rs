@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use anabranch_core::store::{Batch, Op};
-use sled::IVec;
 
-use super::Shadow;
-use super::disk::seal;
+use super::seal::seal;
+use crate::backend::Bytes;
 use crate::durability::lock;
 use crate::keys::physical;
 
@@ -39,20 +38,20 @@ struct Queue {
     stopped: bool,
 }
 
-/// A batch as sled will be given it.
+/// A batch as the backend will be given it.
 pub(super) struct Queued {
     pub(super) commit: u64,
-    pub(super) ops: Vec<(IVec, Option<IVec>)>,
+    pub(super) ops: Vec<(Bytes, Option<Bytes>)>,
     bytes: usize,
 }
 
 /// The newest value of each key that is not yet durable.
-pub(super) type Overlay = BTreeMap<IVec, Latest>;
+pub(super) type Overlay = BTreeMap<Bytes, Latest>;
 
 /// A value as stored, or that it was deleted, and the commit that did so.
 pub(super) struct Latest {
     commit: u64,
-    pub(super) value: Option<IVec>,
+    pub(super) value: Option<Bytes>,
 }
 
 impl Pending {
@@ -65,7 +64,7 @@ impl Pending {
     /// full. `None` once the queue is closed or stopped.
     pub(super) fn push(&self, batch: Batch) -> Option<u64> {
         let bytes = batch.size_bytes();
-        let ops: Vec<(IVec, Option<IVec>)> = batch.into_ops().into_iter().map(stored).collect();
+        let ops: Vec<(Bytes, Option<Bytes>)> = batch.into_ops().into_iter().map(stored).collect();
         let mut queue = lock(&self.queue);
         loop {
             if queue.closing || queue.stopped {
@@ -121,11 +120,11 @@ impl Pending {
         (!group.is_empty()).then_some(group)
     }
 
-    /// Takes what is durable now out of the overlay: of the keys of `groups`, those that no
+    /// Takes what is durable now out of the overlay: of `keys`, those that no
     /// commit after `durable` has changed again.
-    pub(super) fn forget<'a>(&self, groups: impl Iterator<Item = &'a Shadow>, durable: u64) {
+    pub(super) fn forget<'a>(&self, keys: impl Iterator<Item = &'a Bytes>, durable: u64) {
         let mut queue = lock(&self.queue);
-        for key in groups.flat_map(|group| group.keys()) {
+        for key in keys {
             if queue.overlay.get(key).is_some_and(|latest| latest.commit <= durable) {
                 queue.overlay.remove(key);
             }
@@ -171,7 +170,7 @@ impl std::ops::Deref for OverlayGuard<'_> {
     }
 }
 
-fn stored(op: Op) -> (IVec, Option<IVec>) {
+fn stored(op: Op) -> (Bytes, Option<Bytes>) {
     match op {
         Op::Put(keyspace, key, value) => {
             let key = physical(keyspace, &key);

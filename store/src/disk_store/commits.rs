@@ -1,18 +1,18 @@
-//! The file `COMMITS`: how far the store had come, kept apart from sled, so that a store
+//! The file `COMMITS`: how far the store had come, kept apart from the backend, so that a store
 //! which has silently gone back is noticed.
 //!
 //! Three slots of one record each, 4 KiB apart so that a torn write spoils only one. Two
 //! are written in turn and synced: when a store is made, when numbers are reserved, and
-//! when it is shut down. The third is written without a sync after each sync of sled: it
+//! when it is shut down. The third is written without a sync after each sync of the backend: it
 //! survives the death of the process for certain and power loss by chance, and costs next
 //! to nothing.
 //!
-//! - `durable`: a commit that was durable when the record was written. sled behind it has
+//! - `durable`: a commit that was durable when the record was written. A backend behind it
+//!   has gone back.
+//! - `reserved`: no commit above it was acknowledged, or even given to the backend. Reserved
+//!   in blocks, so that one sync serves many commits. A backend above it means that this file has
 //!   gone back.
-//! - `reserved`: no commit above it was acknowledged, or even given to sled. Reserved in
-//!   blocks, so that one sync serves many commits. sled above it means that this file has
-//!   gone back.
-//! - `epoch`: random, also inside sled. Where they differ the files don't belong together.
+//! - `epoch`: random, also inside the backend. Where they differ the files don't belong together.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -20,7 +20,7 @@ use std::path::Path;
 
 use anabranch_core::store::StoreError;
 
-use super::disk::{io_error, sync_dir};
+use crate::files::{io_error, sync_dir};
 
 /// Numbers reserved with one sync.
 const BLOCK: u64 = 1024;
@@ -126,7 +126,7 @@ impl Commits {
         &self.record
     }
 
-    /// Whether a sled with this epoch and newest commit is what this file was written for.
+    /// Whether a backend with this epoch and newest commit is what this file was written for.
     pub(super) fn proves(&self, epoch: Option<Epoch>, last: u64) -> bool {
         let record = &self.record;
         epoch == Some(record.epoch)
@@ -140,7 +140,7 @@ impl Commits {
         self.write_synced()
     }
 
-    /// Takes up with a sled that goes on from `durable`.
+    /// Takes up with a backend that goes on from `durable`.
     pub(super) fn adopt(&mut self, epoch: Epoch, durable: u64) -> io::Result<()> {
         self.record.epoch = epoch;
         self.record.durable = durable;
@@ -157,7 +157,7 @@ impl Commits {
         Ok(())
     }
 
-    /// Must return before commit `last` is given to sled.
+    /// Must return before commit `last` is given to the backend.
     pub(super) fn reserve(&mut self, last: u64) -> Result<(), StoreError> {
         if last > self.record.reserved {
             self.record.reserved = last.saturating_add(BLOCK);
@@ -225,7 +225,7 @@ mod tests {
         let mut commits = Commits::create(&dir.path().join("COMMITS"), [7; 16], 0, false).unwrap();
         commits.note_durable(5).unwrap();
         assert!(commits.proves(Some([7; 16]), 5) && commits.proves(Some([7; 16]), BLOCK));
-        assert!(!commits.proves(Some([7; 16]), 4), "sled went back");
+        assert!(!commits.proves(Some([7; 16]), 4), "the backend went back");
         assert!(!commits.proves(Some([7; 16]), BLOCK + 1), "COMMITS went back");
         assert!(!commits.proves(Some([8; 16]), 5) && !commits.proves(None, 5), "another store");
         commits.begin_roll_back().unwrap();
