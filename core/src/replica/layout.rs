@@ -235,8 +235,8 @@ impl Keys {
 fn spilled(head: &[u8]) -> Option<(u64, u32)> {
     let rest = head.strip_prefix(&[1])?;
     let (number, parts) = rest.split_first_chunk::<8>()?;
-    let parts: [u8; 4] = parts.try_into().ok()?;
-    Some((u64::from_be_bytes(*number), u32::from_be_bytes(parts)))
+    let parts = u32::from_be_bytes(parts.try_into().ok()?);
+    (parts <= codec::PARTS_MAX).then_some((u64::from_be_bytes(*number), parts))
 }
 
 /// What a replica knows of itself.
@@ -440,4 +440,20 @@ pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
 /// Reads such a record.
 pub(crate) fn from_json<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, StoreError> {
     serde_json::from_slice(bytes).map_err(|error| StoreError::Damaged { what: format!("{what}: {error}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A record whose count of parts was damaged had four thousand million keys deleted, one by
+    /// one, before the next value could be put in its place.
+    #[test]
+    fn a_damaged_count_of_parts_frees_nothing() {
+        let head = |parts: u32| [&[1][..], &7u64.to_be_bytes(), &parts.to_be_bytes()].concat();
+        assert_eq!(spilled(&head(3)), Some((7, 3)));
+        for damaged in [codec::PARTS_MAX + 1, u32::MAX] {
+            assert_eq!(spilled(&head(damaged)), None);
+        }
+    }
 }

@@ -499,7 +499,8 @@ impl Replica {
         ty: Option<&EntityType>,
     ) -> Result<Entity, StoreError> {
         let damaged = |what: String| StoreError::Damaged { what };
-        let mut headers = Vec::with_capacity(record.headers as usize);
+        // Grows with what is there: the count may be damaged.
+        let mut headers = Vec::new();
         for_each(&*self.store, Keyspace::HEADER, &self.keys.headers(hash), |_, bytes| {
             headers.push(Header::from(codec::decode::<HeaderRecord>(bytes, "a header")?));
             Ok(())
