@@ -82,6 +82,16 @@ impl MemoryStore {
         MemoryStore::with(self.manual, State { published, latest, queued: VecDeque::new(), last })
     }
 
+    /// What a backup that is taken now holds: a new store with all that is durable. This one
+    /// goes on.
+    pub fn copy(&self) -> MemoryStore {
+        let state = self.read();
+        let published = state.published.clone();
+        let latest = if self.manual { published.clone() } else { Map::new() };
+        let last = self.durability.newest().0;
+        MemoryStore::with(self.manual, State { published, latest, queued: VecDeque::new(), last })
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
