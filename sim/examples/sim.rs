@@ -8,10 +8,16 @@ fn main() {
     let from: u64 = args.next().and_then(|a| a.parse().ok()).unwrap_or(0);
     let to: u64 = args.next().and_then(|a| a.parse().ok()).unwrap_or(from + 1);
     let trace = args.next().is_some();
+    let mut faults = anabranch_sim::Fault::usual();
+    for name in std::env::var("WITHOUT").unwrap_or_default().split(',') {
+        if let Some(fault) = anabranch_sim::Fault::from_name(name) {
+            faults.remove(&fault);
+        }
+    }
     let mut total = anabranch_sim::Report::default();
     let started = std::time::Instant::now();
     for seed in from..to {
-        let outcome = run(seed, &Options { trace, ..Options::default() });
+        let outcome = run(seed, &Options { trace, faults: faults.clone(), ..Options::default() });
         if trace {
             print!("{}", outcome.trace);
         }

@@ -140,9 +140,7 @@ impl Cluster {
             .map(|draft| {
                 let Draft { key, intents, view, .. } = draft;
                 let jumps = this.jumps;
-                let sure = this.link.is_none() || jumps == this.jumps_when_ready;
-                let meant =
-                    Meant { intents, base: view.base, screen: view.screen, at_ms, checked, jumps, sure };
+                let meant = Meant { intents, base: view.base, screen: view.screen, at_ms, checked, jumps };
                 (key, meant)
             })
             .collect();
@@ -230,7 +228,6 @@ impl Cluster {
             at_ms: self.time_ms,
             checked: true,
             jumps: self.devices[device].jumps,
-            sure: false,
         };
         self.report.count("refused edits tried again", 1);
         self.settle(device, Some(&BTreeMap::from([(key, meant)])));
@@ -307,10 +304,14 @@ impl Cluster {
                 this.offset_ms = if dice.once_in(3) { 0 } else { this.offset_ms.saturating_add(by) };
                 this.offset_ms = this.offset_ms.clamp(-3 * YEAR_MS, 3 * YEAR_MS);
                 this.jumps += 1;
+                this.loose_clock |= this.link.is_some();
                 true
             }
             Fault::Drift => {
-                self.devices[device].drift_ppm = dice.between(0, 400) as i64 - 200;
+                let (time_ms, months) = (self.time_ms, self.months);
+                let this = &mut self.devices[device];
+                this.drift_by(time_ms, dice.between(0, 400) as i64 - 200);
+                this.loose_clock |= months;
                 true
             }
             Fault::Expiry => {
@@ -411,7 +412,7 @@ impl Cluster {
     }
 
     /// A device's app is updated to one with a newer schema. Authorities bring it to the relay.
-    fn upgrade(&mut self, device: usize) -> bool {
+    pub(crate) fn upgrade(&mut self, device: usize) -> bool {
         if self.devices[device].upgraded {
             return false;
         }

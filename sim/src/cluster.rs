@@ -27,7 +27,7 @@ use crate::dice::Dice;
 use crate::disk::Disk;
 use crate::ledger::{Ledger, Meant};
 use crate::net::{Link, Peer};
-use crate::plan::{Fault, Options, Plan};
+use crate::plan::{Act, Fault, Options, Plan};
 use crate::report::Report;
 
 pub(crate) const CHANNEL: u32 = 1;
@@ -104,6 +104,8 @@ pub(crate) struct Cluster {
     relay_flush_due: bool,
     tick_due: Option<u64>,
     pub(crate) grant_ms: u64,
+    /// Whether months pass.
+    pub(crate) months: bool,
     pub(crate) schemas: [(Arc<Schema>, String); 2],
     /// Types that this run is about, the favourite first.
     pub(crate) types: Vec<String>,
@@ -148,7 +150,9 @@ impl Cluster {
             Device::new(number, role, &schemas[0].0, &source)
         });
         let devices = devices.collect();
-        let short = options.faults.contains(&Fault::Expiry) && dice.once_in(3);
+        // With months between steps there would be nothing but new tokens.
+        let months = plan.steps.iter().any(|step| step.act == Act::Fault(Fault::Months));
+        let short = options.faults.contains(&Fault::Expiry) && !months;
         let mut cluster = Self {
             seed,
             plan,
@@ -165,6 +169,7 @@ impl Cluster {
             relay_backups: Vec::new(),
             relay_flush_due: false,
             tick_due: None,
+            months,
             grant_ms: if short { 60_000 } else { 30 * 24 * 60 * 60 * 1000 },
             schemas,
             types,
@@ -588,10 +593,7 @@ impl Cluster {
         self.tell(format_args!("device {device} hears {}", Named(&heard)));
         let Some(replica) = &mut self.devices[device].replica else { return };
         match heard {
-            Ok(Heard::Ready { relay_ahead_ms }) => {
-                replica.relay_clock_is(relay_ahead_ms);
-                self.devices[device].jumps_when_ready = self.devices[device].jumps;
-            }
+            Ok(Heard::Ready { relay_ahead_ms }) => replica.relay_clock_is(relay_ahead_ms),
             Ok(Heard::Channel(_, message)) => {
                 let was_refused = matches!(replica.channel_state(), ChannelState::Faulted { .. });
                 let live = *replica.channel_state() == ChannelState::Live;

@@ -41,10 +41,12 @@ pub(crate) struct Device {
     pub(crate) starts: u64,
     /// Clocks: how far off, how fast off, how often set.
     pub(crate) offset_ms: i64,
-    pub(crate) drift_ppm: i64,
+    drift_ppm: i64,
+    /// What the drift had come to when its rate changed last, and when that was.
+    drifted: (i64, u64),
+    /// It was set, or drifts far, while connected, where nobody measures it.
+    pub(crate) loose_clock: bool,
     pub(crate) jumps: u32,
-    /// How often it had been set when the relay's clock was measured last.
-    pub(crate) jumps_when_ready: u32,
     /// Until when nothing passes, to the relay and from it.
     pub(crate) blocked_ms: [u64; 2],
     pub(crate) slow_until_ms: u64,
@@ -85,8 +87,9 @@ impl Device {
             starts: 0,
             offset_ms: 0,
             drift_ppm: 0,
+            drifted: (0, 0),
+            loose_clock: false,
             jumps: 0,
-            jumps_when_ready: 0,
             blocked_ms: [0; 2],
             slow_until_ms: 0,
             full_until_ms: 0,
@@ -110,8 +113,18 @@ impl Device {
         Ok(())
     }
 
+    fn drift(&self, time_ms: u64) -> i64 {
+        self.drifted.0 + (time_ms - self.drifted.1) as i64 / 1_000 * self.drift_ppm / 1_000
+    }
+
+    /// From now on the clock is fast or slow by this much.
+    pub(crate) fn drift_by(&mut self, time_ms: u64, ppm: i64) {
+        self.drifted = (self.drift(time_ms), time_ms);
+        self.drift_ppm = ppm;
+    }
+
     pub(crate) fn now(&self, time_ms: u64) -> Now {
-        let drift = time_ms as i64 / 1_000 * self.drift_ppm / 1_000;
+        let drift = self.drift(time_ms);
         let mono = MonoMs(1_000u64.saturating_add(time_ms).saturating_add_signed(drift));
         let wall = (START_MS + time_ms).saturating_add_signed(self.offset_ms).saturating_add_signed(drift);
         Now { mono, wall: WallMs(wall) }

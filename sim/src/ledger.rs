@@ -60,8 +60,6 @@ pub(crate) struct Meant {
     pub(crate) checked: bool,
     /// How often the device's clock had been set.
     pub(crate) jumps: u32,
-    /// Whether the relay's clock was measured since, or is to be.
-    pub(crate) sure: bool,
 }
 
 /// A change that some device made.
