@@ -426,7 +426,7 @@ impl Cluster {
         self.tell(format_args!("device {device} has the newer schema"));
         self.at(self.time_ms + 100, Event::Start(device));
         if self.devices[device].role == GrantRole::Authority {
-            self.at(self.time_ms + 2_000, Event::Push(device));
+            self.devices[device].brings_schema = true;
         }
         true
     }
@@ -469,16 +469,10 @@ impl Cluster {
         }
     }
 
-    /// An authority brings its schema to the relay, once it can.
+    /// An authority brings its schema to the relay.
     pub(crate) fn push_schema(&mut self, device: usize) {
-        let complete = |replica: &Replica| replica.is_complete();
-        if self.devices[device].replica.as_ref().is_some_and(complete) {
-            if let Some(replica) = &mut self.devices[device].replica {
-                replica.exchange_schema(true);
-            }
-            self.settle(device, None);
-        } else if !self.healing {
-            self.after(1_000, 5_000, Event::Push(device));
+        if let Some(replica) = &mut self.devices[device].replica {
+            replica.exchange_schema(true);
         }
     }
 }

@@ -57,8 +57,6 @@ pub(crate) enum Event {
     Token(usize),
     /// A device's disk has room again.
     Room(usize),
-    /// An authority brings its schema to the relay.
-    Push(usize),
     /// The relay's timers.
     Tick,
 }
@@ -112,6 +110,8 @@ pub(crate) struct Cluster {
     pub(crate) unique: BTreeMap<EntityKey, u32>,
     pub(crate) ledger: Ledger,
     pub(crate) report: Report,
+    /// Whether the relay may lose what it had acknowledged.
+    pub(crate) may_differ: bool,
     /// Whether healing has begun: nothing goes wrong any more.
     pub(crate) healing: bool,
     trace: Option<String>,
@@ -176,6 +176,7 @@ impl Cluster {
             unique: BTreeMap::new(),
             ledger: Ledger::default(),
             report: Report::default(),
+            may_differ: options.faults.contains(&Fault::RestoreRelay),
             healing: false,
             trace: options.trace.then(String::new),
             arrived: BTreeSet::new(),
@@ -261,9 +262,9 @@ impl Cluster {
             Event::StartRelay => self.start_relay(),
             Event::Token(device) => self.bring_token(device),
             Event::Room(device) => self.room(device),
-            Event::Push(device) => self.push_schema(device),
             Event::Tick => {
                 if self.tick_due.take_if(|due| *due <= self.time_ms).is_some() {
+                    self.report.count("ticks of the relay", 1);
                     self.tell_relay(Input::Tick);
                 }
             }
@@ -608,7 +609,20 @@ impl Cluster {
                 {
                     self.audited.extend(feed.entries.iter().cloned());
                 }
+                let caught_up = match &message {
+                    Message::CaughtUp(caught_up) => Some((caught_up.cursor, caught_up.digest)),
+                    _ => None,
+                };
                 let result = replica.receive(now, message);
+                if caught_up.is_some_and(|(_, digest)| replica.status().digest.0 != digest)
+                    && *replica.channel_state()
+                        == (ChannelState::CatchingUp { cursor: 0, end: caught_up.map_or(0, |c| c.0) })
+                    && !self.may_differ
+                {
+                    self.ledger
+                        .wrong
+                        .push(format!("device {device} has another digest than the relay at one place"));
+                }
                 let state = replica.channel_state().clone();
                 if behind {
                     self.report.count("stores told that they went back", 1);
@@ -623,6 +637,9 @@ impl Cluster {
                     }
                     ChannelState::Live if !live => self.report.count("syncs", 1),
                     _ => {}
+                }
+                if state == ChannelState::Live && std::mem::take(&mut self.devices[device].brings_schema) {
+                    self.push_schema(device);
                 }
             }
             Ok(Heard::Fault { .. }) | Err(_) => return self.device_hangs_up(conn),

@@ -54,6 +54,8 @@ pub(crate) struct Device {
     /// How many of the tokens that it gets next have expired.
     pub(crate) stale_tokens: u32,
     pub(crate) away: bool,
+    /// It is to bring its schema to the relay when it can.
+    pub(crate) brings_schema: bool,
     pub(crate) upgraded: bool,
     pub(crate) backups: Vec<Disk>,
     pub(crate) forms: BTreeMap<EntityKey, View>,
@@ -95,6 +97,7 @@ impl Device {
             full_until_ms: 0,
             stale_tokens: 0,
             away: false,
+            brings_schema: false,
             upgraded: false,
             backups: Vec::new(),
             forms: BTreeMap::new(),

@@ -72,7 +72,7 @@ impl Cluster {
             if !self.rest() {
                 return false;
             }
-            self.push_schema(0);
+            self.devices[0].brings_schema = true;
         }
         for round in 0..ROUNDS_MAX {
             for device in 0..self.devices.len() {
@@ -434,6 +434,13 @@ impl Cluster {
                 Ok(effects) if effects.any() => effects,
                 other => return Err(format!("{intents:?} was admitted, which is {other:?} after {saw:?}")),
             };
+            if !made.again {
+                // What the outbox keeps is what was meant.
+                let kept = log.judge(role, &saw, &log.understand(&saw, &screen, &made.intents));
+                if kept.as_ref() != Ok(&effects) {
+                    return Err(format!("{intents:?} was kept as {:?}", made.intents));
+                }
+            }
             let (time, actor) = (change.time(), change.actor().to_bytes().to_vec());
             ids.insert(change.hash(), log.push(Edit { device, role, time, actor, saw, deeds, effects }));
         }
@@ -649,5 +656,10 @@ fn told(conflict: &ConflictRecord) -> Told {
 fn meant(conflict: &Conflict) -> Told {
     let sides = conflict.sides.iter();
     let sides = sides.map(|side| (side.device.0, side.time.wall().0, side.value.clone())).collect();
-    (conflict.field.clone(), conflict.kind.name().to_owned(), sides, conflict.base.clone().unwrap_or_default())
+    (
+        conflict.field.clone(),
+        conflict.kind.name().to_owned(),
+        sides,
+        conflict.base.clone().unwrap_or_default(),
+    )
 }

@@ -24,6 +24,9 @@ pub struct Outcome {
     pub trace: String,
 }
 
+/// Events that a step may lead to, for each device.
+const EVENTS_PER_STEP_MAX: u64 = 500;
+
 thread_local! {
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
@@ -44,7 +47,12 @@ pub fn run(seed: u64, options: &Options) -> Outcome {
     let mut cluster = None;
     let finished = catch_unwind(AssertUnwindSafe(|| {
         let cluster = cluster.insert(Cluster::new(plan, options));
+        let bound = EVENTS_PER_STEP_MAX * (steps as u64 + 100) * devices as u64;
         while cluster.step() {
+            if cluster.events > bound {
+                let waiting = cluster.waiting();
+                cluster.wrong(format!("more than {bound} events: {waiting:?}"));
+            }
             if !cluster.ledger.wrong.is_empty() {
                 return;
             }

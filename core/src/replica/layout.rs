@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | META | `state` | [`StateRecord`] |
 //! | META | `schema` | hash of the schema that rows and indexes follow |
+//! | META | `recovering` | nothing: the store went back, and what it lost has not all come yet |
 //! | ENTITY | entity hash | [`EntityRecord`] |
 //! | DOC | entity hash, 0 | the snapshot |
 //! | DOC | entity hash, 1, number | an increment: changes since, each behind its length |
@@ -65,6 +66,10 @@ impl Keys {
 
     pub(crate) fn schema(&self) -> Vec<u8> {
         self.key(&[b"schema"])
+    }
+
+    pub(crate) fn recovering(&self) -> Vec<u8> {
+        self.key(&[b"recovering"])
     }
 
     pub(crate) fn entity(&self, entity: EntityHash) -> Vec<u8> {

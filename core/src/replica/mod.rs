@@ -158,6 +158,9 @@ pub struct Replica {
     channel: outbox::Link,
     outputs: VecDeque<Output>,
     last_commit: CommitNo,
+    /// The store went back, and the feed has not yet brought all that it lost: nothing leaves,
+    /// since what looks as if it had never been sent may have been.
+    recovering: bool,
     /// Indexes hold nothing of what rows say: see [`Replica::follow_schema`].
     reindexing: bool,
 }
@@ -196,8 +199,11 @@ impl Replica {
             channel: outbox::Link::default(),
             outputs: VecDeque::new(),
             last_commit: CommitNo(0),
+            recovering: false,
             reindexing: false,
         };
+        replica.recovering =
+            replica.store.get(View::Latest, Keyspace::META, &replica.keys.recovering())?.is_some();
         replica.load_queues()?;
         let own = DeviceRecord {
             name: replica.config.device_name.clone(),
@@ -552,7 +558,9 @@ impl Replica {
             record.admitted_heads.iter().map(|head| ChangeHash(*head)).collect();
         record.admitted_heads = heads.iter().map(|head| head.0).collect();
         let mut digest = Digest(self.state.digest);
-        digest.replace(hash, &heads_before, &heads);
+        if !(mutated!(LeaveOutOfDigest) && hash.0[0] < 16) {
+            digest.replace(hash, &heads_before, &heads);
+        }
         self.state.digest = digest.0;
         self.state.spills = spills;
         self.materialise(batch, hash)
