@@ -13,7 +13,7 @@ const ADDED: &str = "added_name = { type = \"string\", default = \"new\" }\n\
 
 /// The schema of the five apps that the engine is for: `schema.toml` of `ANABRANCH_DATA`, or of
 /// `../shared/data` beside the workspace, else the one that is checked in.
-pub fn schema() -> String {
+pub(crate) fn schema() -> String {
     let data = match std::env::var_os("ANABRANCH_DATA") {
         Some(data) => PathBuf::from(data),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"),
@@ -22,7 +22,7 @@ pub fn schema() -> String {
 }
 
 /// The next version of a schema: some types have more fields.
-pub fn next_version(source: &str) -> String {
+pub(crate) fn next_version(source: &str) -> String {
     let mut next = String::with_capacity(source.len() + 1024);
     let mut grows = false;
     for line in source.lines() {

@@ -121,7 +121,6 @@ pub(crate) struct Cluster {
     newest_link: BTreeMap<usize, u64>,
     /// What strangers wrote within their rights.
     pub(crate) strangers: BTreeMap<ChangeHash, EntityKey>,
-    pub(crate) closed: BTreeMap<ConnId, FaultCode>,
     /// Edits that the engine did not make.
     pub(crate) tries: Vec<Tried>,
     /// The device that reads the whole feed at the end, and what it read.
@@ -182,17 +181,18 @@ impl Cluster {
             arrived: BTreeSet::new(),
             newest_link: BTreeMap::new(),
             strangers: BTreeMap::new(),
-            closed: BTreeMap::new(),
             tries: Vec::new(),
             auditor: None,
             audited: Vec::new(),
         };
         cluster.start_relay();
         for device in 0..cluster.devices.len() {
+            cluster.devices[device].absent = options.absent.contains(&device);
             cluster.start(device);
         }
         for (number, step) in cluster.plan.steps.clone().iter().enumerate() {
-            if options.only.as_ref().is_none_or(|only| only.contains(&number)) {
+            let wanted = options.only.as_ref().is_none_or(|only| only.contains(&number));
+            if wanted && !options.absent.contains(&step.device) {
                 cluster.at(step.at_ms, Event::Step(number));
             }
         }
@@ -280,7 +280,7 @@ impl Cluster {
     pub(crate) fn start(&mut self, device: usize) {
         let seed = self.seed;
         let this = &mut self.devices[device];
-        if this.replica.is_some() {
+        if this.replica.is_some() || this.absent {
             return;
         }
         if self.time_ms < this.full_until_ms {
@@ -519,6 +519,9 @@ impl Cluster {
 
     fn arrive(&mut self, conn: ConnId, up: bool) {
         let Some(link) = self.links.get_mut(&conn) else { return };
+        if link.deaf && !up {
+            return;
+        }
         let peer = link.peer;
         link.stream(up).armed = false;
         if let Peer::Device(device) = peer {
@@ -610,18 +613,18 @@ impl Cluster {
                     self.audited.extend(feed.entries.iter().cloned());
                 }
                 let caught_up = match &message {
-                    Message::CaughtUp(caught_up) => Some((caught_up.cursor, caught_up.digest)),
-                    _ => None,
+                    Message::CaughtUp(caught_up) => caught_up.cursor,
+                    _ => 0,
+                };
+                let had = match replica.channel_state() {
+                    ChannelState::CatchingUp { cursor, .. } => *cursor,
+                    _ => caught_up,
                 };
                 let result = replica.receive(now, message);
-                if caught_up.is_some_and(|(_, digest)| replica.status().digest.0 != digest)
-                    && *replica.channel_state()
-                        == (ChannelState::CatchingUp { cursor: 0, end: caught_up.map_or(0, |c| c.0) })
-                    && !self.may_differ
-                {
-                    self.ledger
-                        .wrong
-                        .push(format!("device {device} has another digest than the relay at one place"));
+                let repairs =
+                    *replica.channel_state() == ChannelState::CatchingUp { cursor: 0, end: caught_up };
+                if repairs && caught_up > 0 && had == caught_up && !self.may_differ {
+                    self.ledger.wrong.push(format!("device {device} finds another digest than its own"));
                 }
                 let state = replica.channel_state().clone();
                 if behind {
@@ -668,7 +671,10 @@ impl Cluster {
 
     pub(crate) fn device_hangs_up(&mut self, conn: ConnId) {
         let Some(link) = self.links.get_mut(&conn) else { return };
-        let Peer::Device(device) = link.peer else { return };
+        let Peer::Device(device) = link.peer else {
+            link.ended[0] = true;
+            return self.forget_link(conn);
+        };
         if std::mem::replace(&mut link.ended[0], true) {
             return self.forget_link(conn);
         }
@@ -818,12 +824,11 @@ impl Cluster {
                 Told::RaiseLimit { .. } => {}
                 Told::Close { conn, code, reason } => {
                     self.tell(format_args!("the relay closes {}: {code:?} {reason}", conn.0));
-                    self.closed.insert(conn, code);
-                    if let Some(Peer::Device(device)) = self.links.get(&conn).map(|link| link.peer)
-                        && !self.links[&conn].broken
-                    {
+                    let honest = |link: &Link| link.peer != Peer::Stranger && !link.broken;
+                    if self.links.get(&conn).is_some_and(honest) {
                         self.report.count("links closed by the relay", 1);
-                        let _ = device;
+                    } else {
+                        self.report.count("strangers shown the door", 1);
                     }
                     if let Some(link) = self.links.get_mut(&conn) {
                         link.broken = true;

@@ -54,6 +54,8 @@ pub(crate) struct Device {
     /// How many of the tokens that it gets next have expired.
     pub(crate) stale_tokens: u32,
     pub(crate) away: bool,
+    /// It is never there: a plan without it fails as well.
+    pub(crate) absent: bool,
     /// It is to bring its schema to the relay when it can.
     pub(crate) brings_schema: bool,
     pub(crate) upgraded: bool,
@@ -97,6 +99,7 @@ impl Device {
             full_until_ms: 0,
             stale_tokens: 0,
             away: false,
+            absent: false,
             brings_schema: false,
             upgraded: false,
             backups: Vec::new(),

@@ -24,7 +24,6 @@ pub(crate) enum Noted {
 pub(crate) struct Disk {
     store: MemoryStore,
     full: AtomicBool,
-    refusals: std::sync::atomic::AtomicU64,
     noted: Mutex<Vec<Noted>>,
 }
 
@@ -34,8 +33,7 @@ impl Disk {
     }
 
     fn of(store: MemoryStore) -> Self {
-        let (full, refusals) = (AtomicBool::new(false), Default::default());
-        Self { store, full, refusals, noted: Mutex::default() }
+        Self { store, full: AtomicBool::new(false), noted: Mutex::default() }
     }
 
     /// From now on there is no room, or there is again.
@@ -45,11 +43,6 @@ impl Disk {
 
     pub(crate) fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
-    }
-
-    /// How many commits met a full disk.
-    pub(crate) fn refusals(&self) -> u64 {
-        self.refusals.load(Ordering::Relaxed)
     }
 
     /// The flush of everything up to `commit` is done.
@@ -130,7 +123,6 @@ impl Store for Disk {
 
     fn commit(&self, batch: Batch) -> Result<CommitNo, StoreError> {
         if self.is_full() && !batch.is_empty() {
-            self.refusals.fetch_add(1, Ordering::Relaxed);
             return Err(StoreError::NoSpace { free_bytes: 0, floor_bytes: 1 });
         }
         let watched = |op: &&Op| {

@@ -44,6 +44,8 @@ pub(crate) struct Promise {
     pub(crate) commit: CommitNo,
     /// Power was lost before it was durable: nobody was promised anything.
     pub(crate) void: bool,
+    /// It was pending again after a backup took its device's place.
+    pub(crate) revived: bool,
     /// An older backup took the device's place: what had not been sent may be gone.
     pub(crate) excused: bool,
 }
@@ -151,6 +153,7 @@ impl Ledger {
                     fate: None,
                     commit,
                     void: false,
+                    revived: false,
                     excused: false,
                 });
                 self.numbers.insert((device, number), self.promises.len() - 1);
@@ -200,6 +203,7 @@ impl Ledger {
             promise.fate = None;
             // The backup has it, so it is still owed.
             promise.excused = false;
+            promise.revived = true;
         }
     }
 

@@ -19,6 +19,7 @@ mod disk;
 pub mod draft;
 mod hostile;
 mod ledger;
+mod minimise;
 pub mod model;
 mod net;
 mod oracle;
@@ -26,6 +27,7 @@ mod plan;
 mod report;
 mod run;
 
+pub use minimise::minimise;
 pub use plan::{Act, Fault, Options, Plan, Step};
 pub use report::Report;
 pub use run::{Outcome, keep_panics, run};

@@ -62,9 +62,11 @@ pub(crate) struct Link {
     pub(crate) dice: Dice,
     /// It is broken: nothing new gets through.
     pub(crate) broken: bool,
+    /// Its other end reads nothing.
+    pub(crate) deaf: bool,
     /// Which ends have noticed: the device's, the relay's.
     pub(crate) ended: [bool; 2],
-    /// When the first message was taken by the relay.
+    /// Which of its device's links it is.
     pub(crate) number: u64,
 }
 
@@ -77,6 +79,7 @@ impl Link {
             down: Stream::default(),
             dice,
             broken: false,
+            deaf: false,
             ended: [false; 2],
             number,
         }

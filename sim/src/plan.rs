@@ -167,13 +167,22 @@ pub struct Options {
     pub faults: BTreeSet<Fault>,
     /// Only these steps of the plan; none is all.
     pub only: Option<BTreeSet<usize>>,
+    /// Devices that are never there.
+    pub absent: BTreeSet<usize>,
     /// Whether to write down all that happens.
     pub trace: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { devices: None, steps: None, faults: Fault::usual(), only: None, trace: false }
+        Self {
+            devices: None,
+            steps: None,
+            faults: Fault::usual(),
+            only: None,
+            absent: BTreeSet::new(),
+            trace: false,
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use anabranch_core::id::{DeviceId, EntityKey, WorkspaceId};
 use anabranch_core::intent::Intent;
 use anabranch_core::relay::{Claims, ConnId, Input, Output as Told, Relay, RelayConfig, TokenVerifier};
 use anabranch_core::replica::{
-    Edit as Write, Expect, Output, Replica, ReplicaConfig, WriteError, parse_version,
+    ChannelState, Edit as Write, Expect, Output, Replica, ReplicaConfig, WriteError, parse_version,
 };
 use anabranch_core::rows::{RowRecord, Rows, SyncStatus};
 use anabranch_core::schema::{EntityType, Schema};
@@ -259,6 +259,11 @@ impl Net {
     pub fn confirm(&mut self, node: usize) {
         self.nodes[node].replica.confirm();
         self.collect(node);
+    }
+
+    /// How far a device's channel has come.
+    pub fn state(&self, node: usize) -> &ChannelState {
+        self.nodes[node].replica.channel_state()
     }
 
     /// Whether a device says that it has everything and has sent everything.

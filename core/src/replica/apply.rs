@@ -222,6 +222,7 @@ impl Replica {
 
     pub(super) fn on_ack(&mut self, now: Now, ack: Ack) -> Result<(), StoreError> {
         let Some((numbers, entities)) = self.channel.in_flight.remove(&ack.unit_id) else { return Ok(()) };
+        self.channel.answered = self.channel.answered.max(ack.seq);
         self.channel.busy.retain(|entity| !entities.contains(entity));
         let mut refused: BTreeMap<ChangeHash, Refused> =
             ack.refused.into_iter().map(|refused| (ChangeHash(refused.hash), refused)).collect();
@@ -494,6 +495,11 @@ impl Replica {
     pub(super) fn on_caught_up(&mut self, now: Now, caught_up: CaughtUp) -> Result<(), StoreError> {
         // A channel that was refused stays so, though the relay still feeds it.
         if !self.channel.granted || caught_up.epoch != self.state.epoch {
+            return Ok(());
+        }
+        // An answer has overtaken the feed: what it admitted counts in the digest here, and not
+        // in this one. The next comes with the entries that lie between.
+        if caught_up.cursor < self.channel.answered {
             return Ok(());
         }
         // A feed only grows, so this one has lost its end: what is left of it comes whole.

@@ -71,6 +71,8 @@ pub(super) struct Link {
     /// Their entities: one unit at a time for each.
     pub(super) busy: BTreeSet<EntityHash>,
     next_unit: u64,
+    /// The newest entry of the feed that an answer told of.
+    pub(super) answered: u64,
     durable: CommitNo,
     /// The feed was asked for again in full after a fault was found.
     pub(super) repaired: bool,
