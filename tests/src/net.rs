@@ -341,7 +341,24 @@ impl Net {
         let durable = self.nodes[node].store.durable().unwrap();
         // Nobody was told that these were kept.
         self.tried.retain(|tried| tried.node != node || tried.commit <= durable);
-        let store = Arc::new(self.nodes[node].store.reopen());
+        let store = self.nodes[node].store.reopen();
+        self.start_on(node, store);
+    }
+
+    /// What a backup of a device that is taken now holds.
+    pub fn backup(&self, node: usize) -> MemoryStore {
+        self.nodes[node].store.copy()
+    }
+
+    /// A device gets an older backup of its store.
+    pub fn restore(&mut self, node: usize, backup: &MemoryStore) {
+        self.disconnect(node);
+        self.start_on(node, backup.copy());
+    }
+
+    /// A device starts on what a store holds.
+    fn start_on(&mut self, node: usize, store: MemoryStore) {
+        let store = Arc::new(store);
         let mut config = self.nodes[node].config.clone();
         // Fresh randomness, as a new process has: ids of transactions start from it.
         self.conns += 1;
