@@ -338,6 +338,10 @@ impl Cluster {
             }
             Fault::Forbidden => self.forbidden(device, dice),
             Fault::Hostile => return self.attack(dice),
+            Fault::Unappliable => {
+                self.write_unappliable(dice);
+                true
+            }
         };
         if injected {
             self.report.fault(fault.name());

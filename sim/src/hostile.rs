@@ -54,7 +54,7 @@ enum Forgery {
     Object,
 }
 
-const FORGERIES: [Forgery; 14] = {
+const FORGERIES: [Forgery; 13] = {
     use Forgery::*;
     [
         Actor,
@@ -66,7 +66,6 @@ const FORGERIES: [Forgery; 14] = {
         FutureTime,
         Authority,
         UnknownObject,
-        UnknownPredecessor,
         IncrementsText,
         MissingDependency,
         Genesis,
@@ -207,6 +206,14 @@ impl Cluster {
         self.strangers.insert(hash, key.clone());
         entities.push(part(&key, vec![bytes]));
         self.say(conn, changes(1, entities));
+    }
+
+    /// A change that replaces a value which never was.
+    pub(crate) fn write_unappliable(&mut self, dice: &mut Dice) {
+        let (conn, device) = self.insider(GrantRole::Writer, dice);
+        let key = self.own_key(dice);
+        let (_, bytes) = self.change(device, &key, Forgery::UnknownPredecessor, None);
+        self.say(conn, changes(1, vec![part(&key, vec![bytes])]));
     }
 
     /// Changes of honest devices, as they were and put into other entities.
