@@ -362,6 +362,7 @@ impl Cluster {
         let bytes = &mut stream.under_way[place];
         crate::hostile::damage(bytes, dice);
         if matches!(anabranch_core::wire::Message::decode(bytes), Ok(Some(_))) {
+            stream.under_way.truncate(place);
             self.break_link(conn, dice);
         }
         true

@@ -67,6 +67,8 @@ impl MemoryStore {
                 let mut state = self.write();
                 let newest = CommitNo(commit.0.min(state.last));
                 state.publish(CommitNo(newest.0.saturating_sub(1)));
+                // The last one is said to be durable, and is nowhere.
+                state.queued.retain(|(commit, _)| *commit > newest.0);
                 newest
             }
         };
