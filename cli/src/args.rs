@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anabranch::BackendKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,10 @@ pub(crate) struct Global {
     /// The directory of the device, or of the relay
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
+    /// The file that holds the passphrase of an encrypted directory; `init` makes one encrypted,
+    /// and remembers the file's name. In place of a file: the variable ANABRANCH_PASSPHRASE
+    #[arg(long, global = true, value_name = "FILE", env = "ANABRANCH_PASSPHRASE_FILE")]
+    pub(crate) passphrase_file: Option<PathBuf>,
     /// Print JSON: one object, or one per line for lists and streams; errors too
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -85,6 +90,9 @@ pub(crate) struct RelayArgs {
     /// HOST:PORT that devices dial, if it is not the address listened on
     #[arg(long, value_name = "ADDR")]
     pub(crate) public_address: Option<String>,
+    /// After a restore of the whole directory: begin a new epoch, so that devices bring what is lost
+    #[arg(long)]
+    pub(crate) new_epoch: bool,
     /// Check the configuration, and start nothing
     #[arg(long)]
     pub(crate) check: bool,
@@ -144,6 +152,9 @@ pub(crate) struct InitArgs {
     /// An invite in place of workspace, relay and token
     #[arg(long, value_name = "TEXT")]
     pub(crate) invite: Option<String>,
+    /// What keeps the store on disk [default: sled]
+    #[arg(long, value_name = "sled|redb", value_parser = backend)]
+    pub(crate) backend: Option<BackendKind>,
 }
 
 #[derive(Debug, Args)]
@@ -235,7 +246,10 @@ pub(crate) enum DataCommand {
     },
     /// Follow changes through the process that owns the directory
     #[command(skip)]
-    Follow,
+    Follow {
+        /// Another owner was followed before, and what happened between is not known.
+        again: bool,
+    },
     /// The relay's schema, or a push of the device's
     #[command(skip)]
     RelaySchema { push: bool, deadline: u64 },
@@ -308,6 +322,8 @@ pub(crate) struct ListArgs {
 #[derive(Clone, Debug, Serialize, Deserialize, Args)]
 pub(crate) struct ImportArgs {
     /// A JSON array or JSON lines; `-` reads standard input
+    // Its contents go to the owner, not its name.
+    #[serde(skip)]
     pub(crate) file: PathBuf,
     /// The type of all of them
     #[arg(long = "type", value_name = "TYPE")]
@@ -363,6 +379,10 @@ pub(crate) enum RefusedAction {
         /// Its number
         number: u64,
     },
+}
+
+fn backend(text: &str) -> Result<BackendKind, String> {
+    BackendKind::from_name(text).ok_or_else(|| "give sled or redb".to_owned())
 }
 
 fn side(text: &str) -> Result<Side, String> {

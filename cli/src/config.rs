@@ -13,13 +13,13 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anabranch::{Engine, Schema, TokenSource, Workspace};
+use anabranch::{BackendKind, Engine, Schema, StoreKey, StoreOptions, TokenSource, Workspace};
 use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
 
+use crate::args::Global;
 use crate::failure::{Category, Failure};
-
-/// How long a command waits for another one that holds the directory.
-const IN_USE_WAIT: Duration = Duration::from_secs(10);
+use crate::owner;
 
 /// What `init` was told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -34,19 +34,33 @@ pub(crate) struct DeviceConfig {
     /// Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) token: Option<String>,
+    /// What keeps the store; sled where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) backend: Option<String>,
+    /// Whether the store is encrypted. Without a passphrase such a directory is not opened, and
+    /// never made plain.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) encrypted: bool,
+    /// The file with the passphrase, where nothing else says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) passphrase_file: Option<PathBuf>,
 }
 
 /// The directory of a device.
 #[derive(Clone, Debug)]
 pub(crate) struct DeviceDir {
     root: PathBuf,
+    passphrase_file: Option<PathBuf>,
 }
+
+/// Holds the passphrase itself, where there is no file.
+const PASSPHRASE_VARIABLE: &str = "ANABRANCH_PASSPHRASE";
 
 impl DeviceDir {
     /// The directory given by `--data`.
-    pub(crate) fn new(data: Option<PathBuf>) -> Result<Self, Failure> {
-        match data {
-            Some(root) => Ok(Self { root }),
+    pub(crate) fn new(global: &Global) -> Result<Self, Failure> {
+        match &global.data {
+            Some(root) => Ok(Self { root: root.clone(), passphrase_file: global.passphrase_file.clone() }),
             None => Err(Failure::usage("no_data_dir", "no directory was given").help("give --data DIR")),
         }
     }
@@ -85,6 +99,52 @@ impl DeviceDir {
         write_private(&self.schema_path(), source)
     }
 
+    /// What was given to encrypt with or to open what is encrypted: `--passphrase-file`, else
+    /// the variable.
+    pub(crate) fn given_key(&self) -> Result<Option<StoreKey>, Failure> {
+        if let Some(path) = &self.passphrase_file {
+            return read_passphrase(path).map(Some);
+        }
+        match std::env::var(PASSPHRASE_VARIABLE) {
+            Ok(text) => Ok(Some(StoreKey::from_passphrase(text))),
+            Err(std::env::VarError::NotPresent) => Ok(None),
+            Err(std::env::VarError::NotUnicode(_)) => {
+                let message = format!("{PASSPHRASE_VARIABLE} is not UTF-8 text");
+                Err(Failure::usage("bad_passphrase", message))
+            }
+        }
+    }
+
+    /// How the store is opened.
+    fn store_options(&self, config: &DeviceConfig) -> Result<StoreOptions, Failure> {
+        let mut options = StoreOptions::default();
+        if let Some(name) = &config.backend {
+            let kind = BackendKind::from_name(name).ok_or_else(|| {
+                let message = format!("{}: backend = {name:?} is none", self.config_path().display());
+                Failure::usage("bad_config", message).help("there are sled and redb")
+            })?;
+            options = options.backend(kind);
+        }
+        if config.encrypted {
+            let key = match (self.given_key()?, &config.passphrase_file) {
+                (Some(key), _) => key,
+                (None, Some(path)) => read_passphrase(path)?,
+                (None, None) => {
+                    let message =
+                        format!("{} is encrypted, and no passphrase was given", self.root.display());
+                    return Err(Failure::usage("key_needed", message)
+                        .help(format!("give --passphrase-file FILE, or set {PASSPHRASE_VARIABLE}")));
+                }
+            };
+            options = options.encryption(key);
+        } else if self.passphrase_file.is_some() {
+            // The variable may be meant for another directory; this can't.
+            let message = format!("{} is not encrypted", self.root.display());
+            return Err(Failure::usage("not_encrypted", message).help("leave --passphrase-file out"));
+        }
+        Ok(options)
+    }
+
     /// What `init` was told.
     pub(crate) fn config(&self) -> Result<DeviceConfig, Failure> {
         let path = self.config_path();
@@ -108,20 +168,25 @@ impl DeviceDir {
         parse_schema(&read_text(&path)?, &path)
     }
 
-    /// Opens the engine. Waits a while where another process holds the directory, and calls
-    /// `busy` before each new try: it may have found a better way.
-    pub(crate) async fn open<T>(
+    /// Reaches the process that owns the directory, or opens the engine and becomes it. Waits
+    /// up to `patience` where another process holds the directory and does not listen.
+    pub(crate) async fn reach(
         &self,
         config: &DeviceConfig,
         clock_offset_ms: i64,
         background_sync: bool,
-        mut busy: impl AsyncFnMut() -> Option<T>,
-    ) -> Result<Opened<T>, Failure> {
+        patience: Duration,
+    ) -> Result<Opened, Failure> {
         let schema = self.schema()?;
-        let deadline = tokio::time::Instant::now() + IN_USE_WAIT;
+        let store = self.store_options(config)?;
+        let deadline = tokio::time::Instant::now() + patience;
         loop {
+            if let Some(stream) = owner::connect(&self.root).await {
+                return Ok(Opened::Elsewhere(stream));
+            }
             let mut builder = Engine::builder(&self.root)
                 .schema(schema.clone())
+                .store(store.clone())
                 .device_name(&config.device)
                 .clock_offset_ms(clock_offset_ms)
                 .background_sync(background_sync);
@@ -152,19 +217,16 @@ impl DeviceDir {
                 return Err(failure);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
-            if let Some(other) = busy().await {
-                return Ok(Opened::Elsewhere(other));
-            }
         }
     }
 }
 
 /// How the directory is reached.
-pub(crate) enum Opened<T> {
+pub(crate) enum Opened {
     /// This process owns it.
     Here(Device),
-    /// Another one does.
-    Elsewhere(T),
+    /// Another one does, and listens.
+    Elsewhere(UnixStream),
 }
 
 /// An open device.
@@ -179,6 +241,12 @@ pub(crate) struct Device {
 pub(crate) fn parse_schema(source: &str, path: &Path) -> Result<Schema, Failure> {
     Schema::parse(source, &path.display().to_string()).map_err(|errors| {
         Failure::validation("bad_schema", errors.to_string()).help("mend the lines named in the message")
+    })
+}
+
+fn read_passphrase(path: &Path) -> Result<StoreKey, Failure> {
+    StoreKey::from_passphrase_file(path).map_err(|error| {
+        Failure::usage("bad_passphrase", error.to_string()).help("give a file that holds the passphrase")
     })
 }
 

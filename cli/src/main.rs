@@ -74,7 +74,9 @@ fn wrong_arguments(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let json = std::env::args_os().any(|arg| arg == "--json");
-    if json {
+    if error.kind() == ErrorKind::InvalidUtf8 {
+        not_utf8().print(json);
+    } else if json {
         let text = error.render().to_string();
         // What is wrong comes first, then hints and the usage, each behind an empty line.
         let wrong: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
@@ -84,6 +86,16 @@ fn wrong_arguments(error: &clap::Error) -> ExitCode {
         let _ = error.print();
     }
     ExitCode::from(Category::Usage as u8)
+}
+
+/// Clap does not say which argument it is.
+fn not_utf8() -> Failure {
+    let mut arguments = std::env::args_os().skip(1);
+    let wrong = arguments.find(|argument| argument.to_str().is_none()).unwrap_or_default();
+    let message = format!("the argument {:?} is not UTF-8 text", wrong.to_string_lossy());
+    Failure::usage("not_utf8", message).help(
+        "only directories and files may have such names; write values as UTF-8, or as \\u escapes in JSON",
+    )
 }
 
 /// Events for whoever runs it: a relay tells what it does, other commands only when asked to.

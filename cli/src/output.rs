@@ -22,6 +22,10 @@ pub(crate) enum Frame {
     Progress { done: u64, total: u64, lines: bool },
     /// Lines up to here shall be seen now.
     Flush,
+    /// The owner has the command, and has not stopped.
+    Alive,
+    /// The owner ends; another one may go on with the command.
+    Leaving,
     /// The command is over.
     End { failure: Option<Failure> },
 }
@@ -117,7 +121,7 @@ impl Output {
                 Ok(())
             }
             Frame::Flush => stdout.flush(),
-            Frame::End { .. } => Ok(()),
+            Frame::Alive | Frame::Leaving | Frame::End { .. } => Ok(()),
         };
         written.map_err(|error| Failure::output(&error))
     }

@@ -4,16 +4,25 @@
 //! A request is one line of JSON, each frame of the answer too. The socket is as private as
 //! the directory; whoever may connect may do what the commands do, and nothing else: a request
 //! carries the contents of files and standard input, never a path to be opened here.
+//!
+//! The first frame says that the command is taken: an owner that ends before has done nothing of
+//! it, and whoever asked looks for the next owner, or becomes it. From then on frames come at
+//! least once in [`ALIVE_PERIOD`], so that an owner that is stopped or hangs is told from a
+//! command that takes long.
 
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::pin::pin;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, BufWriter};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::args::DataCommand;
 use crate::commands;
@@ -23,7 +32,7 @@ use crate::output::{Frame, Output};
 
 const SOCKET: &str = "anabranch.sock";
 /// Longest request: an import carries its file.
-const REQUEST_BYTES_MAX: u64 = 1 << 30;
+const REQUEST_BYTES_MAX: usize = 1 << 30;
 /// Commands carried out at once; further ones wait in the socket's queue.
 const COMMANDS_MAX: usize = 64;
 /// Frames on their way to a reader; a slow one slows its own command down.
@@ -31,7 +40,15 @@ const FRAMES_QUEUED_MAX: usize = 64;
 /// Longest path that a socket's address holds on every system.
 const SOCKET_PATH_BYTES_MAX: usize = 100;
 /// Both ends come from one installation, except while it is being updated.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// How often an owner shows that it is alive.
+const ALIVE_PERIOD: Duration = Duration::from_secs(1);
+/// How long one end of the socket waits for the other to move.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// How long an owner that ends waits for a reader that does not read.
+const STALLED_MAX: Duration = Duration::from_secs(2);
+/// What a command with a deadline of its own gets beyond it, to be told how it ended.
+const DEADLINE_GRACE: Duration = Duration::from_secs(1);
 
 /// A command with all that it needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,6 +64,11 @@ pub(crate) struct Request {
 impl Request {
     pub(crate) fn new(json: bool, clock_offset_ms: i64, input: Option<String>, command: DataCommand) -> Self {
         Self { version: VERSION, json, clock_offset_ms, input, command }
+    }
+
+    /// The command, and what it reads.
+    pub(crate) fn into_parts(self) -> (DataCommand, Option<String>) {
+        (self.command, self.input)
     }
 }
 
@@ -76,12 +98,40 @@ pub(crate) async fn connect(dir: &Path) -> Option<UnixStream> {
     UnixStream::connect(&socket.path).await.ok()
 }
 
+/// How a command that was handed over ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Forwarded {
+    /// It was carried out.
+    Done,
+    /// The owner ended before it did any of it.
+    NotTaken,
+    /// The owner ends, and the command can go on elsewhere.
+    Leaving,
+}
+
+/// How long to wait for an owner that does not move: what has a deadline keeps it.
+pub(crate) fn patience(command: &DataCommand) -> Duration {
+    match command {
+        DataCommand::Sync { deadline } | DataCommand::RelaySchema { deadline, .. } => {
+            SILENCE_MAX.min(Duration::from_millis(*deadline).saturating_add(DEADLINE_GRACE))
+        }
+        _ => SILENCE_MAX,
+    }
+}
+
 /// Hands a command over and prints what comes back.
+///
+/// # Errors
+/// Those of the command; `owner_lost` if the owner ends in the middle of it, `owner_silent` if
+/// it does not move for as long as `request` has patience.
 pub(crate) async fn forward(
     stream: UnixStream,
     request: &Request,
     output: &mut Output,
-) -> Result<(), Failure> {
+) -> Result<Forwarded, Failure> {
+    let owner = stream.peer_cred().ok().and_then(|owner| owner.pid());
+    let patience = patience(&request.command);
+    let follows = matches!(request.command, DataCommand::Follow { .. });
     let lost = |what: String| {
         Failure::new(Category::Storage, "owner_lost", format!("the process that owns the directory {what}"))
             .help("it may have done part of the command: look, and repeat what is missing")
@@ -89,21 +139,59 @@ pub(crate) async fn forward(
     let (from, mut to) = stream.into_split();
     let mut line = serde_json::to_vec(request).map_err(|error| Failure::internal(error.to_string()))?;
     line.push(b'\n');
-    to.write_all(&line).await.map_err(|error| lost(format!("did not take it: {error}")))?;
+    let mut rest = &line[..];
+    while !rest.is_empty() {
+        match timeout(patience, to.write(rest)).await {
+            Ok(Ok(written)) if written > 0 => rest = &rest[written..],
+            // It never had the whole command.
+            Ok(_) => return Ok(Forwarded::NotTaken),
+            Err(_) => return Err(silent(owner, patience)),
+        }
+    }
     let mut frames = BufReader::new(from).lines();
+    let mut taken = false;
     loop {
-        let frame = match frames.next_line().await {
-            Ok(Some(line)) => serde_json::from_str(&line)
+        let frame = match timeout(patience, frames.next_line()).await {
+            Ok(Ok(Some(line))) => serde_json::from_str(&line)
                 .map_err(|error| lost(format!("is of another version: {error}")))?,
-            Ok(None) => return Err(lost("ended in the middle of it".to_owned())),
-            Err(error) => return Err(lost(format!("can't be read: {error}"))),
+            Ok(Ok(None) | Err(_)) if !taken => return Ok(Forwarded::NotTaken),
+            // Changes are followed elsewhere, however this owner ended.
+            Ok(Ok(None) | Err(_)) if follows => return Ok(Forwarded::Leaving),
+            Ok(Ok(None)) => return Err(lost("ended in the middle of it".to_owned())),
+            Ok(Err(error)) => return Err(lost(format!("can't be read: {error}"))),
+            Err(_) => return Err(silent(owner, patience)),
         };
         match frame {
-            Frame::End { failure: None } => return Ok(()),
+            Frame::Alive => taken = true,
+            Frame::Leaving => return Ok(Forwarded::Leaving),
+            Frame::End { failure: None } => return Ok(Forwarded::Done),
             Frame::End { failure: Some(failure) } => return Err(failure),
             frame => output.frame(frame).await?,
         }
     }
+}
+
+/// The owner is there and does not move.
+fn silent(owner: Option<i32>, patience: Duration) -> Failure {
+    let (who, pid) = match owner {
+        Some(pid) => (format!("process {pid}"), pid.to_string()),
+        None => ("another process".to_owned(), "PID".to_owned()),
+    };
+    let seconds = patience.as_secs_f32();
+    let message = format!("{who} owns the directory and has not answered for {seconds} s");
+    Failure::new(Category::Storage, "owner_silent", message).help(format!(
+        "it is stopped or hangs: let it go on with `kill -CONT {pid}`, or end it with `kill -KILL {pid}`; \
+         what it has saved is kept. If it goes on, look whether it did the command before you repeat it"
+    ))
+}
+
+/// How an owner parts from the commands of others when its own is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parting {
+    /// It was told to end: it takes no more and waits a while for those that it took.
+    Soon,
+    /// It serves on until no command is in work: a long one locks nobody out.
+    Idle,
 }
 
 /// The owner's end of the socket. Dropping it removes the socket.
@@ -130,22 +218,57 @@ impl Listener {
         Ok(Self { listener, path })
     }
 
-    /// Carries out what comes in, for as long as it is polled.
-    pub(crate) async fn serve(&self, device: Device) {
-        let permits = Arc::new(Semaphore::new(COMMANDS_MAX));
-        loop {
-            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    let device = device.clone();
-                    tokio::spawn(async move {
-                        serve_one(stream, device).await;
-                        drop(permit);
-                    });
+    /// Does this process's own `work`, and carries out what comes in meanwhile. Returns what
+    /// the work came to when no command is left that was taken.
+    pub(crate) async fn serve_during<T>(
+        self,
+        device: &Device,
+        parting: Parting,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let mut work = pin!(work);
+        let (closing, closed) = watch::channel(false);
+        let mut commands = JoinSet::new();
+        let result = loop {
+            tokio::select! {
+                // First: what others ask for may depend on it.
+                biased;
+                result = &mut work => break result,
+                stream = self.accept(), if commands.len() < COMMANDS_MAX => {
+                    commands.spawn(serve_one(stream, device.clone(), closed.clone()));
                 }
+                Some(_) = commands.join_next() => {}
+            }
+        };
+        // Those who follow changes go elsewhere.
+        closing.send_replace(true);
+        let parted = async {
+            loop {
+                tokio::select! {
+                    // First: who has just come shall not be cut off by the end.
+                    biased;
+                    stream = self.accept(), if parting == Parting::Idle && commands.len() < COMMANDS_MAX => {
+                        commands.spawn(serve_one(stream, device.clone(), closed.clone()));
+                    }
+                    done = commands.join_next() => if done.is_none() { break },
+                }
+            }
+        };
+        match parting {
+            // What is cut off says so to whoever asked.
+            Parting::Soon => drop(timeout(SILENCE_MAX, parted).await),
+            Parting::Idle => parted.await,
+        }
+        result
+    }
+
+    async fn accept(&self) -> UnixStream {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => return stream,
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be taken");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
         }
@@ -158,29 +281,25 @@ impl Drop for Listener {
     }
 }
 
-async fn serve_one(stream: UnixStream, device: Device) {
+async fn serve_one(stream: UnixStream, device: Device, mut closed: watch::Receiver<bool>) {
     let (from, to) = stream.into_split();
     let mut from = BufReader::new(from);
-    let mut line = String::new();
-    if (&mut from).take(REQUEST_BYTES_MAX).read_line(&mut line).await.is_err() || line.is_empty() {
-        return;
-    }
-    let (frames, mut queue) = mpsc::channel(FRAMES_QUEUED_MAX);
-    let writer = tokio::spawn(async move {
-        let mut to = BufWriter::new(to);
-        while let Some(frame) = queue.recv().await {
-            let Ok(mut line) = serde_json::to_vec::<Frame>(&frame) else { return };
-            line.push(b'\n');
-            if to.write_all(&line).await.is_err() || (queue.is_empty() && to.flush().await.is_err()) {
-                return;
-            }
-        }
-        let _ = to.flush().await;
-    });
+    let Some(line) = read_request(&mut from).await else { return };
+    let (frames, queue) = mpsc::channel(FRAMES_QUEUED_MAX);
+    let (taken, told) = oneshot::channel();
+    let writer = tokio::spawn(write_frames(to, queue, taken, closed.clone()));
     let command = async {
-        let failure = carry_out(&line, &device, frames.clone()).await.err();
+        // Nothing is done before whoever asked can know that it is.
+        if told.await.is_err() {
+            return;
+        }
+        let end = match carry_out(line, &device, frames.clone(), &mut closed).await {
+            Ok(Carried::Out) => Frame::End { failure: None },
+            Ok(Carried::Elsewhere) => Frame::Leaving,
+            Err(failure) => Frame::End { failure: Some(failure) },
+        };
         // Nobody is left to tell if this fails.
-        let _ = frames.send(Frame::End { failure }).await;
+        let _ = frames.send(end).await;
     };
     // Whoever asked sends nothing more: the end of their stream is the end of the command.
     let mut rest = [0; 1];
@@ -192,10 +311,81 @@ async fn serve_one(stream: UnixStream, device: Device) {
     let _ = writer.await;
 }
 
-async fn carry_out(line: &str, device: &Device, frames: mpsc::Sender<Frame>) -> Result<(), Failure> {
-    let request: Request = serde_json::from_str(line).map_err(|error| {
+/// One line, as long as it keeps coming.
+async fn read_request(from: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> Option<Vec<u8>> {
+    let mut line = Vec::new();
+    loop {
+        let piece = timeout(SILENCE_MAX, from.fill_buf()).await.ok()?.ok()?;
+        let end = piece.iter().position(|byte| *byte == b'\n');
+        let used = end.map_or(piece.len(), |end| end + 1);
+        if used == 0 || line.len() + used > REQUEST_BYTES_MAX {
+            return None;
+        }
+        line.extend_from_slice(&piece[..used]);
+        from.consume(used);
+        if end.is_some() {
+            return Some(line);
+        }
+    }
+}
+
+/// Writes frames, and between them that this process is alive; the first says that the command
+/// is taken. A reader that does not read slows its own command down, and is left when the owner
+/// ends.
+async fn write_frames(
+    to: OwnedWriteHalf,
+    mut queue: mpsc::Receiver<Frame>,
+    taken: oneshot::Sender<()>,
+    mut closed: watch::Receiver<bool>,
+) {
+    let mut to = BufWriter::new(to);
+    let mut taken = Some(taken);
+    let mut next = Some(Frame::Alive);
+    while let Some(frame) = next {
+        let flush = queue.is_empty();
+        let written = tokio::select! {
+            written = write_frame(&mut to, &frame, flush) => written.is_ok(),
+            () = stalled(&mut closed) => false,
+        };
+        if !written || taken.take().is_some_and(|taken| taken.send(()).is_err()) {
+            return;
+        }
+        next = timeout(ALIVE_PERIOD, queue.recv()).await.unwrap_or(Some(Frame::Alive));
+    }
+    let _ = timeout(STALLED_MAX, to.flush()).await;
+}
+
+async fn write_frame(to: &mut BufWriter<OwnedWriteHalf>, frame: &Frame, flush: bool) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(frame)?;
+    line.push(b'\n');
+    to.write_all(&line).await?;
+    if flush { to.flush().await } else { Ok(()) }
+}
+
+/// The owner ends, and has waited long enough.
+async fn stalled(closed: &mut watch::Receiver<bool>) {
+    // A listener that is gone has ended.
+    let _ = closed.wait_for(|closed| *closed).await;
+    tokio::time::sleep(STALLED_MAX).await;
+}
+
+/// What became of a command.
+enum Carried {
+    Out,
+    /// It goes on with the next owner.
+    Elsewhere,
+}
+
+async fn carry_out(
+    line: Vec<u8>,
+    device: &Device,
+    frames: mpsc::Sender<Frame>,
+    closed: &mut watch::Receiver<bool>,
+) -> Result<Carried, Failure> {
+    let request: Request = serde_json::from_slice(&line).map_err(|error| {
         Failure::usage("other_version", format!("the command was not understood: {error}"))
     })?;
+    drop(line);
     if request.version != VERSION {
         let message = format!("the owner of the directory speaks version {VERSION}, not {}", request.version);
         return Err(Failure::usage("other_version", message).help("restart `anabranch watch`"));
@@ -206,5 +396,11 @@ async fn carry_out(line: &str, device: &Device, frames: mpsc::Sender<Frame>) -> 
             .help("give --clock-offset to `anabranch watch`, or stop it first"));
     }
     let mut output = Output::socket(request.json, frames);
-    commands::carry_out(device, request.command, request.input, &mut output).await
+    let follows = matches!(request.command, DataCommand::Follow { .. });
+    let command = commands::carry_out(device, request.command, request.input, &mut output);
+    tokio::select! {
+        result = command => result.map(|()| Carried::Out),
+        // A command that ends by itself is waited for.
+        _ = closed.wait_for(|closed| *closed), if follows => Ok(Carried::Elsewhere),
+    }
 }

@@ -354,6 +354,13 @@ fn each_kind_of_failure_has_its_exit_code() {
         world.run("a", &["set", "note", "n1", "title=x", "--if-version", "x"]).error(2)["code"],
         "bad_version"
     );
+    assert_eq!(world.run("a", &["list", "note", "--after", "x"]).error(2)["code"], "bad_cursor");
+    let unknown = "A".repeat(43);
+    world.run("a", &["set", "note", "n8", "title=x"]).ok();
+    assert_eq!(
+        world.run("a", &["set", "note", "n8", "title=y", "--if-version", &unknown]).error(2)["code"],
+        "unknown_version"
+    );
     assert_eq!(
         world.run("a", &["import", "nowhere.json", "--type", "note"]).error(2)["code"],
         "no_such_file"
@@ -462,6 +469,132 @@ fn commands_go_through_the_process_that_owns_the_directory() {
     assert_eq!(terminate(&mut watch.child), 0);
     assert!(!world.path("a/anabranch.sock").exists());
     assert_eq!(world.run("a", &["list", "note"]).ok().lines().len(), 2);
+}
+
+#[test]
+fn an_owner_that_is_stopped_holds_nobody_up_for_long() {
+    let world = World::new();
+    world.local("a");
+    let watch = world.watch("a");
+    world.run("a", &["set", "note", "n1", "title=x"]).ok();
+    let pid = watch.child.id().to_string();
+    let signal = |name: &str| assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    signal("-STOP");
+    let start = Instant::now();
+    let get = world.command("a", &["get", "note", "n1", "--json"]).spawn().unwrap();
+    // What has a deadline keeps it.
+    let error = world.run("a", &["sync", "--deadline", "1s"]).error(10);
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+    assert_eq!((&error["category"], &error["code"]), (&json!("storage"), &json!("owner_silent")));
+    for part in ["message", "help"] {
+        assert!(error[part].as_str().unwrap().contains(&pid), "{error}");
+    }
+    assert_eq!(ran(get.wait_with_output().unwrap()).error(10)["code"], "owner_silent");
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    signal("-CONT");
+    world.run("a", &["get", "note", "n1"]).ok();
+}
+
+/// A command that is quiet for longer than an owner may be silent is not cut off.
+#[test]
+fn a_quiet_owner_is_no_silent_one() {
+    let world = World::new();
+    let token = world.token(&[]);
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    world.join_as("a", &format!("quic://{}", silent.local_addr().unwrap()), &token);
+    let mut watch = world.watch("a");
+    let mut second = world.watch("a");
+    world.run("a", &["sync", "--deadline", "12s"]).error(6);
+    world.run("a", &["set", "note", "n1", "title=x"]).ok();
+    assert_eq!(second.event("change")["id"], "n1");
+    // Who followed an owner that ends becomes the next.
+    assert_eq!(terminate(&mut watch.child), 0);
+    second.event("missed");
+    world.run("a", &["set", "note", "n2", "title=x"]).ok();
+    assert_eq!(second.event("change")["id"], "n2");
+    assert_eq!(terminate(&mut second.child), 0);
+}
+
+#[test]
+fn a_long_import_locks_nobody_out() {
+    const RECORDS: usize = 8_000;
+    let world = World::new();
+    world.local("a");
+    let lines: String =
+        (0..RECORDS).map(|n| format!("{}\n", json!({"id": format!("n{n:05}"), "title": "x"}))).collect();
+    fs::write(world.path("in.jsonl"), lines).unwrap();
+    let args = ["import", "in.jsonl", "--type", "note", "--progress", "--json"];
+    let mut import = world.command("a", &args).spawn().unwrap();
+    let mut progress = BufReader::new(import.stderr.take().unwrap());
+    let mut line = String::new();
+    progress.read_line(&mut line).unwrap();
+    assert!(line.contains("progress"), "{line}");
+    let rest = std::thread::spawn(move || drop(std::io::copy(&mut progress, &mut std::io::sink())));
+
+    let set = world.run("a", &["set", "note", "mine", "title=y"]).ok().json();
+    assert_eq!(world.run("a", &["get", "note", "mine"]).ok().json()["version"], set["version"]);
+    let mut watch = world.command("a", &["watch", "--json"]).spawn().unwrap();
+    let lines = BufReader::new(watch.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let (send, events) = std::sync::mpsc::channel::<Value>();
+    let reader = std::thread::spawn(move || {
+        lines.for_each(|line| send.send(serde_json::from_str(&line).unwrap()).unwrap_or_default());
+    });
+    // Nobody reads what this one prints: it must not keep the import from ending.
+    let mut stalled = world.command("a", &["watch", "--json"]).spawn().unwrap();
+    events.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(import.try_wait().unwrap().is_none(), "the import was over too soon to tell");
+    assert_eq!(ran(import.wait_with_output().unwrap()).ok().json()["imported"], RECORDS);
+    rest.join().unwrap();
+    stalled.kill().unwrap();
+    stalled.wait().unwrap();
+
+    // Who followed the import owns the directory now.
+    let start = Instant::now();
+    while !world.path("a/anabranch.sock").exists() {
+        assert!(start.elapsed() < Duration::from_secs(20), "nobody listens");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    world.run("a", &["set", "note", "last", "title=z"]).ok();
+    while events.recv_timeout(Duration::from_secs(20)).unwrap()["id"] != "last" {}
+    assert_eq!(terminate(&mut watch), 0);
+    reader.join().unwrap();
+    assert_eq!(world.run("a", &["export", "note"]).ok().out.lines().count(), RECORDS + 2);
+}
+
+#[test]
+fn what_is_not_utf_8_is_told_as_any_error() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    let world = World::new();
+    world.local("a");
+    let wrong = OsStr::from_bytes(b"title=\xff");
+    let error =
+        ran(world.command("a", &["set", "note", "n1", "--json"]).arg(wrong).output().unwrap()).error(2);
+    assert_eq!((&error["category"], &error["code"]), (&json!("usage"), &json!("not_utf8")));
+    assert!(error["message"].as_str().unwrap().contains("title="), "{error}");
+    let plain = ran(world.command("a", &["set", "note", "n1"]).arg(wrong).output().unwrap());
+    assert_eq!(plain.code, 2);
+    assert!(plain.err.starts_with("error: ") && plain.err.contains("help: "), "{}", plain.err);
+
+    // A file may have such a name, also where another process owns the directory.
+    let file = OsStr::from_bytes(b"in\xff.json");
+    fs::write(world.dir.path().join(file), r#"[{"id": "n1", "title": "x"}]"#).unwrap();
+    let import =
+        || ran(world.command("a", &["import", "--type", "note", "--json"]).arg(file).output().unwrap());
+    import().ok();
+    let _watch = world.watch("a");
+    import().ok();
+}
+
+#[test]
+fn the_environment_of_the_tests_means_nothing_to_the_program() {
+    let world = World::new();
+    world.local("a");
+    let status = || world.command("a", &["status", "--json"]).env("ANABRANCH_DATA", "/nowhere").output();
+    assert_eq!(ran(status().unwrap()).ok().json(), world.run("a", &["status"]).ok().json());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_anabranch"));
+    command.args(["relay", "--check", "--json"]).env("ANABRANCH_DATA", "/nowhere");
+    assert_eq!(ran(command.output().unwrap()).error(2)["code"], "no_data_dir");
 }
 
 #[test]
@@ -602,7 +735,8 @@ fn a_conflict_settled_on_one_device_is_settled_on_both() {
     }
     let sides = conflict["sides"].as_array().unwrap();
     assert_eq!(sides.len(), 2);
-    assert_eq!(keys(&sides[0]), ["device", "time", "value"]);
+    assert_eq!(keys(&sides[0]), ["device", "devices", "time", "value"]);
+    assert_eq!(sides[0]["devices"], json!(["tablet"]));
     assert!(sides[0]["time"].as_str().unwrap().ends_with('Z'));
     assert_eq!(sides[0]["device"], "tablet");
     assert_eq!(sides[0]["value"], json!({"price": 100, "money": "JPY"}));
@@ -624,6 +758,58 @@ fn a_conflict_settled_on_one_device_is_settled_on_both() {
         world.run("phone", &["export", "note"]).ok().out,
         world.run("tablet", &["export", "note"]).ok().out
     );
+}
+
+/// Equal values are one side, and it is the side of all who wrote it.
+#[test]
+fn every_device_finds_its_own_side() {
+    let world = World::new();
+    let relay = world.relay();
+    let devices = ["phone", "tablet", "laptop", "desk"];
+    for device in devices {
+        world.join(device, &relay.url, "writer");
+    }
+    world.run("phone", &["set", "note", "n1", "price=1", "money=EUR"]).ok();
+    world.run("phone", &["set", "note", "n2", "price=1", "money=EUR"]).ok();
+    devices.iter().for_each(|device| drop(world.sync(device)));
+    for (device, price) in [("phone", "200"), ("tablet", "200"), ("laptop", "300")] {
+        for note in ["n1", "n2"] {
+            world.run(device, &["set", "note", note, &format!("price={price}")]).ok();
+        }
+    }
+    for device in devices.iter().chain(&devices) {
+        world.sync(device);
+    }
+    let conflicts = world.run("desk", &["conflicts"]).ok();
+    for device in devices {
+        assert_eq!(world.run(device, &["conflicts"]).ok().out, conflicts.out, "{device}");
+    }
+    let conflicts = conflicts.lines();
+    let sides = conflicts[0]["sides"].as_array().unwrap();
+    assert_eq!(sides.len(), 2);
+    let side = sides.iter().find(|side| side["value"]["price"] == 200).unwrap();
+    let mut wrote: Vec<&str> =
+        side["devices"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    assert_eq!(side["device"], wrote[0]);
+    wrote.sort_unstable();
+    assert_eq!(wrote, ["phone", "tablet"]);
+
+    // Who wrote none of it is told what there is to choose from.
+    let error = world.run("desk", &["resolve", "note", "n1", "cost", "--keep", "mine"]).error(3);
+    assert_eq!(error["code"], "no_such_side");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("this device wrote none of the sides"), "{message}");
+    for part in ["1: ", "2: ", "200", "300", "phone", "tablet", "laptop"] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    let error = world.run("desk", &["resolve", "note", "n1", "cost", "--keep", "theirs"]).error(3);
+    assert!(error["message"].as_str().unwrap().contains("2 sides are of other devices"), "{error}");
+
+    for (device, note) in [("phone", "n1"), ("tablet", "n2")] {
+        world.run(device, &["resolve", "note", note, "cost", "--keep", "mine"]).ok();
+        let fields = world.run(device, &["get", "note", note]).ok().json()["fields"].clone();
+        assert_eq!(fields["price"], 200, "{device}");
+    }
 }
 
 #[test]
@@ -755,4 +941,67 @@ fn the_demo_tells_a_true_story() {
     let end = told.lines().pop().unwrap();
     assert_eq!((&end["event"], &end["equal"]), (&json!("end"), &json!(true)));
     assert_eq!(end["digest"].as_str().unwrap().len(), 64);
+}
+
+#[test]
+fn an_encrypted_directory_opens_with_its_passphrase_only() {
+    const SECRET: &str = "ANABRANCH_PASSPHRASE";
+    for backend in ["sled", "redb"] {
+        let world = World::new();
+        fs::write(world.path("secret"), "correct horse\n").unwrap();
+        fs::write(world.path("wrong"), "battery staple\n").unwrap();
+        fs::write(world.path("short"), "short\n").unwrap();
+        let init =
+            ["init", "--device", "d", "--schema", "schema.toml", "--workspace", "home", "--backend", backend];
+        let refused = world.run("d", &[&init[..], &["--passphrase-file", "short"]].concat());
+        assert_eq!(refused.code, 2, "{}", refused.err);
+        assert!(refused.err.contains("at least 8 bytes"), "{}", refused.err);
+        world.run("d", &[&init[..], &["--passphrase-file", "secret"]].concat()).ok();
+        world.run("d", &["set", "note", "n1", "title=Milk"]).ok();
+        let format = fs::read_to_string(world.path("d/store/FORMAT")).unwrap();
+        assert!(format.contains(&format!("{backend} encrypted")), "{format}");
+
+        let wrong = world.run("d", &["get", "note", "n1", "--passphrase-file", "wrong"]);
+        assert_eq!(wrong.code, 10, "{}", wrong.err);
+        assert!(wrong.err.contains("wrong_key"), "{}", wrong.err);
+        fs::rename(world.path("secret"), world.path("elsewhere")).unwrap();
+        let gone = world.run("d", &["get", "note", "n1"]);
+        assert!(gone.code == 2 && gone.err.contains("bad_passphrase"), "{}", gone.err);
+        let found =
+            world.command("d", &["get", "note", "n1", "--json"]).env(SECRET, "correct horse").output();
+        assert_eq!(ran(found.unwrap()).ok().json()["fields"]["title"], "Milk");
+
+        // Without a file the variable is all there is.
+        let made = world.command("e", &init).env(SECRET, "correct horse").output().unwrap();
+        ran(made).ok();
+        let refused = world.run("e", &["list", "note"]);
+        assert!(refused.code == 2 && refused.err.contains("key_needed"), "{}", refused.err);
+        assert!(!world.path("e/store").exists(), "no plain store in its place");
+        ran(world
+            .command("e", &["set", "note", "n1", "title=x"])
+            .env(SECRET, "correct horse")
+            .output()
+            .unwrap())
+        .ok();
+
+        // The variable may be meant for another directory; the option can't.
+        world.local("plain");
+        ran(world.command("plain", &["list", "note"]).env(SECRET, "correct horse").output().unwrap()).ok();
+        let refused = world.run("plain", &["list", "note", "--passphrase-file", "elsewhere"]);
+        assert!(refused.code == 2 && refused.err.contains("not_encrypted"), "{}", refused.err);
+    }
+}
+
+#[test]
+fn a_directory_with_another_backend_than_configured_says_how_to_convert_it() {
+    let world = World::new();
+    world.local("d");
+    world.run("d", &["set", "note", "n1", "title=Milk"]).ok();
+    let config = world.path("d/anabranch.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("backend = \"redb\"\n{text}")).unwrap();
+    let refused = world.run("d", &["get", "note", "n1"]);
+    assert_eq!(refused.code, 10, "{}", refused.err);
+    assert!(refused.err.contains("other_backend"), "{}", refused.err);
+    assert!(refused.err.contains("anabranch store compact --backend redb"), "{}", refused.err);
 }

@@ -137,6 +137,18 @@ fn refuse<T>(code: RefusalCode, message: impl Into<String>) -> Result<T, Refusal
     Err(Refusal::new(code, message))
 }
 
+/// For whose changes a session speaks. Changes are not signed, so whoever brings another device's
+/// change, to a relay that lost it, has to be trusted to have it from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vouches {
+    /// For the device's own, in the role of its grant.
+    Own,
+    /// For those of any device, in the role of the grant: an admin's word makes no reference data.
+    Devices,
+    /// For anyone's in any role: an authority could have written them itself.
+    Anyone,
+}
+
 /// By whose authority a change is offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judge {
@@ -146,6 +158,8 @@ pub enum Judge {
         device: DeviceId,
         /// The role of its grant.
         role: Role,
+        /// Whose changes it may bring.
+        vouches: Vouches,
         /// The relay's clock.
         now: WallMs,
     },
@@ -176,14 +190,14 @@ pub struct Context<'a> {
 pub fn judge(change: &Change, context: &Context<'_>) -> Result<Author, Refusal> {
     let author = identity(change, context)?;
     let first = causality(change, context)?;
-    if let Judge::Relay { device, role, now } = context.judge {
-        if author.device != device {
+    if let Judge::Relay { device, role, vouches, now } = context.judge {
+        if author.device != device && vouches == Vouches::Own {
             return refuse(
                 RefusalCode::ForgedAuthor,
                 "the change was written by another device than the one that sent it",
             );
         }
-        if change.note().role != role {
+        if change.note().role != role && vouches != Vouches::Anyone {
             return refuse(RefusalCode::ForgedRole, "the change claims a role that its device does not have");
         }
         let limit = Hlc::from_wall(WallMs(now.0.saturating_add(AHEAD_MS_MAX)));
@@ -267,7 +281,7 @@ fn base_actor(actor: &ActorId) -> Option<&[u8]> {
 /// on nothing but genesis changes.
 fn causality(change: &Change, context: &Context<'_>) -> Result<bool, Refusal> {
     let headers = context.headers;
-    let newest = headers.actor(change.actor()).and_then(|entry| headers.get(entry.newest?));
+    let newest = headers.actor(change.actor()).and_then(|entry| headers.get(entry.newest()?));
     let expected_seq = newest.map_or(1, |header| header.seq + 1);
     if change.seq() != expected_seq {
         return refuse(
@@ -320,8 +334,23 @@ fn operations(change: &Change, context: &Context<'_>, checked: bool, first: bool
     // Keys deleted and not put again: a delete alone leaves no trace to resolve by.
     let mut cleared: BTreeSet<(Option<&str>, &str)> = BTreeSet::new();
     let mut written: BTreeSet<String> = BTreeSet::new();
-    for op in &expanded.operations {
+    // What this change has put at a key and not removed: only that is there for its next one.
+    let mut standing: BTreeMap<(&ObjectId, &str), OpId> = BTreeMap::new();
+    for (place, op) in expanded.operations.iter().enumerate() {
         let target = target(op, context)?;
+        predecessors(change, &expanded.operations[..place], op, context)?;
+        if let Key::Map(key) = &op.key {
+            let before = match op.action {
+                OpType::Put(_) => {
+                    let id = OpId::new(change.start_op() + place as u64, change.actor());
+                    standing.insert((&op.obj, key), id)
+                }
+                _ => standing.remove(&(&op.obj, &**key)),
+            };
+            if before.is_some_and(|before| op.pred.iter().ne([&before])) {
+                return refuse(RefusalCode::BadShape, "it writes a key twice, and not on top of itself");
+            }
+        }
         match target {
             Target::Root(key) => {
                 if let Some(genesis) = context.genesis.get(key) {
@@ -421,6 +450,68 @@ fn target<'a>(op: &'a Op, context: &'a Context<'_>) -> Result<Target<'a>, Refusa
         },
         (ObjectId::Root, Key::Seq(_)) => refuse(RefusalCode::BadShape, "the root of an entity is no list"),
     }
+}
+
+/// Checks what an operation says it replaces, or stands behind. The library believes it: an
+/// operation that replaces what its author can't have seen, or what was held elsewhere, leaves a
+/// document that can't be saved and loaded again.
+fn predecessors(change: &Change, earlier: &[Op], op: &Op, context: &Context<'_>) -> Result<(), Refusal> {
+    let bad = |what: &str| refuse(RefusalCode::BadShape, what);
+    let element = match &op.key {
+        Key::Seq(element) => Some(element.as_opid()),
+        Key::Map(_) => None,
+    };
+    if op.insert {
+        return match element {
+            None => bad("only sequences are inserted into"),
+            Some(_) if op.pred.iter().next().is_some() => bad("an insertion replaces nothing"),
+            Some(Some(behind)) if !seen(change, earlier, op, behind, context) => {
+                bad("it inserts behind what its author can't have seen")
+            }
+            Some(_) => Ok(()),
+        };
+    }
+    if matches!(op.action, OpType::Delete) && op.pred.iter().next().is_none() {
+        return bad("it removes what it does not name");
+    }
+    // Devices never write an item anew, so nothing but its insertion can be removed.
+    if let Some(element) = element
+        && op.pred.iter().ne(element)
+    {
+        return bad("it removes an item and names another");
+    }
+    let mut before = None;
+    for pred in op.pred.iter() {
+        let order = (pred.counter(), pred.actor().to_bytes());
+        if before.replace(order).is_some_and(|before| before >= order) {
+            return bad("it names what it replaces twice or out of order");
+        }
+        // A counter is incremented on top of its genesis, which is looked at there.
+        if !matches!(op.action, OpType::Increment(_)) && !seen(change, earlier, op, pred, context) {
+            return bad("it replaces what its author can't have seen");
+        }
+    }
+    Ok(())
+}
+
+/// Whether the author of a change can have seen the operation `id` where `op` acts. What `id` did
+/// there is known only if it is of the same change.
+fn seen(change: &Change, earlier: &[Op], op: &Op, id: &OpId, context: &Context<'_>) -> bool {
+    if id.actor() == change.actor()
+        && let Some(place) = id.counter().checked_sub(change.start_op())
+    {
+        let own = usize::try_from(place).ok().and_then(|place| earlier.get(place));
+        let in_sequence = matches!(op.key, Key::Seq(_));
+        return own.is_some_and(|own| {
+            own.obj == op.obj
+                && matches!(own.action, OpType::Put(_))
+                && if in_sequence { own.insert } else { own.key == op.key }
+        });
+    }
+    let headers = context.headers;
+    let Some(place) = headers.holder(id.actor(), id.counter()) else { return false };
+    let mut deps = change.deps().iter().filter_map(|dep| headers.place(dep));
+    deps.any(|dep| dep == place || headers.is_ancestor(place, dep))
 }
 
 /// Whether the role may write a field at all, and the schema has it.

@@ -11,6 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::clock::Hlc;
+use crate::columns;
 use crate::id::Author;
 
 /// Largest change in bytes.
@@ -119,16 +120,7 @@ impl Change {
     /// Parses the bytes of one change as a peer sent them. Checks the bounds of this module
     /// and that the message and author are ours; everything else is admission's business.
     pub fn parse(bytes: &[u8]) -> Result<Self, MalformedChange> {
-        if bytes.len() > CHANGE_BYTES_MAX {
-            return Err(MalformedChange("larger than a change may be"));
-        }
-        // magic (4), checksum (4), then the chunk type: 1 is a plain change.
-        if bytes.get(8) != Some(&1) {
-            return Err(MalformedChange("not a plain change chunk"));
-        }
-        let raw = catch_unwind(|| RawChange::from_bytes(bytes.to_vec()))
-            .map_err(|_| MalformedChange("its columns cannot be read"))?
-            .map_err(|_| MalformedChange("it cannot be parsed"))?;
+        let raw = parse_raw(bytes)?;
         // The library leaves the checksum of a chunk unchecked here; without it one hash would
         // have many byte forms.
         if bytes.get(4..8) != Some(&raw.hash().0[..4]) {
@@ -225,10 +217,48 @@ impl Change {
 
     /// The operations, with every id written out. Runs where a panic is caught: checksums
     /// say nothing about the columns inside.
+    ///
+    /// Columns can say one thing in many ways, and a document keeps what they say, not how: a
+    /// change in any but the usual form has another hash when the document is loaded again, which
+    /// then fails. So any other form is refused.
     pub fn expand(&self) -> Result<ExpandedChange, MalformedChange> {
-        catch_unwind(AssertUnwindSafe(|| self.raw.decode()))
-            .map_err(|_| MalformedChange("its operations cannot be read"))
+        let read = || {
+            let expanded = self.raw.decode();
+            (is_usual_form(&self.raw, expanded.clone()), expanded)
+        };
+        match catch_unwind(AssertUnwindSafe(read)) {
+            Ok((true, expanded)) => Ok(expanded),
+            Ok((false, _)) => Err(MalformedChange("it is not in the form that changes have")),
+            Err(_) => Err(MalformedChange("its operations cannot be read")),
+        }
     }
+}
+
+/// Whether the library would write these operations as this change.
+fn is_usual_form(raw: &RawChange, mut expanded: ExpandedChange) -> bool {
+    // It would draw an actor for an author; what it keeps of one are these bytes.
+    expanded.author = None;
+    expanded.extra_bytes = raw.extra_bytes().to_vec();
+    expanded.hash = None;
+    RawChange::from(expanded).raw_bytes() == raw.raw_bytes()
+}
+
+/// The library's parse of a plain change, bounded in time and memory.
+pub(crate) fn parse_raw(bytes: &[u8]) -> Result<RawChange, MalformedChange> {
+    if bytes.len() > CHANGE_BYTES_MAX {
+        return Err(MalformedChange("larger than a change may be"));
+    }
+    // magic (4), checksum (4), then the chunk type: 1 is a plain change.
+    if bytes.get(8) != Some(&1) {
+        return Err(MalformedChange("not a plain change chunk"));
+    }
+    let items = columns::items_max(bytes).ok_or(MalformedChange("its columns cannot be read"))?;
+    if items > CHANGE_OPS_MAX as u64 {
+        return Err(MalformedChange("its columns claim more than a change may hold"));
+    }
+    catch_unwind(|| RawChange::from_bytes(bytes.to_vec()))
+        .map_err(|_| MalformedChange("its columns cannot be read"))?
+        .map_err(|_| MalformedChange("it cannot be parsed"))
 }
 
 #[cfg(test)]

@@ -19,8 +19,15 @@ pub struct ActorEntry {
     pub actor: ActorId,
     /// Whose it is.
     pub author: Author,
+    /// Indices of its changes, in order.
+    pub places: Vec<u32>,
+}
+
+impl ActorEntry {
     /// Index of its newest change.
-    pub newest: Option<u32>,
+    pub fn newest(&self) -> Option<u32> {
+        self.places.last().copied()
+    }
 }
 
 /// What is kept of one change.
@@ -68,7 +75,7 @@ impl HeaderIndex {
             headers: Vec::with_capacity(headers.len()),
             actors: actors
                 .into_iter()
-                .map(|(actor, author)| ActorEntry { actor, author, newest: None })
+                .map(|(actor, author)| ActorEntry { actor, author, places: Vec::new() })
                 .collect(),
             by_hash: BTreeMap::new(),
         };
@@ -77,7 +84,7 @@ impl HeaderIndex {
             if header.deps.iter().any(|dep| *dep >= place) {
                 return None;
             }
-            index.actors.get_mut(header.actor as usize)?.newest = Some(place);
+            index.actors.get_mut(header.actor as usize)?.places.push(place);
             index.by_hash.insert(header.hash, place);
             index.headers.push(header);
         }
@@ -146,11 +153,11 @@ impl HeaderIndex {
         let actor = match self.actors.iter().position(|entry| entry.actor == *change.actor()) {
             Some(actor) => actor,
             None => {
-                self.actors.push(ActorEntry { actor: change.actor().clone(), author, newest: None });
+                self.actors.push(ActorEntry { actor: change.actor().clone(), author, places: Vec::new() });
                 self.actors.len() - 1
             }
         };
-        self.actors[actor].newest = Some(place);
+        self.actors[actor].places.push(place);
         let note = change.note();
         self.headers.push(Header {
             hash: change.hash(),
@@ -173,6 +180,19 @@ impl HeaderIndex {
         let place = self.place(hash)?;
         let header = &mut self.headers[place as usize];
         (!std::mem::replace(&mut header.admitted, true)).then_some(place)
+    }
+
+    /// Marks every change as not admitted.
+    pub fn forget_admission(&mut self) {
+        self.headers.iter_mut().for_each(|header| header.admitted = false);
+    }
+
+    /// Where the change of an actor stands that must hold its operation with this counter.
+    pub fn holder(&self, actor: &ActorId, counter: u64) -> Option<u32> {
+        let places = &self.actors.iter().find(|entry| entry.actor == *actor)?.places;
+        // Counters grow with the actor's changes: the first that reaches it.
+        let at = places.partition_point(|place| self.headers[*place as usize].max_op < counter);
+        places.get(at).copied()
     }
 
     /// Whether the change at `ancestor` was seen by the author of the one at `descendant`.

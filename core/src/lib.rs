@@ -7,6 +7,7 @@ pub mod admission;
 pub mod change;
 pub mod clock;
 pub mod codec;
+mod columns;
 pub mod digest;
 pub mod entity;
 pub mod genesis;

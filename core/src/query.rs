@@ -78,6 +78,9 @@ pub enum QueryError {
     /// The query itself.
     #[error("{0}")]
     Invalid(String),
+    /// The cursor.
+    #[error("the cursor is none that a query gave; start without one")]
+    BadCursor,
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -371,6 +374,5 @@ fn parse_cursor(text: &str) -> Result<Place, QueryError> {
         let (value, id) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
         Some((value.to_vec(), String::from_utf8(id.to_vec()).ok()?))
     };
-    parse()
-        .ok_or_else(|| QueryError::Invalid("the cursor is none that a query gave; start without one".into()))
+    parse().ok_or(QueryError::BadCursor)
 }

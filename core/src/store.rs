@@ -22,35 +22,73 @@ pub struct CommitNo(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Keyspace(pub u8);
 
-impl Keyspace {
+/// How an encrypted store keeps the keys of a keyspace, so that its files tell nothing of what
+/// is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyForm {
+    /// Keys hold names, ids or values, or are scanned in order beyond a hash: whole keys are
+    /// hidden, and the store keeps all of them in memory.
+    Secret,
+    /// Keys begin with hashes of these lengths, which are hidden; numbers follow, which are
+    /// not. Scans should name all the hashes in their prefix: others read the whole keyspace.
+    Hashes(&'static [usize]),
+}
+
+/// Declares the keyspaces, each with how its keys are hidden: there is no keyspace without
+/// that decision.
+macro_rules! keyspaces {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $form:expr;)*) => {
+        impl Keyspace {
+            $($(#[$doc])* pub const $name: Keyspace = Keyspace($number);)*
+
+            /// Every keyspace with its name.
+            pub const ALL: &[(Keyspace, &str)] = &[$((Keyspace::$name, stringify!($name))),*];
+
+            /// How an encrypted store keeps the keys. Unknown keyspaces are secret.
+            pub fn key_form(self) -> KeyForm {
+                match self {
+                    $(Keyspace::$name => $form,)*
+                    _ => KeyForm::Secret,
+                }
+            }
+        }
+    };
+}
+
+/// Bytes of the hash of a workspace's name, with which most keys begin.
+const WORKSPACE: usize = 16;
+/// Bytes of an [`EntityHash`](crate::id::EntityHash).
+const ENTITY: usize = 32;
+
+keyspaces! {
     /// Small records that exist once: cursors, identity, format version.
-    pub const META: Keyspace = Keyspace(1);
+    META = 1, KeyForm::Secret;
     /// What an entity is at: heads, admitted heads, counts, incarnation.
-    pub const ENTITY: Keyspace = Keyspace(2);
+    ENTITY = 2, KeyForm::Secret;
     /// Document snapshots and increments.
-    pub const DOC: Keyspace = Keyspace(3);
+    DOC = 3, KeyForm::Hashes(&[WORKSPACE, ENTITY]);
     /// The header index: one record for each change of an entity.
-    pub const HEADER: Keyspace = Keyspace(4);
+    HEADER = 4, KeyForm::Hashes(&[WORKSPACE, ENTITY]);
     /// Materialised rows.
-    pub const ROW: Keyspace = Keyspace(5);
+    ROW = 5, KeyForm::Secret;
     /// Secondary index entries.
-    pub const INDEX: Keyspace = Keyspace(6);
+    INDEX = 6, KeyForm::Secret;
     /// Pending changes with their intents.
-    pub const OUTBOX: Keyspace = Keyspace(7);
+    OUTBOX = 7, KeyForm::Hashes(&[WORKSPACE]);
     /// Open conflicts.
-    pub const CONFLICT: Keyspace = Keyspace(8);
+    CONFLICT = 8, KeyForm::Secret;
     /// Refused changes.
-    pub const REFUSED: Keyspace = Keyspace(9);
+    REFUSED = 9, KeyForm::Secret;
     /// Known devices.
-    pub const DEVICE: Keyspace = Keyspace(10);
+    DEVICE = 10, KeyForm::Secret;
     /// The relay's feed.
-    pub const FEED: Keyspace = Keyspace(11);
+    FEED = 11, KeyForm::Hashes(&[WORKSPACE]);
     /// Grants and used invites.
-    pub const GRANT: Keyspace = Keyspace(12);
-    /// Parts of values too large for one record.
-    pub const SPILL: Keyspace = Keyspace(14);
+    GRANT = 12, KeyForm::Secret;
     /// Schemas by workspace.
-    pub const SCHEMA: Keyspace = Keyspace(13);
+    SCHEMA = 13, KeyForm::Secret;
+    /// Parts of values too large for one record.
+    SPILL = 14, KeyForm::Hashes(&[WORKSPACE]);
 }
 
 /// Longest key in bytes.
@@ -165,6 +203,38 @@ pub enum StoreError {
         found: u32,
         /// Newest format that this program knows.
         supported: u32,
+    },
+    /// The directory has another backend than the one asked for.
+    #[error(
+        "the store {dir} is kept by {found}, {configured} is configured; change the configuration, or convert the store with `anabranch store compact --backend {configured}`"
+    )]
+    OtherBackend {
+        /// The directory.
+        dir: String,
+        /// Name of the backend that it has.
+        found: &'static str,
+        /// Name of the backend that was asked for.
+        configured: &'static str,
+    },
+    /// The store is encrypted and no key was given.
+    #[error("the store {dir} is encrypted; give its key or passphrase")]
+    KeyNeeded {
+        /// The directory.
+        dir: String,
+    },
+    /// A key was given for a store that has none.
+    #[error("the store {dir} is not encrypted; open it without a key or passphrase")]
+    NotEncrypted {
+        /// The directory.
+        dir: String,
+    },
+    /// The key or passphrase is not that of the store. Nothing was changed.
+    #[error("the store {dir} has another key: {why}")]
+    WrongKey {
+        /// The directory.
+        dir: String,
+        /// What does not fit.
+        why: &'static str,
     },
     /// There is less free space than the configured floor.
     #[error(

@@ -391,6 +391,8 @@ pub enum FaultCode {
     Internal = 12,
     /// The relay is shutting down.
     ShuttingDown = 13,
+    /// The relay's disk is full. What was sent is not stored; sent again later it may be.
+    NoSpace = 14,
 }
 
 impl FaultCode {
@@ -411,6 +413,7 @@ impl FaultCode {
             Quota,
             Internal,
             ShuttingDown,
+            NoSpace,
         ]
         .into_iter()
         .find(|known| *known as u16 == code)
@@ -432,7 +435,13 @@ impl FaultCode {
             FaultCode::Quota => "quota",
             FaultCode::Internal => "internal",
             FaultCode::ShuttingDown => "shutting_down",
+            FaultCode::NoSpace => "no_space",
         }
+    }
+
+    /// Whether the same may succeed later with nothing changed but time.
+    pub fn is_retryable(self) -> bool {
+        matches!(self, FaultCode::Quota | FaultCode::Internal | FaultCode::ShuttingDown | FaultCode::NoSpace)
     }
 
     /// Whether signing in again is what helps.

@@ -11,8 +11,8 @@ use anabranch_core::admission::RefusalCode;
 use anabranch_core::change::Change;
 use anabranch_core::genesis::GenesisKind;
 use anabranch_core::id::{Author, Incarnation};
-use anabranch_core::relay::{Input, Output, RelayConfig};
-use anabranch_core::store::{Keyspace, Store as _};
+use anabranch_core::relay::{Input, Output, RelayConfig, verify};
+use anabranch_core::store::{Batch, Keyspace, Store as _, View};
 use anabranch_core::wire::*;
 use proptest::prelude::*;
 use support::*;
@@ -975,7 +975,11 @@ fn a_schema_is_pushed_by_those_who_manage_the_workspace() {
     for (number, role) in ["reader", "writer"].into_iter().enumerate() {
         let conn = world.join(&Device::new(number as u8), role);
         world.send(conn, PushSchema { channel: 1, source: SCHEMA.into() });
-        assert_eq!(faults(&world.settle(conn)), [(Some(1), FaultCode::Forbidden)]);
+        let told = world.settle(conn);
+        assert_eq!(faults(&told), []);
+        let answers = told.iter().filter_map(|m| if let Message::SchemaIs(m) = m { Some(m) } else { None });
+        let problems: Vec<&String> = answers.flat_map(|answer| &answer.problems).collect();
+        assert_eq!(problems, ["only an admin or an authority pushes a schema"]);
     }
     let admin = world.join(&Device::new(9), "admin");
     let push = |world: &mut World, source: &str| {
@@ -1198,5 +1202,30 @@ proptest! {
         prop_assert_eq!(digest_of(&feed), digest.1);
         world.crash(config);
         prop_assert_eq!(world.digest(), digest);
+    }
+}
+
+// ── Looking at everything ─────────────────────────────────────────────────────────────────
+
+#[test]
+fn what_is_missing_from_a_store_is_found() {
+    let look = |world: &World| verify(&*world.store, &home(), &mut |_| ()).unwrap().unwrap();
+    for keyspace in [Keyspace::FEED, Keyspace::ENTITY, Keyspace::HEADER] {
+        let mut world = World::with_schema();
+        let mut ann = Device::new(1);
+        let conn = world.join(&ann, "writer");
+        for id in ["a", "b", "c"] {
+            let (first, second) = (ann.edit(id), ann.edit(id));
+            world.submit(conn, unit([of(id, &[&first, &second])]));
+        }
+        let checked = look(&world);
+        assert_eq!((checked.entities, checked.faults), (3, vec![]));
+        assert!(checked.feed_entries >= 3);
+        let page = world.store.scan(View::Latest, keyspace, &[], &[], 100).unwrap();
+        let (place, _) = page.last().unwrap();
+        let mut batch = Batch::new();
+        batch.delete(keyspace, place.clone());
+        world.store.commit(batch).unwrap();
+        assert!(!look(&world).faults.is_empty(), "{keyspace:?}");
     }
 }

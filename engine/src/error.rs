@@ -3,7 +3,7 @@
 use anabranch_core::entity::EditError;
 use anabranch_core::id::NameError;
 use anabranch_core::query::QueryError;
-use anabranch_core::replica::WriteError;
+use anabranch_core::replica::{Held, WriteError};
 use anabranch_core::session::SessionError;
 use anabranch_core::store::StoreError;
 use anabranch_core::wire::FaultCode;
@@ -131,12 +131,46 @@ impl Error {
     }
 }
 
+impl From<&Held> for Error {
+    fn from(held: &Held) -> Self {
+        match held {
+            Held::RefusedParent { entity, parent } => Self::new(
+                Category::Validation,
+                "held_by_refused",
+                format!("{entity} waits for {parent}, which it refers to and which the relay refused"),
+            )
+            .with_help(
+                "look at `refused` for the reason, then write it rightly, or retry or dismiss it there",
+            ),
+            Held::MissingAtRelay { entity } => Self::new(
+                Category::Server,
+                "missing_at_relay",
+                format!("the relay lacks what the changes of {entity} build on"),
+            )
+            .with_help(
+                "they are offered again at the next connect; if that stays, tell the relay's operator",
+            ),
+            Held::Diverged => Self::new(
+                Category::Server,
+                "digest_mismatch",
+                "this device and the relay hold different things although everything was fetched again",
+            )
+            .with_help("tell the relay's operator; what was written here is kept"),
+            _ => Self::new(Category::Server, "held", "something is still to be exchanged"),
+        }
+    }
+}
+
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         let (category, code) = match &error {
             StoreError::InUse { .. } => (Category::Storage, "in_use"),
             StoreError::Damaged { .. } => (Category::Storage, "damaged"),
             StoreError::NewerFormat { .. } => (Category::Storage, "newer_format"),
+            StoreError::OtherBackend { .. } => (Category::Storage, "other_backend"),
+            StoreError::KeyNeeded { .. } => (Category::Storage, "key_needed"),
+            StoreError::NotEncrypted { .. } => (Category::Storage, "not_encrypted"),
+            StoreError::WrongKey { .. } => (Category::Storage, "wrong_key"),
             StoreError::NoSpace { .. } => (Category::Quota, "no_space"),
             StoreError::TooLarge { .. } => (Category::Quota, "too_large"),
             _ => (Category::Storage, "store"),
@@ -153,7 +187,8 @@ impl From<EditError> for Error {
             EditError::Conflict { .. } => Self::new(Category::Conflict, "in_conflict", message)
                 .with_help("look at it with `conflicts` and settle it with `resolve`"),
             EditError::NotFound(_) => Self::new(Category::NotFound, "not_found", message),
-            EditError::UnknownVersion(_) => Self::new(Category::Validation, "unknown_version", message),
+            EditError::UnknownVersion(_) => Self::new(Category::Usage, "unknown_version", message)
+                .with_help("versions come with what is read, and go with the entity that they came with"),
             EditError::TooLarge { .. } => Self::new(Category::Quota, "too_large", message),
             _ => Self::new(Category::Storage, "document", message),
         }
@@ -179,6 +214,8 @@ impl From<QueryError> for Error {
     fn from(error: QueryError) -> Self {
         match error {
             QueryError::Store(error) => error.into(),
+            QueryError::BadCursor => Self::new(Category::Usage, "bad_cursor", error.to_string())
+                .with_help("a cursor comes with a page, and goes with the query that gave it"),
             error => Self::new(Category::Validation, "invalid_query", error.to_string()),
         }
     }

@@ -4,15 +4,17 @@
 //! relay, the store's word that something is durable. Reads don't: they are served from
 //! durable rows on the caller's thread. The hub never waits for the disk or the network.
 
+mod scrub;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime};
 
 use anabranch_core::clock::{MonoMs, Now, WallMs};
 use anabranch_core::id::{EntityKey, WorkspaceId};
-use anabranch_core::replica::{ChannelState, Edit, Output, Replica, ReplicaConfig};
+use anabranch_core::replica::{ChannelState, Edit, Held, Output, Replica, ReplicaConfig, Verified};
 use anabranch_core::rows::RefusedRecord;
 use anabranch_core::session::{ClientSession, Event};
 use anabranch_core::store::{CommitNo, Store, StoreError};
@@ -28,6 +30,8 @@ const SOFTWARE: &str = concat!("anabranch/", env!("CARGO_PKG_VERSION"));
 /// Longest queue of change events of one workspace; a watcher that falls further behind is
 /// told to read again.
 pub(crate) const EVENTS_MAX: usize = 4096;
+/// How long the hub sleeps at most.
+const SLEEP_MAX: Duration = Duration::from_secs(3600);
 
 /// Reads both clocks, the wall clock shifted for tests.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +66,7 @@ pub(crate) enum Command {
     Sync { workspace: WorkspaceId, id: u64, reply: Reply<SyncReport> },
     SyncTimeout { id: u64 },
     Schema { workspace: WorkspaceId, push: bool, reply: Reply<SchemaIs> },
+    Verify { workspace: WorkspaceId, from_start: bool, mend: bool, reply: Reply<Verified> },
     Token { token: String },
     LinkConnecting,
     LinkUp { outgoing: mpsc::UnboundedSender<Vec<u8>>, token: Option<String> },
@@ -82,6 +87,8 @@ pub(crate) struct Feeds {
 pub(crate) struct HubConfig {
     pub(crate) template: ReplicaConfig,
     pub(crate) clock: Clock,
+    /// Time between two looks at everything that is stored; none for never.
+    pub(crate) scrub_every: Option<Duration>,
 }
 
 struct Slot {
@@ -90,6 +97,8 @@ struct Slot {
     status: watch::Sender<WorkspaceStatus>,
     events: broadcast::Sender<EntityKey>,
     schema_waiters: VecDeque<(bool, bool, Reply<SchemaIs>)>,
+    /// Faults found in what is stored since the workspace was opened.
+    damage: u64,
 }
 
 struct Link {
@@ -123,7 +132,12 @@ pub(crate) struct Hub {
     syncs: Vec<SyncWaiter>,
     wanted: Arc<Wanted>,
     durable_pending: Arc<AtomicBool>,
+    /// Replicas may be ahead of the store, since it refused a commit: they are read anew before
+    /// they are used again.
+    stale: bool,
+    /// The store works no more, and so neither does the engine.
     failed: Option<Error>,
+    scrubbing: scrub::Schedule,
 }
 
 enum Promise {
@@ -148,6 +162,7 @@ impl Hub {
                 let _ = hook_commands.send(Command::Durable);
             }
         }));
+        let scrubbing = scrub::Schedule::new(config.scrub_every, config.clock.now().mono);
         Self {
             config,
             store,
@@ -160,25 +175,77 @@ impl Hub {
             syncs: Vec::new(),
             wanted,
             durable_pending,
+            stale: false,
             failed: None,
+            scrubbing,
         }
     }
 
     /// Runs until it is told to shut down or everyone who could is gone.
     pub(crate) fn run(mut self, commands: Receiver<Command>) {
-        while let Ok(command) = commands.recv() {
-            if let Command::Shutdown { reply } = command {
-                self.shut_down();
-                // The caller may have stopped waiting.
-                let _ = reply.send(());
-                return;
+        loop {
+            match commands.recv_timeout(self.sleep()) {
+                Ok(Command::Shutdown { reply }) => {
+                    self.shut_down();
+                    // The caller may have stopped waiting.
+                    let _ = reply.send(());
+                    return;
+                }
+                Ok(command) => self.take(command),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.tick();
+                    self.scrub();
+                }
+                Err(RecvTimeoutError::Disconnected) => return self.shut_down(),
             }
-            if let Err(error) = self.handle(command) {
-                self.fail(error.into());
-            }
-            self.drain();
         }
-        self.shut_down();
+    }
+
+    /// How long nothing is due.
+    fn sleep(&self) -> Duration {
+        let now = self.config.clock.now().mono.0;
+        let replicas = self.slots.values().filter_map(|slot| slot.replica.next_wakeup());
+        let next = replicas.chain(self.scrubbing.next_wakeup()).min();
+        next.map_or(SLEEP_MAX, |at| Duration::from_millis(at.0.saturating_sub(now)).min(SLEEP_MAX))
+    }
+
+    fn tick(&mut self) {
+        let now = self.config.clock.now();
+        self.slots.values_mut().for_each(|slot| slot.replica.tick(now));
+        self.drain();
+    }
+
+    fn take(&mut self, command: Command) {
+        if let Err(error) = self.handle(command) {
+            self.recover(error);
+        }
+        // Under load commands never run out, and what is due is due.
+        self.tick();
+    }
+
+    /// After an error of the store half way through an operation. While the store itself works,
+    /// what it refused (for want of space, or because it met a damaged record) ends the link, which
+    /// comes back with growing waits; everything local goes on with what is stored.
+    fn recover(&mut self, error: StoreError) {
+        if let Err(broken) = self.store.durable() {
+            tracing::debug!(%broken, "the store answers nothing more");
+            return self.fail(error.into());
+        }
+        tracing::error!(%error, "the store refused: the link is cut, and what is stored is read anew");
+        self.stale = true;
+        self.link_down(Some(error.into()));
+    }
+
+    /// Reads replicas anew that may be ahead of the store.
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        if self.stale {
+            for slot in self.slots.values_mut() {
+                slot.replica.reopen()?;
+                slot.replica.durable(self.durable)?;
+            }
+            self.stale = false;
+        }
+        Ok(())
     }
 
     fn shut_down(&mut self) {
@@ -201,6 +268,9 @@ impl Hub {
             tracing::error!(%error, "the engine stopped");
             self.failed = Some(error.clone());
         }
+        for (_, _, reply) in self.slots.values_mut().flat_map(|slot| slot.schema_waiters.drain(..)) {
+            let _ = reply.send(Err(error.clone()));
+        }
         for (_, promise) in self.promised.drain(..) {
             if let Promise::Reply(reply) = promise {
                 reply(Err(error.clone()));
@@ -209,13 +279,16 @@ impl Hub {
         for waiter in self.syncs.drain(..) {
             let _ = waiter.reply.send(Err(error.clone()));
         }
+        self.wanted.stop();
+        self.link_down(Some(error));
     }
 
     fn handle(&mut self, command: Command) -> Result<(), StoreError> {
         let now = self.config.clock.now();
-        if let Some(error) = &self.failed {
-            refuse(command, error);
-            return Ok(());
+        let unusable = self.failed.clone().or_else(|| self.reopen().err().map(Error::from));
+        let concerns_links_only = matches!(command, Command::LinkDown { .. } | Command::LinkConnecting);
+        if let Some(error) = unusable.filter(|_| !concerns_links_only) {
+            return self.refuse(command, &error);
         }
         match command {
             Command::Open { workspace, reply } => {
@@ -267,11 +340,18 @@ impl Hub {
             }
             Command::Dismiss { workspace, number, reply } => {
                 let Some(slot) = self.slots.get_mut(&workspace) else { return Ok(()) };
-                let found = slot.replica.dismiss(number)?;
-                let commit = slot.replica.last_commit();
-                self.promise(commit, move |durable| {
-                    let _ = reply.send(durable.map(|()| found));
-                });
+                match slot.replica.dismiss(number) {
+                    Ok(found) => {
+                        let commit = slot.replica.last_commit();
+                        self.promise(commit, move |durable| {
+                            let _ = reply.send(durable.map(|()| found));
+                        });
+                    }
+                    Err(error) => {
+                        let _ = reply.send(Err(error.clone().into()));
+                        return Err(error);
+                    }
+                }
             }
             Command::RetryRefused { workspace, record, reply } => {
                 let Some(slot) = self.slots.get_mut(&workspace) else { return Ok(()) };
@@ -307,6 +387,9 @@ impl Hub {
                     slot.schema_waiters.push_back((push, false, reply));
                 }
             }
+            Command::Verify { workspace, from_start, mend, reply } => {
+                let _ = reply.send(self.verify_now(&workspace, from_start, mend));
+            }
             Command::Token { token } => {
                 if let Some(link) = &mut self.link {
                     link.token = Some(token.clone());
@@ -329,14 +412,38 @@ impl Hub {
             Command::Frame { bytes, .. } => self.receive(now, &bytes)?,
             Command::LinkDown { error } => self.link_down(error),
             Command::Durable => {
-                self.durable_pending.store(false, Ordering::Release);
-                self.durable = self.durable.max(self.store.durable()?);
-                self.release();
+                self.became_durable()?;
                 for slot in self.slots.values_mut() {
                     slot.replica.durable(self.durable)?;
                 }
             }
             Command::Shutdown { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn became_durable(&mut self) -> Result<(), StoreError> {
+        self.durable_pending.store(false, Ordering::Release);
+        self.durable = self.durable.max(self.store.durable()?);
+        self.release();
+        Ok(())
+    }
+
+    /// Answers a command with why nothing can be done about it.
+    fn refuse(&mut self, command: Command, error: &Error) -> Result<(), StoreError> {
+        let error = error.clone();
+        // Whoever asked may have stopped waiting.
+        match command {
+            Command::Open { reply, .. } => drop(reply.send(Err(error))),
+            Command::Write { reply, .. } => drop(reply.send(Err(error))),
+            Command::WriteEach { reply, .. } => drop(reply.send(Err(error))),
+            Command::Dismiss { reply, .. } => drop(reply.send(Err(error))),
+            Command::RetryRefused { reply, .. } => drop(reply.send(Err(error))),
+            Command::Sync { reply, .. } => drop(reply.send(Err(error))),
+            Command::Schema { reply, .. } => drop(reply.send(Err(error))),
+            Command::Verify { reply, .. } => drop(reply.send(Err(error))),
+            Command::Durable if self.failed.is_none() => return self.became_durable(),
+            _ => {}
         }
         Ok(())
     }
@@ -350,7 +457,7 @@ impl Hub {
         let channel = self.slots.len() as Channel + 1;
         let (status, _) = watch::channel(WorkspaceStatus::default());
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        let mut slot = Slot { replica, channel, status, events, schema_waiters: VecDeque::new() };
+        let mut slot = Slot { replica, channel, status, events, schema_waiters: VecDeque::new(), damage: 0 };
         slot.replica.durable(self.durable)?;
         if let Some(link) = &self.link {
             slot.replica.relay_clock_is(link.relay_ahead_ms);
@@ -364,7 +471,8 @@ impl Hub {
         let Some(link) = &mut self.link else { return Ok(()) };
         match link.session.receive(now, bytes) {
             Ok(Event::Ready { relay_ahead_ms }) => {
-                self.last_error = None;
+                // That the network is back says nothing of the store.
+                self.last_error.take_if(|error| error.store_error().is_none());
                 link.ready = true;
                 link.relay_ahead_ms = relay_ahead_ms;
                 for slot in self.slots.values_mut() {
@@ -375,6 +483,7 @@ impl Hub {
                 if let Some(slot) = self.slots.values_mut().find(|slot| slot.channel == channel) {
                     let was_refused = matches!(slot.replica.channel_state(), ChannelState::Faulted { .. });
                     slot.replica.receive(now, message)?;
+                    self.last_error = None;
                     match slot.replica.channel_state() {
                         ChannelState::Faulted { code, .. } if code.is_auth() && !was_refused => {
                             self.wanted.ask_for_token();
@@ -505,28 +614,34 @@ impl Hub {
     fn publish(&mut self) {
         for slot in self.slots.values_mut() {
             let figures = slot.replica.status();
+            let held = held(&slot.replica);
             let (state, fault) = match (slot.replica.channel_state(), self.link.is_some()) {
-                (ChannelState::Faulted { code, message }, _) if code.is_auth() => {
-                    (SyncState::Auth, Some(message.clone()))
+                (ChannelState::Faulted { code, message }, _) => {
+                    let state = if code.is_auth() { SyncState::Auth } else { SyncState::Faulted };
+                    (state, Some(Error::fault(*code, message.clone())))
                 }
-                (ChannelState::Faulted { message, .. }, _) => (SyncState::Faulted, Some(message.clone())),
                 (_, false) if self.connecting => (SyncState::Connecting, None),
                 (_, false) => (SyncState::Offline, None),
                 (ChannelState::Offline | ChannelState::SigningIn, true) => (SyncState::SigningIn, None),
                 (ChannelState::CatchingUp { cursor, end }, true) => {
                     (SyncState::Syncing { done: *cursor, total: *end }, None)
                 }
+                (_, true) if held.is_some() => (SyncState::Pending, None),
                 (_, true) if slot.replica.is_complete() => (SyncState::UpToDate, None),
                 (_, true) => (SyncState::Syncing { done: 0, total: figures.pending }, None),
             };
+            let error = fault.or_else(|| self.last_error.clone());
             let status = WorkspaceStatus {
                 state,
+                held: held.filter(|_| state == SyncState::Pending),
                 pending: figures.pending,
                 conflicts: figures.conflicts,
                 refused: figures.refused,
                 digest: figures.digest.to_string(),
                 clock_skew_ms: figures.clock_skew_ms,
-                last_error: fault.or_else(|| self.last_error.as_ref().map(ToString::to_string)),
+                damage: slot.damage,
+                last_error: error.as_ref().map(ToString::to_string),
+                error_category: error.as_ref().map(Error::category),
                 synced_ms: figures.synced.map(|wall| wall.0),
                 role: slot.replica.role().name(),
             };
@@ -545,18 +660,10 @@ impl Hub {
         let Some(slot) = self.slots.get(&waiter.workspace) else { return };
         let figures = slot.replica.status();
         let (outcome, error) = match (slot.replica.channel_state(), &self.last_error) {
-            _ if self.link.is_some() && slot.replica.is_complete() && slot.replica.is_diverged() => {
-                let message =
-                    "this device and the relay hold different things although everything was fetched again";
-                let error = Error::new(Category::Server, "digest_mismatch", message)
-                    .with_help("tell the relay's operator; what was written here is kept");
-                (SyncOutcome::Partial, Some(error))
-            }
-            _ if self.link.is_some() && slot.replica.is_complete() => {
-                // What a refused parent holds back, or the relay can't take now, is not done.
-                let outcome = if figures.pending == 0 { SyncOutcome::Complete } else { SyncOutcome::Partial };
-                (outcome, None)
-            }
+            _ if self.link.is_some() && slot.replica.is_complete() => match held(&slot.replica) {
+                Some(held) => (SyncOutcome::Partial, Some(Error::from(&held))),
+                None => (SyncOutcome::Complete, None),
+            },
             (ChannelState::Faulted { code, message }, _) => {
                 let outcome = if code.is_auth() { SyncOutcome::Auth } else { SyncOutcome::Partial };
                 (outcome, Some(Error::fault(*code, message.clone())))
@@ -570,6 +677,7 @@ impl Hub {
             {
                 (SyncOutcome::Partial, None)
             }
+            (_, Some(error)) if error.store_error().is_some() => (SyncOutcome::Partial, Some(error.clone())),
             (_, error) => {
                 let unreachable = || {
                     Error::new(Category::Network, "unreachable", "the relay did not answer in time")
@@ -596,18 +704,14 @@ impl Hub {
     }
 }
 
-/// Answers a command with the failure that stopped the engine.
-fn refuse(command: Command, error: &Error) {
-    let error = error.clone();
-    // Whoever asked may have stopped waiting.
-    match command {
-        Command::Open { reply, .. } => drop(reply.send(Err(error))),
-        Command::Write { reply, .. } => drop(reply.send(Err(error))),
-        Command::WriteEach { reply, .. } => drop(reply.send(Err(error))),
-        Command::Dismiss { reply, .. } => drop(reply.send(Err(error))),
-        Command::RetryRefused { reply, .. } => drop(reply.send(Err(error))),
-        Command::Sync { reply, .. } => drop(reply.send(Err(error))),
-        Command::Schema { reply, .. } => drop(reply.send(Err(error))),
-        _ => {}
-    }
+/// Why the replica and the relay are not equal though everything was exchanged.
+fn held(replica: &Replica) -> Option<Held> {
+    replica.held().unwrap_or_else(|error| {
+        // The store tells it to whoever reads or writes next.
+        tracing::warn!(%error, "what is held back can't be told");
+        None
+    })
 }
+
+#[cfg(test)]
+mod tests;

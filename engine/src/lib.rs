@@ -16,21 +16,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use anabranch_core::codec;
 use anabranch_core::id::{DeviceId, WorkspaceId};
 use anabranch_core::replica::ReplicaConfig;
 use anabranch_core::store::{Batch, Keyspace, Store, View};
 use anabranch_core::wire::GrantRole;
-use anabranch_store::{SledStore, StoreOptions};
+use anabranch_store::DiskStore;
 use anabranch_transport::DeviceKey;
 
 pub use anabranch_core::entity::WHOLE_ENTITY;
 pub use anabranch_core::id::EntityKey;
 pub use anabranch_core::intent::Intent;
 pub use anabranch_core::query::{Filter, Op, Query};
-pub use anabranch_core::replica::{Edit, Expect, parse_version};
+pub use anabranch_core::replica::{Edit, Expect, Fault, parse_version};
 pub use anabranch_core::rows::{RefusedRecord, SyncStatus};
+/// How the store on disk is kept: which backend, encrypted or not, how much memory.
+pub use anabranch_store::{BackendKind, StoreKey, StoreOptions};
 /// The address of a relay: where it is and who it is.
 pub use anabranch_transport::RelayUrl;
 /// Schemas: the types of a workspace, their fields, and the policy of each.
@@ -41,10 +44,11 @@ pub use anabranch_derive::Entity;
 pub use error::{Category, Error};
 pub use link::TokenSource;
 pub use schema::Schema;
-pub use status::{SyncOutcome, SyncReport, SyncState, WorkspaceStatus};
+pub use status::{Held, SyncOutcome, SyncReport, SyncState, WorkspaceStatus};
 pub use typed::{Entities, Entity, FieldName, Find, Loaded};
 pub use workspace::{
-    BoxStream, ChangeEvent, ChangeStream, ConflictItem, ConflictSide, Page, Record, Resolution, Workspace,
+    BoxStream, ChangeEvent, ChangeStream, ConflictItem, ConflictSide, Page, Record, Resolution, Verification,
+    Workspace,
 };
 
 use hub::{Clock, Command, Hub, HubConfig};
@@ -65,6 +69,8 @@ pub struct EngineBuilder {
     assumed_role: Option<GrantRole>,
     clock_offset_ms: i64,
     background_sync: bool,
+    store: StoreOptions,
+    scrub_every: Option<Duration>,
     error: Option<Error>,
 }
 
@@ -133,11 +139,29 @@ impl EngineBuilder {
         self
     }
 
+    /// How the store on disk is kept. By default an existing store as it is, and a new one on
+    /// sled, not encrypted.
+    pub fn store(mut self, options: StoreOptions) -> Self {
+        self.store = options;
+        self
+    }
+
+    /// How long after one slow look at everything that is stored the next one begins: a day by
+    /// default, `None` for never. It compares documents, rows, indexes and the digest, mends what
+    /// follows from something else, and has the next sync fetch what is missing; see
+    /// [`WorkspaceStatus::damage`]. [`Workspace::verify`] does the same at once.
+    pub fn scrub_every(mut self, every: Option<Duration>) -> Self {
+        self.scrub_every = every;
+        self
+    }
+
     /// Opens the store in the directory, creating it where there is none, and starts to sync.
     ///
     /// # Errors
     /// [`Category::Storage`] with code `in_use` if another process has the directory, `damaged`
-    /// if the store can't be trusted (it is moved aside, nothing is deleted).
+    /// if the store can't be trusted (it is moved aside, nothing is deleted), `key_needed`,
+    /// `wrong_key`, `not_encrypted` or `other_backend` if [`EngineBuilder::store`] doesn't fit
+    /// it (nothing is changed).
     pub async fn open(self) -> Result<Engine, Error> {
         if let Some(error) = self.error {
             return Err(error);
@@ -147,7 +171,7 @@ impl EngineBuilder {
             .map_err(|errors| Error::new(Category::Validation, "invalid_schema", errors.to_string()))?;
         let relay: Option<RelayUrl> = self.relay.as_deref().map(str::parse).transpose()?;
         let dir = self.dir.clone();
-        let (store, key, seed) = run_blocking(move || prepare(&dir)).await?;
+        let (store, key, seed) = run_blocking(move || prepare(&dir, self.store)).await?;
         let store_life = store_life(&store)?;
         let store: Arc<dyn Store> = Arc::new(store);
         let device = DeviceId(key.public().0);
@@ -172,7 +196,8 @@ impl EngineBuilder {
             .map_err(io)?;
         let wanted = Arc::new(Wanted::default());
         let (commands, inbox) = mpsc::channel::<Command>();
-        let config = HubConfig { template, clock: Clock::new(self.clock_offset_ms) };
+        let clock = Clock::new(self.clock_offset_ms);
+        let config = HubConfig { template, clock, scrub_every: self.scrub_every };
         let hub = Hub::new(config, Arc::clone(&store), Arc::clone(&wanted), &commands);
         std::thread::Builder::new().name("anabranch-hub".into()).spawn(move || hub.run(inbox)).map_err(io)?;
         let has_relay = relay.is_some();
@@ -196,11 +221,11 @@ impl EngineBuilder {
 }
 
 /// Opens what lies in the directory. Blocks on the disk.
-fn prepare(dir: &Path) -> Result<(SledStore, DeviceKey, [u8; 32]), Error> {
+fn prepare(dir: &Path, options: StoreOptions) -> Result<(DiskStore, DeviceKey, [u8; 32]), Error> {
     std::fs::create_dir_all(dir).map_err(|error| {
         Error::new(Category::Storage, "io", format!("can't create {}: {error}", dir.display()))
     })?;
-    let store = SledStore::open(dir.join("store"), StoreOptions::default())?;
+    let store = DiskStore::open(dir.join("store"), options)?;
     let key = DeviceKey::load_or_create(dir.join("device.key"))?;
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| {
@@ -210,7 +235,7 @@ fn prepare(dir: &Path) -> Result<(SledStore, DeviceKey, [u8; 32]), Error> {
 }
 
 /// Which life of the store this is; a new one if the store was found to have gone back.
-fn store_life(store: &SledStore) -> Result<u32, Error> {
+fn store_life(store: &DiskStore) -> Result<u32, Error> {
     let stored = store.get(View::Latest, Keyspace::META, STORE_LIFE)?;
     let mut life: u32 =
         stored.map(|bytes| codec::decode(&bytes, "the store's life")).transpose()?.unwrap_or_default();
@@ -275,6 +300,8 @@ impl Engine {
             assumed_role: None,
             clock_offset_ms: 0,
             background_sync: true,
+            store: StoreOptions::default(),
+            scrub_every: Some(Duration::from_secs(24 * 60 * 60)),
             error: None,
         }
     }

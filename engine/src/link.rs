@@ -60,6 +60,7 @@ pub(crate) struct Wanted {
     changed: Notify,
     token: Notify,
     signed_in: AtomicBool,
+    stopped: AtomicBool,
 }
 
 impl Wanted {
@@ -71,7 +72,13 @@ impl Wanted {
     }
 
     fn is_wanted(&self) -> bool {
-        self.count.load(Ordering::Acquire) > 0
+        self.count.load(Ordering::Acquire) > 0 && !self.stopped.load(Ordering::Acquire)
+    }
+
+    /// From now on no link is of use to anybody.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.changed.notify_one();
     }
 
     pub(crate) fn ask_for_token(&self) {

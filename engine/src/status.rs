@@ -1,6 +1,8 @@
 //! What an app can show of the state of things.
 
-use crate::error::Error;
+pub use anabranch_core::replica::Held;
+
+use crate::error::{Category, Error};
 
 /// How a workspace stands with the relay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +24,9 @@ pub enum SyncState {
     },
     /// Everything was received, everything written here was admitted.
     UpToDate,
+    /// All that could be exchanged was, and the two sides still differ: [`WorkspaceStatus::held`]
+    /// says why.
+    Pending,
     /// The relay wants another token. Nothing is lost meanwhile.
     Auth,
     /// The relay refused the workspace for another reason.
@@ -37,6 +42,7 @@ impl SyncState {
             SyncState::SigningIn => "signing_in",
             SyncState::Syncing { .. } => "syncing",
             SyncState::UpToDate => "up_to_date",
+            SyncState::Pending => "pending",
             SyncState::Auth => "auth",
             SyncState::Faulted => "faulted",
         }
@@ -49,6 +55,8 @@ impl SyncState {
 pub struct WorkspaceStatus {
     /// How it stands with the relay.
     pub state: SyncState,
+    /// Why it is [`SyncState::Pending`].
+    pub held: Option<Held>,
     /// Entities with changes that the relay has not admitted.
     pub pending: u64,
     /// Entities with something that waits for a person.
@@ -59,8 +67,13 @@ pub struct WorkspaceStatus {
     pub digest: String,
     /// How far this device's clock is ahead of the relay's, in milliseconds.
     pub clock_skew_ms: i64,
+    /// Faults found in what is stored since the workspace was opened, mended where that can be;
+    /// the log says which.
+    pub damage: u64,
     /// What went wrong last, until it is overcome.
     pub last_error: Option<String>,
+    /// Who can do something about [`WorkspaceStatus::last_error`].
+    pub error_category: Option<Category>,
     /// When everything was last in sync, milliseconds since 1970 by the relay's clock.
     pub synced_ms: Option<u64>,
     /// The role of this device: `reader`, `writer`, `authority` or `admin`.
@@ -72,7 +85,8 @@ pub struct WorkspaceStatus {
 pub enum SyncOutcome {
     /// Everything was exchanged.
     Complete,
-    /// Time ran out, or the relay stopped, with something done. What was achieved is kept.
+    /// Time ran out, or the relay stopped, with something done; or something is held back, and
+    /// [`SyncReport::error`] says by what. What was achieved is kept.
     Partial,
     /// The relay could not be reached.
     Offline,

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use anabranch_core::id::{DeviceId, EntityKey, WorkspaceId};
 use anabranch_core::query::{self, Filter, Query};
-use anabranch_core::replica::{Edit, Replica};
+use anabranch_core::replica::{Edit, Fault, Replica};
 use anabranch_core::rows::{ConflictRecord, RefusedRecord, RowRecord, Rows, SyncStatus};
 use anabranch_core::schema::Schema;
 use anabranch_core::store::Store;
-use anabranch_core::wire::SchemaIs;
+use anabranch_core::wire::{FaultCode, GrantRole, SchemaIs};
 use base64::Engine as _;
 use futures_core::Stream;
 use serde_json::Value as Json;
@@ -80,9 +80,11 @@ pub struct ConflictItem {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ConflictSide {
-    /// Name of the device that wrote it.
+    /// Name of the device that wrote it last.
     pub device: String,
-    /// Whether this device wrote it.
+    /// Names of all devices that wrote this value, the last first: equal values are one side.
+    pub devices: Vec<String>,
+    /// Whether this device is one of them.
     pub mine: bool,
     /// The value; null for a cleared field or a deletion.
     pub value: Json,
@@ -93,9 +95,10 @@ pub struct ConflictSide {
 /// How a person settles a conflict.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Resolution {
-    /// What this device wrote.
+    /// The side that this device wrote, alone or with others; an error if it wrote none, or
+    /// several.
     Mine,
-    /// What the other device wrote.
+    /// The only side that this device did not write; an error if there are several.
     Theirs,
     /// One of the sides, counted from 1.
     Side(usize),
@@ -159,6 +162,16 @@ impl Shared {
         self.commands.send(command(reply)).map_err(|_| Error::closed())?;
         answer.await.map_err(|_| Error::closed())?
     }
+}
+
+/// What [`Workspace::verify`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Verification {
+    /// Entries that were looked at: documents, rows, index entries, conflicts.
+    pub entries: u64,
+    /// What was wrong.
+    pub faults: Vec<Fault>,
 }
 
 /// A workspace of an engine. Cheap to clone; it keeps the engine open.
@@ -306,10 +319,15 @@ impl Workspace {
     fn conflict(&self, key: &EntityKey, record: ConflictRecord) -> Result<ConflictItem, Error> {
         let mut sides = Vec::with_capacity(record.sides.len());
         for side in record.sides {
-            let device = DeviceId(side.device);
+            let wrote = std::iter::once(side.device).chain(side.others).map(DeviceId);
+            let wrote: Vec<DeviceId> = wrote.collect();
+            let names: Result<Vec<String>, _> =
+                wrote.iter().map(|device| self.rows.device_name(device)).collect();
+            let devices = names?;
             sides.push(ConflictSide {
-                device: self.rows.device_name(&device)?,
-                mine: device == self.shared.device,
+                device: devices[0].clone(),
+                devices,
+                mine: wrote.contains(&self.shared.device),
                 value: side.value,
                 time_ms: side.time_ms,
             });
@@ -428,13 +446,45 @@ impl Workspace {
         if answer.problems.is_empty() {
             return Ok(());
         }
-        let message = format!("the relay refused the schema: {}", answer.problems.join("; "));
+        let problems = answer.problems.join("; ");
+        if ![GrantRole::Admin.name(), GrantRole::Authority.name()].contains(&self.status().role) {
+            return Err(Error::fault(FaultCode::Forbidden, problems));
+        }
+        let message = format!("the relay refused the schema: {problems}");
         Err(Error::new(Category::Validation, "schema_refused", message))
     }
 
     /// The workspace's schema as the relay has it; none where none was pushed.
     pub async fn fetch_schema(&self, deadline: Duration) -> Result<Option<String>, Error> {
         Ok(self.exchange_schema(false, deadline).await?.source)
+    }
+
+    /// Looks at everything that is stored of the workspace: does each document load, do rows,
+    /// indexes and conflicts follow from the documents, do all of them add up to the digest.
+    /// `progress` hears how many entries were looked at so far. Other calls go on meanwhile.
+    ///
+    /// With `mend`, what follows from a document is written anew. A document that can't be read is
+    /// removed, so that the next sync fetches it again; what was not yet sent of it goes to the
+    /// refused changes, with the code `damaged`. Dropped half way, it stops; nothing is lost.
+    ///
+    /// # Errors
+    /// [`Category::Storage`] where the store can't read a value at all.
+    pub async fn verify(&self, mend: bool, mut progress: impl FnMut(u64)) -> Result<Verification, Error> {
+        let mut verification = Verification::default();
+        let mut from_start = true;
+        loop {
+            let (reply, answer) = oneshot::channel();
+            let command = Command::Verify { workspace: self.id.clone(), from_start, mend, reply };
+            self.shared.commands.send(command).map_err(|_| Error::closed())?;
+            let step = answer.await.map_err(|_| Error::closed())??;
+            from_start = false;
+            verification.entries += step.entries;
+            verification.faults.extend(step.faults);
+            progress(verification.entries);
+            if step.done {
+                return Ok(verification);
+            }
+        }
     }
 
     async fn exchange_schema(&self, push: bool, deadline: Duration) -> Result<SchemaIs, Error> {
@@ -475,28 +525,46 @@ fn no_refused(number: u64) -> Error {
     Error::new(Category::NotFound, "no_refused", format!("there is no refused change {number}"))
 }
 
+/// The value that a choice stands for.
 fn pick(sides: &[ConflictSide], choice: Resolution) -> Result<Json, Error> {
-    let only = |mine: bool, word: &str| {
-        let mut found = sides.iter().filter(|side| side.mine == mine);
-        match (found.next(), found.next()) {
-            (Some(side), None) => Ok(side.value.clone()),
-            (None, _) => Err(format!("no side is {word}")),
-            (Some(_), Some(_)) => Err(format!("more than one side is {word}")),
+    let only = |mine: bool| {
+        let found: Vec<&ConflictSide> = sides.iter().filter(|side| side.mine == mine).collect();
+        match (&found[..], mine) {
+            ([side], _) => Ok(side.value.clone()),
+            ([], true) => Err("this device wrote none of the sides".to_owned()),
+            ([], false) => Err("this device wrote all of the sides".to_owned()),
+            (more, true) => Err(format!("{} sides are of this device", more.len())),
+            (more, false) => Err(format!("{} sides are of other devices", more.len())),
         }
     };
     let result = match choice {
-        Resolution::Mine => only(true, "mine"),
-        Resolution::Theirs => only(false, "theirs"),
+        Resolution::Mine => only(true),
+        Resolution::Theirs => only(false),
         Resolution::Side(number) => match number.checked_sub(1).and_then(|place| sides.get(place)) {
             Some(side) => Ok(side.value.clone()),
-            None => Err(format!("there is no side {number}, only 1 to {}", sides.len())),
+            None => Err(format!("there is no side {number}")),
         },
         Resolution::Value(value) => Ok(value),
     };
-    result.map_err(|message| {
+    result.map_err(|what| {
+        let message = format!("{what}; there are {}", numbered(sides));
         Error::new(Category::Validation, "no_such_side", message)
             .with_help("name a side by its number, or give a value")
     })
+}
+
+/// The sides as a person can tell them apart.
+fn numbered(sides: &[ConflictSide]) -> String {
+    const VALUE_CHARS_MAX: usize = 60;
+    let side = |(place, side): (usize, &ConflictSide)| {
+        let mut value = side.value.to_string();
+        if let Some((end, _)) = value.char_indices().nth(VALUE_CHARS_MAX) {
+            value.truncate(end);
+            value.push('…');
+        }
+        format!("{}: {value} ({})", place + 1, side.devices.join(", "))
+    };
+    sides.iter().enumerate().map(side).collect::<Vec<_>>().join("; ")
 }
 
 fn parse_device(text: &str) -> Option<DeviceId> {

@@ -8,6 +8,8 @@
 //! grant_days = 30                          # how long a sign-in holds
 //! workspaces_per_connection = 64
 //! cache_mb = 512                           # memory for pages of the store
+//! store_backend = "redb"                   # of a new store: sled (the default) or redb
+//! store_passphrase_file = "/run/secret"    # of an encrypted store; or store_key_file: 64 hex digits
 //!
 //! [issuers]                                # issuers/acme.jwks.json signs for this `iss`
 //! acme = "https://acme.example"
@@ -15,13 +17,15 @@
 //!
 //! Each setting but `issuers` also goes by an environment variable:
 //! `ANABRANCH_RELAY_DATA`, `ANABRANCH_RELAY_LISTEN` and so on, and `ANABRANCH_RELAY_CONFIG`
-//! names the file.
+//! names the file. `ANABRANCH_RELAY_STORE_PASSPHRASE` is the passphrase itself; it has no place
+//! in the file.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use anabranch_store::{BackendKind, StoreError, StoreKey};
 use serde::Deserialize;
 
 use crate::keys::{Issuers, KeyError, RelayDir};
@@ -47,6 +51,9 @@ pub struct RelayOptions {
     pub public_address: Option<String>,
     /// Overrides `require_schema`.
     pub require_schema: Option<bool>,
+    /// Begins a new epoch at the start, so that devices bring what a store that was restored lacks.
+    /// A store that can tell that it went back begins one by itself.
+    pub new_epoch: bool,
     /// Milliseconds by which the wall clock is shifted, for tests of wrong clocks.
     pub clock_offset_ms: i64,
 }
@@ -93,6 +100,9 @@ pub enum ConfigError {
          configuration; with --dev there is a default"
     )]
     NoData,
+    /// The store's key can't be read.
+    #[error("store_key_file or store_passphrase_file: {0}")]
+    StoreKey(StoreError),
     /// The keys are not in order.
     #[error(transparent)]
     Keys(#[from] KeyError),
@@ -118,10 +128,43 @@ pub struct RelaySettings {
     pub workspaces_per_connection: u32,
     /// Memory for pages of the store, in MiB.
     pub cache_mb: u32,
+    /// What keeps the store, if that is set.
+    pub store_backend: Option<BackendKind>,
+    /// Where the key of an encrypted store comes from.
+    pub store_key: Option<KeySource>,
     /// Names of issuer files and the `iss` claims of their issuers.
     pub issuers: BTreeMap<String, String>,
+    /// Whether a new epoch begins at the start.
+    pub new_epoch: bool,
     /// Milliseconds by which the wall clock is shifted.
     pub clock_offset_ms: i64,
+}
+
+/// Where the key of an encrypted store comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeySource {
+    /// A file with 64 hexadecimal digits.
+    KeyFile(PathBuf),
+    /// A file with a passphrase.
+    PassphraseFile(PathBuf),
+    /// Given as it is.
+    Given(StoreKey),
+}
+
+impl KeySource {
+    /// Reads the key.
+    ///
+    /// # Errors
+    /// [`ConfigError::StoreKey`].
+    pub fn read(&self) -> Result<StoreKey, ConfigError> {
+        match self {
+            KeySource::KeyFile(path) => StoreKey::from_key_file(path),
+            KeySource::PassphraseFile(path) => StoreKey::from_passphrase_file(path),
+            KeySource::Given(key) => Ok(key.clone()),
+        }
+        .map_err(ConfigError::StoreKey)
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -134,6 +177,9 @@ struct File {
     grant_days: Option<u32>,
     workspaces_per_connection: Option<u32>,
     cache_mb: Option<u32>,
+    store_backend: Option<String>,
+    store_key_file: Option<PathBuf>,
+    store_passphrase_file: Option<PathBuf>,
     #[serde(default)]
     issuers: BTreeMap<String, String>,
 }
@@ -292,6 +338,24 @@ impl RelayOptions {
                 set => Ok(set.map_or(default, |set| set.value)),
             }
         };
+        let expected = "give sled or redb";
+        let backend = sources.pick("store_backend", None, file.store_backend, text, expected)?;
+        let store_backend = match backend {
+            Some(Set { value, origin }) => match BackendKind::from_name(&value) {
+                Some(kind) => Some(kind),
+                None => {
+                    let setting = "store_backend";
+                    return Err(ConfigError::BadValue { origin, setting, value, expected });
+                }
+            },
+            None => None,
+        };
+        let path = |setting, file| sources.pick(setting, None, file, |t| Some(t.into()), "give a file");
+        let store_key = one_key(
+            path("store_key_file", file.store_key_file)?,
+            path("store_passphrase_file", file.store_passphrase_file)?,
+            env.get(&format!("{ENV_PREFIX}STORE_PASSPHRASE")),
+        )?;
         let settings = RelaySettings {
             dev: self.dev,
             dir: RelayDir::new(data),
@@ -313,13 +377,17 @@ impl RelayOptions {
                 1024 * 1024,
                 "give 1 to 1048576 MiB",
             )?,
+            store_backend,
+            store_key,
             issuers: file.issuers,
+            new_epoch: self.new_epoch,
             clock_offset_ms: self.clock_offset_ms,
         };
         for name in env.keys() {
             let known = ["config", "data", "listen", "public_address", "require_schema", "grant_days"]
                 .into_iter()
-                .chain(["workspaces_per_connection", "cache_mb"]);
+                .chain(["workspaces_per_connection", "cache_mb", "store_backend", "store_key_file"])
+                .chain(["store_passphrase_file", "store_passphrase"]);
             // No error: platforms set variables by the names of services.
             if !known.map(|name| format!("{ENV_PREFIX}{}", name.to_uppercase())).any(|known| known == *name) {
                 tracing::warn!(name, "an environment variable by this name is not looked at");
@@ -348,11 +416,41 @@ impl RelaySettings {
             return Err(KeyError::Unusable { path: root.to_owned(), what }.into());
         }
         self.dir.address()?;
+        if let Some(source) = &self.store_key {
+            source.read()?;
+        }
         let (_, problems) = Issuers::read(&self.dir.issuers_path(), &self.issuers)?;
         match problems.into_iter().next() {
             Some(problem) => Err(problem.into()),
             None => Ok(()),
         }
+    }
+}
+
+/// Takes the one key that is set: of two, one would be ignored.
+fn one_key(
+    key_file: Option<Set<PathBuf>>,
+    passphrase_file: Option<Set<PathBuf>>,
+    passphrase: Option<&String>,
+) -> Result<Option<KeySource>, ConfigError> {
+    let set = [
+        key_file.map(|set| ("store_key_file", set.origin, KeySource::KeyFile(set.value))),
+        passphrase_file
+            .map(|set| ("store_passphrase_file", set.origin, KeySource::PassphraseFile(set.value))),
+        passphrase.map(|text| {
+            let source = KeySource::Given(StoreKey::from_passphrase(text));
+            ("store_passphrase", format!("{ENV_PREFIX}STORE_PASSPHRASE"), source)
+        }),
+    ];
+    let mut set = set.into_iter().flatten();
+    match (set.next(), set.next()) {
+        (Some((setting, origin, _)), Some((other, ..))) => Err(ConfigError::BadValue {
+            origin,
+            setting,
+            value: format!("together with {other}"),
+            expected: "give only one of store_key_file, store_passphrase_file and store_passphrase",
+        }),
+        (first, _) => Ok(first.map(|(_, _, source)| source)),
     }
 }
 
@@ -437,6 +535,14 @@ mod tests {
             ),
             ("data = \"x\"\ncache_mb = 0\n", "cache_mb = \"0\" can't be used; give 1 to"),
             ("data = \"\"\n", "give a directory"),
+            (
+                "data = \"x\"\nstore_backend = \"rocks\"\n",
+                "store_backend = \"rocks\" can't be used; give sled or",
+            ),
+            (
+                "data = \"x\"\nstore_key_file = \"a\"\nstore_passphrase_file = \"b\"\n",
+                "store_key_file = \"together with store_passphrase_file\" can't be used; give only one",
+            ),
             ("data = [\n", "relay.toml:"),
         ] {
             let (_folder, options) = file(text);
@@ -449,6 +555,24 @@ mod tests {
             error.to_string(),
             "ANABRANCH_RELAY_REQUIRE_SCHEMA: require_schema = \"maybe\" can't be used; give true or false"
         );
+    }
+
+    #[test]
+    fn the_store_is_as_file_and_environment_say() {
+        let (folder, options) = file("data = \"x\"\nstore_backend = \"redb\"\n");
+        let settings = resolve(&options, &[]).unwrap();
+        assert_eq!((settings.store_backend, settings.store_key), (Some(BackendKind::Redb), None));
+        let secret = folder.path().join("secret");
+        let env = [("ANABRANCH_RELAY_STORE_PASSPHRASE_FILE", secret.to_str().unwrap())];
+        let settings = resolve(&options, &env).unwrap();
+        let source = settings.store_key.unwrap();
+        let error = source.read().unwrap_err().to_string();
+        assert!(error.contains("secret: No such file"), "{error}");
+        fs::write(&secret, "correct horse\n").unwrap();
+        assert_eq!(source.read().unwrap(), StoreKey::from_passphrase("correct horse"));
+        let settings = resolve(&options, &[("ANABRANCH_RELAY_STORE_PASSPHRASE", "correct horse")]).unwrap();
+        let shown = format!("{settings:?}");
+        assert!(!shown.contains("horse") && shown.contains("StoreKey(passphrase)"), "{shown}");
     }
 
     #[test]

@@ -7,16 +7,16 @@ use std::thread;
 use std::time::Duration;
 
 use anabranch_core::relay::{ConnId, Input, Relay, RelayConfig};
-use anabranch_core::store::StoreError;
+use anabranch_core::store::{Store as _, StoreError};
 use anabranch_core::wire::FaultCode;
-use anabranch_store::{SledStore, StoreOptions};
+use anabranch_store::{DiskStore, StoreOptions};
 use anabranch_transport::{DeviceKey, Endpoint, Limits, PublicKey, RelayUrl, TransportError};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, timeout_at};
 
-use crate::config::{ConfigError, RelayOptions, RelaySettings};
+use crate::config::{ConfigError, KeySource, RelayOptions, RelaySettings};
 use crate::driver::{Clock, Driver, EVENTS_MAX, Event, watch_durable};
 use crate::keys::KeyError;
 use crate::link;
@@ -199,7 +199,7 @@ struct Opened {
     settings: RelaySettings,
     key: DeviceKey,
     verifier: JwtVerifier,
-    store: Arc<SledStore>,
+    store: Arc<DiskStore>,
 }
 
 impl Opened {
@@ -208,12 +208,17 @@ impl Opened {
         dir.create()?;
         let key = dir.relay_key()?;
         let verifier = JwtVerifier::open(dir, settings.issuers.clone())?;
-        let options = StoreOptions::default().cache_bytes(u64::from(settings.cache_mb) << 20);
-        let store = Arc::new(SledStore::open(dir.store_path(), options)?);
+        let mut options = StoreOptions::default().cache_bytes(u64::from(settings.cache_mb) << 20);
+        options.backend = settings.store_backend;
+        options.encryption = settings.store_key.as_ref().map(KeySource::read).transpose()?;
+        let store = Arc::new(DiskStore::open(dir.store_path(), options)?);
         if store.rolled_back() {
-            // The feed keeps its epoch, so only a device whose cursor is past the feed's end can
-            // tell that the relay went back.
             tracing::error!("the store is behind what it once held: an older copy, or a lost file");
+        }
+        if store.rolled_back() || settings.new_epoch {
+            store.wait_durable(Relay::renew_epoch(&*store, random_epoch()?)?)?;
+            store.roll_back_handled()?;
+            tracing::warn!("the feeds have a new epoch: devices bring what this relay has lost");
         }
         Ok(Self { settings, key, verifier, store })
     }
@@ -221,8 +226,7 @@ impl Opened {
     fn serve(self) -> Result<RelayHandle, RelayError> {
         let Opened { settings, key, verifier, store } = self;
         let system = |action, cause: String| RelayError::System { action, cause };
-        let mut epoch_seed = [0; 16];
-        getrandom::fill(&mut epoch_seed).map_err(|error| system("get random numbers", error.to_string()))?;
+        let epoch_seed = random_epoch()?;
         let keys = verifier.key_count();
         let durable = watch_durable(&*store)?;
         let relay = Relay::open(store.clone(), Box::new(verifier), relay_config(&settings), epoch_seed)?;
@@ -260,6 +264,13 @@ impl Opened {
         }
         Ok(RelayHandle { url, local_addr, stop, ended })
     }
+}
+
+fn random_epoch() -> Result<[u8; 16], RelayError> {
+    let mut epoch = [0; 16];
+    getrandom::fill(&mut epoch)
+        .map_err(|error| RelayError::System { action: "get random numbers", cause: error.to_string() })?;
+    Ok(epoch)
 }
 
 fn relay_config(settings: &RelaySettings) -> RelayConfig {

@@ -31,7 +31,7 @@ pub mod token;
 
 /// What a grant allows.
 pub use anabranch_core::wire::GrantRole;
-pub use config::{ConfigError, RelayOptions, RelaySettings};
+pub use config::{ConfigError, KeySource, RelayOptions, RelaySettings};
 pub use daemon::{RelayDaemon, RelayError, RelayHandle};
 pub use keys::{KeyError, RelayDir};
 pub use token::{

@@ -4,7 +4,7 @@
 //! another date or on another base, so a promise has a row of changes, of which at most one may
 //! ever be admitted. What passes through a device's disk tells which.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_core::change::Change;
 use anabranch_core::id::EntityKey;
@@ -82,6 +82,8 @@ pub(crate) struct Ledger {
     pub(crate) made: BTreeMap<ChangeHash, Made>,
     /// Pending promises by device and number in its outbox.
     numbers: BTreeMap<(usize, u64), PromiseId>,
+    /// Changes that the relay lost and that a device offers again, whoever wrote them.
+    offered: BTreeSet<(usize, u64)>,
     /// Changes that left a device.
     pub(crate) sent: BTreeMap<ChangeHash, (EntityKey, Change)>,
     /// What is against the rules, as it was seen.
@@ -102,6 +104,7 @@ impl Ledger {
                 Noted::Pending { commit, number, record } => {
                     self.pending(device, commit, number, &record, writing)
                 }
+                Noted::Settled { number, .. } if self.offered.remove(&(device, number)) => {}
                 Noted::Settled { commit, number } => {
                     let fate = match noted.peek() {
                         Some(Noted::Refused { commit: with, record }) if *with == commit => Fate::Refused {
@@ -132,6 +135,10 @@ impl Ledger {
         record: &Json,
         writing: Option<&BTreeMap<EntityKey, Meant>>,
     ) {
+        if record["again"].as_bool() == Some(true) {
+            self.offered.insert((device, number));
+            return;
+        }
         let Some((key, hash)) = name(record) else {
             self.wrong.push(format!("device {device} writes a pending change that can't be read"));
             return;
@@ -209,7 +216,12 @@ impl Ledger {
 
     fn find(&mut self, device: usize, outbox: &[(u64, Json)]) {
         self.numbers.retain(|(other, _), _| *other != device);
+        self.offered.retain(|(other, _)| *other != device);
         for (number, record) in outbox {
+            if record["again"].as_bool() == Some(true) {
+                self.offered.insert((device, *number));
+                continue;
+            }
             match name(record).and_then(|(_, hash)| self.made.get(&hash).map(|made| (hash, made.promise))) {
                 Some((hash, promise)) => {
                     self.numbers.insert((device, *number), promise);

@@ -90,7 +90,7 @@ impl Cluster {
                 return true;
             }
             for device in open {
-                self.let_go(device, round);
+                self.let_go(device);
             }
             if !self.rest() {
                 return false;
@@ -124,18 +124,18 @@ impl Cluster {
 
     fn is_done(&self, device: usize) -> bool {
         let Some(replica) = &self.devices[device].replica else { return self.devices[device].absent };
-        replica.is_complete() && replica.status().pending == 0 && !replica.is_diverged()
+        replica.is_complete() && replica.status().pending == 0
     }
 
-    /// What still waits has a reason: its parent, or a member of its transaction, was refused.
-    /// The user lets go of what was refused.
-    fn let_go(&mut self, device: usize, round: usize) {
+    /// What still waits has a reason, and the device says so. The user lets go of what was refused.
+    fn let_go(&mut self, device: usize) {
         self.flush_all(device);
         let Ok(refused) = self.devices[device].rows().refused() else { return };
         let waits = self.ledger.pending_on(device).count();
-        if waits > 0 && refused.is_empty() && round > 0 {
+        let held = self.devices[device].replica.as_ref().and_then(|replica| replica.held().ok().flatten());
+        if waits > 0 && held.is_none() {
             let what: Vec<String> = self.ledger.pending_on(device).map(|p| p.key.to_string()).collect();
-            self.wrong(format!("on device {device} {what:?} wait for nothing"));
+            self.wrong(format!("on device {device} {what:?} wait, and it does not say why"));
         }
         self.report.count("edits that waited for a refused one", waits as u64);
         for (number, _) in refused {
@@ -600,8 +600,8 @@ impl Cluster {
         }
         for device in 0..self.devices.len() {
             let Some(replica) = &self.devices[device].replica else { continue };
-            let (found, diverged) = (replica.status().digest, replica.is_diverged());
-            if found != digest || diverged {
+            let found = replica.status().digest;
+            if found != digest {
                 self.wrong(format!("device {device}'s digest is {found}, it must be {digest}"));
             }
         }

@@ -1,8 +1,10 @@
 //! How far a store has kept its word: the newest durable commit, whether the store has
 //! failed or was closed, who waits for it, and the hook.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Thread};
 
 use anabranch_core::store::{CommitNo, DurableHook, StoreError};
 
@@ -15,7 +17,6 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// See the [module](self).
 pub(crate) struct Durability {
     state: Mutex<State>,
-    changed: Condvar,
     hook: Mutex<Hook>,
 }
 
@@ -23,6 +24,9 @@ struct State {
     durable: u64,
     failure: Option<String>,
     closed: bool,
+    /// Threads by the commit that they wait for. Each is woken when its own is durable: with
+    /// many writers, waking all of them for each group costs more than the group.
+    waiters: BTreeMap<u64, Vec<Thread>>,
 }
 
 #[derive(Default)]
@@ -35,8 +39,7 @@ struct Hook {
 impl Durability {
     pub(crate) fn new(durable: CommitNo) -> Self {
         Durability {
-            state: Mutex::new(State { durable: durable.0, failure: None, closed: false }),
-            changed: Condvar::new(),
+            state: Mutex::new(State::new(durable)),
             hook: Mutex::new(Hook { told: durable.0, ..Hook::default() }),
         }
     }
@@ -59,33 +62,38 @@ impl Durability {
     }
 
     pub(crate) fn wait(&self, commit: CommitNo) -> Result<(), StoreError> {
-        let mut state = lock(&self.state);
         loop {
-            if state.failure.is_none() && state.durable >= commit.0 {
-                return Ok(());
+            {
+                let mut state = lock(&self.state);
+                if state.failure.is_none() && state.durable >= commit.0 {
+                    return Ok(());
+                }
+                state.check()?;
+                state.waiters.entry(commit.0).or_default().push(thread::current());
             }
-            state.check()?;
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            thread::park();
         }
     }
 
     /// Raises the newest durable commit and tells everyone. Does nothing once the store has
     /// failed: nothing more becomes durable then.
     pub(crate) fn advance(&self, commit: CommitNo) {
-        {
+        let reached = {
             let mut state = lock(&self.state);
             if state.failure.is_some() || commit.0 <= state.durable {
                 return;
             }
             state.durable = commit.0;
-        }
-        self.changed.notify_all();
+            let later = state.waiters.split_off(&(commit.0 + 1));
+            std::mem::replace(&mut state.waiters, later)
+        };
+        wake(reached);
         self.tell();
     }
 
     /// Stops the store for good. The first failure is the one that is kept and told.
     pub(crate) fn poison(&self, cause: impl Into<String>) {
-        {
+        let waiting = {
             let mut state = lock(&self.state);
             if state.failure.is_some() || state.closed {
                 return;
@@ -93,15 +101,20 @@ impl Durability {
             let cause = cause.into();
             tracing::error!(%cause, "the store stopped");
             state.failure = Some(cause);
-        }
-        self.changed.notify_all();
+            std::mem::take(&mut state.waiters)
+        };
+        wake(waiting);
         self.tell();
     }
 
     /// Later calls are refused. Drops the hook, so that what it holds is let go.
     pub(crate) fn close(&self) {
-        lock(&self.state).closed = true;
-        self.changed.notify_all();
+        let waiting = {
+            let mut state = lock(&self.state);
+            state.closed = true;
+            std::mem::take(&mut state.waiters)
+        };
+        wake(waiting);
         let hook = lock(&self.hook).call.take();
         drop(hook);
     }
@@ -111,7 +124,7 @@ impl Durability {
         let mut hook = lock(&self.hook);
         hook.told = durable.0;
         hook.told_failure = false;
-        *lock(&self.state) = State { durable: durable.0, failure: None, closed: false };
+        *lock(&self.state) = State::new(durable);
     }
 
     pub(crate) fn set_hook(&self, call: DurableHook) {
@@ -152,7 +165,15 @@ impl Hook {
     }
 }
 
+fn wake(waiters: BTreeMap<u64, Vec<Thread>>) {
+    waiters.into_values().flatten().for_each(|thread| thread.unpark());
+}
+
 impl State {
+    fn new(durable: CommitNo) -> Self {
+        State { durable: durable.0, failure: None, closed: false, waiters: BTreeMap::new() }
+    }
+
     fn check(&self) -> Result<(), StoreError> {
         match &self.failure {
             Some(cause) => Err(StoreError::Poisoned { cause: cause.clone() }),

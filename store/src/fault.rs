@@ -15,7 +15,7 @@ use crate::merge::{merge_page, source};
 /// Wraps a store and fails on request, the same way each time.
 ///
 /// Faults are ordered by methods that change nothing else: [`fail_commit`](Self::fail_commit),
-/// [`poison`](Self::poison), [`hold`](Self::hold) with [`release`](Self::release), and
+/// [`poison`](Self::poison), [`fill`](Self::fill) with [`make_room`](Self::make_room), [`hold`](Self::hold) with [`release`](Self::release), and
 /// [`crash`](Self::crash) with [`restart`](Self::restart). While batches are held they are
 /// kept here and the wrapped store hears nothing of them, so a crash loses exactly those.
 ///
@@ -36,6 +36,7 @@ struct State {
     /// What held batches say of each physical key, and the newest commit that says so.
     overlay: BTreeMap<Vec<u8>, (u64, Option<Vec<u8>>)>,
     fails_in: Option<u64>,
+    full: bool,
 }
 
 impl<S: Store> FaultStore<S> {
@@ -55,6 +56,7 @@ impl<S: Store> FaultStore<S> {
             held: VecDeque::new(),
             overlay: BTreeMap::new(),
             fails_in: None,
+            full: false,
         };
         Ok(FaultStore { inner, state: Mutex::new(state), durability })
     }
@@ -63,6 +65,16 @@ impl<S: Store> FaultStore<S> {
     /// 0 takes an earlier order back.
     pub fn fail_commit(&self, n: u64) {
         lock(&self.state).fails_in = (n > 0).then_some(n);
+    }
+
+    /// From now on commits are refused with [`StoreError::NoSpace`], and nothing of them is queued.
+    pub fn fill(&self) {
+        lock(&self.state).full = true;
+    }
+
+    /// Takes [`fill`](Self::fill) back.
+    pub fn make_room(&self) {
+        lock(&self.state).full = false;
     }
 
     /// Stops the store as a failed sync would.
@@ -110,6 +122,7 @@ impl<S: Store> FaultStore<S> {
             held: VecDeque::new(),
             overlay: BTreeMap::new(),
             fails_in: None,
+            full: false,
         };
         self.durability.restart(durable);
         Ok(())
@@ -211,6 +224,9 @@ impl<S: Store> Store for FaultStore<S> {
         check_batch(&batch)?;
         let mut state = lock(&self.state);
         self.durability.check()?;
+        if state.full {
+            return Err(StoreError::NoSpace { free_bytes: 0, floor_bytes: 1 });
+        }
         match state.fails_in {
             Some(1) => {
                 state.fails_in = None;

@@ -55,6 +55,8 @@ pub(crate) fn check_batch(batch: &Batch) -> Result<(), StoreError> {
 /// A range of physical keys: `lower ≤ key < upper`, where no `upper` means the end.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct KeyRange {
+    /// What all keys of the range start with; at least the keyspace.
+    pub(crate) prefix: Vec<u8>,
     pub(crate) lower: Vec<u8>,
     pub(crate) upper: Option<Vec<u8>>,
 }
@@ -65,20 +67,28 @@ impl KeyRange {
     pub(crate) fn forward(keyspace: Keyspace, prefix: &[u8], from: &[u8]) -> Option<KeyRange> {
         let prefix = physical(keyspace, prefix);
         let upper = successor(&prefix);
-        let lower = if from.is_empty() { prefix } else { prefix.max(physical(keyspace, from)) };
-        KeyRange { lower, upper }.non_empty()
+        let lower =
+            if from.is_empty() { prefix.clone() } else { prefix.clone().max(physical(keyspace, from)) };
+        KeyRange { prefix, lower, upper }.non_empty()
     }
 
     /// The keys that [`Store::scan_rev`](anabranch_core::store::Store::scan_rev) covers.
     pub(crate) fn reverse(keyspace: Keyspace, prefix: &[u8], before: &[u8]) -> Option<KeyRange> {
-        let lower = physical(keyspace, prefix);
+        let prefix = physical(keyspace, prefix);
+        let lower = prefix.clone();
         let end = successor(&lower);
         let upper = match (end, before.is_empty()) {
             (end, true) => end,
             (Some(end), false) => Some(end.min(physical(keyspace, before))),
             (None, false) => Some(physical(keyspace, before)),
         };
-        KeyRange { lower, upper }.non_empty()
+        KeyRange { prefix, lower, upper }.non_empty()
+    }
+
+    /// All keys of a keyspace.
+    pub(crate) fn keyspace(keyspace: Keyspace) -> KeyRange {
+        let prefix = vec![keyspace.0];
+        KeyRange { lower: prefix.clone(), upper: successor(&prefix), prefix }
     }
 
     /// Ranges over ordered maps panic where the start lies behind the end.
@@ -89,7 +99,7 @@ impl KeyRange {
         }
     }
 
-    /// As the bounds that `BTreeMap::range` and sled take.
+    /// As the bounds that ordered maps take.
     pub(crate) fn bounds<'a, K: From<&'a [u8]>>(&'a self) -> (std::ops::Bound<K>, std::ops::Bound<K>) {
         use std::ops::Bound;
         let upper = match &self.upper {
@@ -101,7 +111,7 @@ impl KeyRange {
 }
 
 /// The first key after all keys that start with `prefix`.
-fn successor(prefix: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn successor(prefix: &[u8]) -> Option<Vec<u8>> {
     let mut next = prefix.to_vec();
     while let Some(last) = next.pop() {
         if let Some(more) = last.checked_add(1) {

@@ -1,6 +1,7 @@
 //! Durable ordered stores behind the [`Store`] trait of `anabranch-core`.
 //!
-//! - [`SledStore`] keeps its word on disk; open one with [`open`].
+//! - [`DiskStore`] keeps its word on disk, on top of sled or redb, encrypted or not; open one
+//!   with [`open`].
 //! - [`MemoryStore`] is for tests and the simulator: durable at once, or when told.
 //! - [`FaultStore`] wraps either and fails, holds back and crashes to order.
 //!
@@ -10,18 +11,25 @@
 //! Keyspace 0 belongs to the stores themselves; a call that names it is refused.
 
 mod durability;
+mod files;
 mod keys;
 mod merge;
+mod options;
 
+mod backend;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
+mod disk_store;
+mod encrypt;
 mod fault;
 mod memory;
-mod sled_store;
 
 pub use anabranch_core::store::{
     Batch, CommitNo, DurableHook, Entry, Keyspace, Op, Store, StoreError, StoreStats, View,
 };
+pub use backend::BackendKind;
+pub use disk_store::{DiskStore, open, rekey};
+pub use encrypt::StoreKey;
 pub use fault::FaultStore;
 pub use memory::MemoryStore;
-pub use sled_store::{SledStore, StoreOptions, open};
+pub use options::StoreOptions;

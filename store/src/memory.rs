@@ -93,11 +93,10 @@ impl MemoryStore {
         MemoryStore::with(self.manual, State { published, latest, queued: VecDeque::new(), last })
     }
 
-    /// What a backup that is taken now holds: a new store with all that is durable. This one
-    /// goes on.
+    /// A new store with all that is durable in this one, as a copy of a directory has.
+    #[must_use]
     pub fn copy(&self) -> MemoryStore {
-        let state = self.read();
-        let published = state.published.clone();
+        let published = self.read().published.clone();
         let latest = if self.manual { published.clone() } else { Map::new() };
         let last = self.durability.newest().0;
         MemoryStore::with(self.manual, State { published, latest, queued: VecDeque::new(), last })

@@ -1,7 +1,7 @@
 //! A process that writes is killed at any moment; what it had acknowledged is there, whole.
 //!
 //! The test starts its own executable again as the writer. `ANABRANCH_KILL_ROUNDS` sets how
-//! often (12 by default), `ANABRANCH_KILL_SEED` when the kills fall.
+//! often for each kind of store (12 by default), `ANABRANCH_KILL_SEED` when the kills fall.
 
 // The helpers of tests are tests too.
 #![allow(clippy::unwrap_used)]
@@ -12,10 +12,18 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anabranch_store::{Batch, CommitNo, Keyspace, Store, StoreOptions, View, open};
+use anabranch_store::{BackendKind, Batch, CommitNo, Keyspace, Store, StoreKey, StoreOptions, View, open};
 
 const DIR: &str = "ANABRANCH_KILL_DIR";
+const KIND: &str = "ANABRANCH_KILL_KIND";
 const KEYS: u64 = 12;
+
+/// How a store of this name is opened: a backend, with ` encrypted` behind it or not.
+fn options(kind: &str) -> StoreOptions {
+    let backend = kind.split(' ').next().and_then(BackendKind::from_name).unwrap();
+    let options = StoreOptions::default().backend(backend);
+    if kind.ends_with("encrypted") { options.encryption(StoreKey::from_bytes([9; 32])) } else { options }
+}
 
 /// Batch `n` writes its number to a set of keys that all batches share, to keys of its own,
 /// and removes those of the batch before it. So each prefix of batches has one exact state.
@@ -25,12 +33,17 @@ fn batch(n: u64) -> Batch {
         batch.put(Keyspace::ROW, format!("shared {key:02}"), n.to_be_bytes());
         let mut own = n.to_be_bytes().to_vec();
         own.resize(8 + (n % 5 * 700) as usize, b'.');
-        batch.put(Keyspace::DOC, format!("{n:08} {key:02}"), own);
+        batch.put(Keyspace::DOC, own_key(n, key), own);
         if n > 0 && n.is_multiple_of(2) {
-            batch.delete(Keyspace::DOC, format!("{:08} {key:02}", n - 1));
+            batch.delete(Keyspace::DOC, own_key(n - 1, key));
         }
     }
     batch
+}
+
+/// Like a document's: behind the hashes, which are the same here, come numbers.
+fn own_key(n: u64, key: u64) -> Vec<u8> {
+    [&[7; 48][..], format!("{n:08} {key:02}").as_bytes()].concat()
 }
 
 fn check(store: &dyn Store, last: u64) {
@@ -43,12 +56,12 @@ fn check(store: &dyn Store, last: u64) {
         (1..=last).filter(|n| n % 2 == 0 || *n == last).flat_map(|n| (0..KEYS).map(move |k| (n, k)));
     let mut from = Vec::new();
     loop {
-        let page = store.scan(View::Published, Keyspace::DOC, b"", &from, 500).unwrap();
+        let page = store.scan(View::Published, Keyspace::DOC, &[7; 48], &from, 500).unwrap();
         let Some((newest, _)) = page.last() else { break };
         from = [newest.as_slice(), &[0]].concat();
         for (key, value) in page {
             let (n, k) = expected.next().expect("more than was committed");
-            assert_eq!(String::from_utf8(key).unwrap(), format!("{n:08} {k:02}"));
+            assert_eq!(key, own_key(n, k));
             assert_eq!(value[..8], n.to_be_bytes());
         }
     }
@@ -59,7 +72,7 @@ fn check(store: &dyn Store, last: u64) {
 #[test]
 fn writer() {
     let Ok(dir) = std::env::var(DIR) else { return };
-    let store = open(dir, StoreOptions::default()).unwrap();
+    let store = open(dir, options(&std::env::var(KIND).unwrap())).unwrap();
     store.set_durable_hook(Arc::new(|news| {
         let mut out = std::io::stdout().lock();
         let _ = writeln!(out, "\nacknowledged {}", news.unwrap().0).and_then(|()| out.flush());
@@ -72,10 +85,11 @@ fn writer() {
     }
 }
 
-fn write_until_killed(dir: &Path, lines: u64, wait: Duration) -> u64 {
+fn write_until_killed(kind: &str, dir: &Path, lines: u64, wait: Duration) -> u64 {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "writer", "--nocapture", "--test-threads=1"])
         .env(DIR, dir)
+        .env(KIND, kind)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -90,6 +104,7 @@ fn write_until_killed(dir: &Path, lines: u64, wait: Duration) -> u64 {
             heard += 1;
         }
         if heard >= lines && !killed {
+            // With no line to wait for, the kill falls while the store is opened or made.
             // Kills fall at any point of the next group, not just behind an acknowledgement.
             std::thread::sleep(wait);
             child.kill().unwrap();
@@ -101,8 +116,7 @@ fn write_until_killed(dir: &Path, lines: u64, wait: Duration) -> u64 {
     acknowledged
 }
 
-#[test]
-fn what_was_acknowledged_outlives_a_killed_process() {
+fn what_was_acknowledged_outlives_a_killed_process(kind: &str) {
     if std::env::var(DIR).is_ok() {
         return;
     }
@@ -121,13 +135,37 @@ fn what_was_acknowledged_outlives_a_killed_process() {
         random ^= random >> 7;
         random ^= random << 17;
         let acknowledged =
-            write_until_killed(dir.path(), 1 + random % 12, Duration::from_micros(random % 20_000));
-        let store = open(dir.path(), StoreOptions::default()).unwrap();
+            write_until_killed(kind, dir.path(), random % 13, Duration::from_micros(random % 20_000));
+        let store = open(dir.path(), options(kind)).unwrap();
         let found = store.durable().unwrap().0;
-        assert!(!store.rolled_back(), "round {round}: taken for rolled back at {found}");
-        assert!(found >= acknowledged, "round {round}: {acknowledged} was acknowledged, {found} is there");
-        assert!(found >= last, "round {round}: {last} was there before, {found} is now");
+        assert!(!store.rolled_back(), "{kind}, round {round}: taken for rolled back at {found}");
+        assert!(
+            found >= acknowledged,
+            "{kind}, round {round}: {acknowledged} was acknowledged, {found} is there"
+        );
+        assert!(found >= last, "{kind}, round {round}: {last} was there before, {found} is now");
         check(&*store, found);
         last = found;
     }
+    println!("{kind}: {rounds} kills");
+}
+
+#[test]
+fn what_sled_acknowledged_outlives_a_killed_process() {
+    what_was_acknowledged_outlives_a_killed_process("sled");
+}
+
+#[test]
+fn what_redb_acknowledged_outlives_a_killed_process() {
+    what_was_acknowledged_outlives_a_killed_process("redb");
+}
+
+#[test]
+fn what_encrypted_sled_acknowledged_outlives_a_killed_process() {
+    what_was_acknowledged_outlives_a_killed_process("sled encrypted");
+}
+
+#[test]
+fn what_encrypted_redb_acknowledged_outlives_a_killed_process() {
+    what_was_acknowledged_outlives_a_killed_process("redb encrypted");
 }

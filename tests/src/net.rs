@@ -84,6 +84,8 @@ pub struct Net {
     nodes: Vec<Node>,
     relay: Relay,
     relay_store: Arc<MemoryStore>,
+    /// A copy of the relay's disk.
+    backup: Arc<MemoryStore>,
     conns: u64,
     time_ms: u64,
     tried: Vec<Tried>,
@@ -122,12 +124,14 @@ impl Net {
         });
         let nodes = nodes.collect();
         let relay_store = Arc::new(MemoryStore::manual());
+        let backup = Arc::new(MemoryStore::manual());
         let mut net = Self {
             ty: schema.types[type_name].clone(),
             schema,
             nodes,
             relay: open_relay(&relay_store),
             relay_store,
+            backup,
             conns: 0,
             time_ms: 0,
             tried: Vec::new(),
@@ -370,13 +374,45 @@ impl Net {
 
     /// The relay loses power.
     pub fn crash_relay(&mut self) {
+        self.open_relay_on(self.relay_store.reopen());
+    }
+
+    /// What is durable at the relay is copied, over an earlier copy.
+    pub fn back_up_relay(&mut self) {
+        self.backup = Arc::new(self.relay_store.copy());
+    }
+
+    /// The relay is put back to its copy, an empty one if there is none, and is told so or not.
+    pub fn restore_relay(&mut self, told: bool) {
+        let store = self.backup.copy();
+        if told {
+            self.conns += 1;
+            let mut epoch = [9; 16];
+            epoch[..8].copy_from_slice(&self.conns.to_be_bytes());
+            Relay::renew_epoch(&store, epoch).unwrap();
+            store.make_durable(CommitNo(u64::MAX)).unwrap();
+        }
+        self.open_relay_on(store);
+    }
+
+    fn open_relay_on(&mut self, store: MemoryStore) {
         for node in 0..self.nodes.len() {
             self.nodes[node].link = None;
             self.nodes[node].replica.disconnect();
             self.collect(node);
         }
-        self.relay_store = Arc::new(self.relay_store.reopen());
+        self.relay_store = Arc::new(store);
         self.relay = open_relay(&self.relay_store);
+    }
+
+    /// Gives a device another role from its next sign-in on.
+    pub fn appoint(&mut self, node: usize, role: GrantRole) {
+        self.nodes[node].role = role;
+    }
+
+    /// How many entities the relay lacks something of that a device can't bring.
+    pub fn lacking(&self, node: usize) -> u64 {
+        self.nodes[node].replica.status().lacking
     }
 
     fn tell_relay(&mut self, input: Input) {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anabranch_core::admission::{Judge, Refusal, RefusalCode};
+use anabranch_core::admission::{Judge, Refusal, RefusalCode, Vouches};
 use anabranch_core::change::{Change, Note, Role};
 use anabranch_core::clock::{Hlc, WallMs};
 use anabranch_core::entity::{EditContext, EditError, Entity, Row};
@@ -211,7 +211,8 @@ impl World {
     /// Offers a change of a device to the relay, whose clock is far ahead.
     pub fn submit(&mut self, device: usize, change: Change) -> Result<(), Refusal> {
         let Device { author, role, .. } = self.devices[device];
-        let judge = Judge::Relay { device: author.device, role, now: WallMs(START_MS * 2) };
+        let judge =
+            Judge::Relay { device: author.device, role, vouches: Vouches::Own, now: WallMs(START_MS * 2) };
         let received = self.relay.receive(vec![change], Some(&self.ty), judge, true);
         received.refused.into_iter().next().map_or(Ok(()), |(_, refusal)| Err(refusal))
     }

@@ -6,7 +6,13 @@ use crate::{
     key::{DeviceKey, PublicKey},
     tls,
 };
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use quinn::crypto::{CryptoError, HmacKey};
+use quinn_proto::HashedConnectionIdGenerator;
+use std::{
+    net::{SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc},
     task::{AbortHandle, JoinSet},
@@ -16,6 +22,9 @@ use tokio::{
 /// Connections that wait to be accepted. Beyond it they keep their places among the handshakes,
 /// and when these are used up, new clients are refused.
 const ACCEPT_QUEUE: usize = 64;
+/// Least time between two resets of connections that an earlier life of this server had. A reset
+/// is smaller than what it answers, so more of them amplify nothing.
+const RESET_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What a server takes on. Over each bound it refuses rather than queues.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,12 +69,21 @@ impl Endpoint {
     /// Listens at `addr` as the server of `key`. Port 0 lets the system choose one, see
     /// [`local_addr`](Self::local_addr). Must be called within a tokio runtime.
     ///
+    /// A server that was killed is not missed for long: its successor at the same address with the
+    /// same key answers packets of connections that it does not know by a reset that their clients
+    /// believe (RFC 9000, section 10.3). A client learns so by the next packet that it sends.
+    ///
     /// # Errors
     /// [`TransportError::Io`] if the address can't be had or there is no runtime.
     pub fn bind(addr: SocketAddr, key: &DeviceKey, limits: Limits) -> Result<Self, TransportError> {
         let config = tls::server_config(key, limits.handshakes_max)?;
-        let quic = quinn::Endpoint::server(config, addr)
-            .map_err(|error| TransportError::io(format!("listen at {addr} (UDP)"), error))?;
+        let listen = |error| TransportError::io(format!("listen at {addr} (UDP)"), error);
+        let socket = UdpSocket::bind(addr).map_err(listen)?;
+        let runtime = quinn::default_runtime().ok_or_else(|| {
+            TransportError::io("listen (UDP)", std::io::Error::other("there is no tokio runtime"))
+        })?;
+        let quic =
+            quinn::Endpoint::new(endpoint_config(key), Some(config), socket, runtime).map_err(listen)?;
         let (sender, accepted) = mpsc::channel(ACCEPT_QUEUE);
         let doorkeeper = Doorkeeper {
             slots: semaphore(limits.connections_max),
@@ -121,6 +139,37 @@ impl Drop for Endpoint {
         self.doorkeeper.abort();
         // The socket lives as long as its connections, but must not collect newcomers meanwhile.
         self.quic.set_server_config(None);
+    }
+}
+
+/// What makes this server's connection ids and resets recognisable to its next life.
+fn endpoint_config(key: &DeviceKey) -> quinn::EndpointConfig {
+    let seed = key.to_seed();
+    let reset_key = blake3::derive_key("anabranch 2026 quic stateless reset v1", &seed);
+    let id_key = blake3::derive_key("anabranch 2026 quic connection id v1", &seed);
+    let id_key = u64::from_le_bytes(*id_key.first_chunk().unwrap_or(&[0; 8]));
+    let mut config = quinn::EndpointConfig::new(Arc::new(ResetKey(reset_key)));
+    config
+        .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(id_key)))
+        .min_reset_interval(RESET_INTERVAL);
+    config
+}
+
+/// Makes the tokens by which clients believe a reset.
+struct ResetKey([u8; 32]);
+
+impl HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], signature_out: &mut [u8]) {
+        signature_out.copy_from_slice(blake3::keyed_hash(&self.0, data).as_bytes());
+    }
+
+    fn signature_len(&self) -> usize {
+        blake3::OUT_LEN
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+        // Takes as long for every signature.
+        if blake3::keyed_hash(&self.0, data) == *signature { Ok(()) } else { Err(CryptoError) }
     }
 }
 

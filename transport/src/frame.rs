@@ -123,13 +123,13 @@ fn stopped(code: quinn::VarInt) -> TransportError {
 #[derive(Debug)]
 pub struct FrameReceiver {
     stream: quinn::RecvStream,
-    decoder: Decoder,
+    decoder: FrameDecoder,
     shared: Arc<Shared>,
 }
 
 impl FrameReceiver {
     pub(crate) fn new(stream: quinn::RecvStream, shared: Arc<Shared>) -> Self {
-        Self { stream, decoder: Decoder::new(FRAME_BYTES_MAX_BEFORE_SIGN_IN), shared }
+        Self { stream, decoder: FrameDecoder::new(FRAME_BYTES_MAX_BEFORE_SIGN_IN), shared }
     }
 
     /// The next frame, or `None` when the peer has finished the stream.
@@ -185,8 +185,10 @@ impl FrameReceiver {
 }
 
 /// Turns bytes, cut anywhere, into frames. No IO, and all state of a half-read frame.
+///
+/// [`FrameReceiver`] is this over a QUIC stream.
 #[derive(Debug)]
-struct Decoder {
+pub struct FrameDecoder {
     max_bytes: usize,
     state: State,
 }
@@ -208,13 +210,17 @@ enum State {
 
 const START: State = State::Header { bytes: [0; HEADER_BYTES], filled: 0 };
 
-impl Decoder {
-    fn new(max_bytes: usize) -> Self {
+impl FrameDecoder {
+    /// A decoder that refuses payloads over `max_bytes`.
+    pub fn new(max_bytes: usize) -> Self {
         Self { max_bytes, state: START }
     }
 
     /// How many bytes [`push`](Self::push) takes at most; at least one.
-    fn wanted(&self) -> Result<usize, TransportError> {
+    ///
+    /// # Errors
+    /// The rule that the peer broke earlier.
+    pub fn wanted(&self) -> Result<usize, TransportError> {
         match &self.state {
             State::Header { filled, .. } => Ok(HEADER_BYTES - filled),
             State::Payload { payload, length } => Ok(length - payload.len()),
@@ -223,13 +229,17 @@ impl Decoder {
     }
 
     /// Whether a stream may end here.
-    fn is_between_frames(&self) -> bool {
+    pub fn is_between_frames(&self) -> bool {
         matches!(self.state, State::Header { filled: 0, .. })
     }
 
     /// Takes at most as many bytes as were [`wanted`](Self::wanted); returns the frame that they
     /// complete.
-    fn push(&mut self, input: &[u8]) -> Result<Option<Vec<u8>>, TransportError> {
+    ///
+    /// # Errors
+    /// [`TransportError::FrameTooLarge`] and [`TransportError::BadFrame`]: from then on every call
+    /// fails.
+    pub fn push(&mut self, input: &[u8]) -> Result<Option<Vec<u8>>, TransportError> {
         debug_assert!(self.wanted().is_err() || self.wanted().is_ok_and(|wanted| input.len() <= wanted));
         match &mut self.state {
             State::Header { bytes, filled } => {
@@ -295,7 +305,7 @@ mod tests {
     }
 
     /// Feeds `input` as a stream would: never more than wanted.
-    fn feed(decoder: &mut Decoder, mut input: &[u8]) -> Result<Vec<Vec<u8>>, TransportError> {
+    fn feed(decoder: &mut FrameDecoder, mut input: &[u8]) -> Result<Vec<Vec<u8>>, TransportError> {
         let mut frames = Vec::new();
         while !input.is_empty() {
             let (now, later) = input.split_at(decoder.wanted()?.min(input.len()));
@@ -310,20 +320,20 @@ mod tests {
         let bytes = [frame(b"first"), frame(b""), frame(&[7; 300])].concat();
         let whole = vec![b"first".to_vec(), Vec::new(), vec![7; 300]];
         for cut in 0..=bytes.len() {
-            let mut decoder = Decoder::new(1024);
+            let mut decoder = FrameDecoder::new(1024);
             let mut frames = feed(&mut decoder, &bytes[..cut]).unwrap();
             frames.extend(feed(&mut decoder, &bytes[cut..]).unwrap());
             assert_eq!(frames, whole, "cut at {cut}");
             assert!(decoder.is_between_frames());
         }
-        let mut decoder = Decoder::new(1024);
+        let mut decoder = FrameDecoder::new(1024);
         let frames: Vec<_> = bytes.chunks(1).flat_map(|byte| feed(&mut decoder, byte).unwrap()).collect();
         assert_eq!(frames, whole);
     }
 
     #[test]
     fn the_limit_is_exact_and_stays_broken() {
-        let mut decoder = Decoder::new(3);
+        let mut decoder = FrameDecoder::new(3);
         assert_eq!(feed(&mut decoder, &frame(b"abc")).unwrap(), [b"abc"]);
         for _ in 0..2 {
             let error = feed(&mut decoder, &frame(b"abcd")).unwrap_err();
@@ -333,7 +343,7 @@ mod tests {
 
     #[test]
     fn an_announced_length_allocates_next_to_nothing() {
-        let mut decoder = Decoder::new(FRAME_BYTES_MAX);
+        let mut decoder = FrameDecoder::new(FRAME_BYTES_MAX);
         let header = [&u32::try_from(FRAME_BYTES_MAX).unwrap().to_le_bytes()[..], &[0, 1]].concat();
         feed(&mut decoder, &header).unwrap();
         let State::Payload { payload, .. } = &decoder.state else { panic!("a payload is due") };
@@ -343,7 +353,7 @@ mod tests {
     #[test]
     fn any_flag_is_refused() {
         for bit in 0..8 {
-            let mut decoder = Decoder::new(3);
+            let mut decoder = FrameDecoder::new(3);
             let error = feed(&mut decoder, &[1, 0, 0, 0, 1 << bit, 9]).unwrap_err();
             assert!(matches!(error, TransportError::BadFrame { .. }) && error.is_peer_fault());
         }

@@ -61,6 +61,6 @@ mod tests;
 pub use connection::{Connection, connect, connect_addr};
 pub use endpoint::{Endpoint, Limits};
 pub use error::{Category, TransportError};
-pub use frame::{FRAME_BYTES_MAX, FRAME_BYTES_MAX_BEFORE_SIGN_IN, FrameReceiver, FrameSender};
+pub use frame::{FRAME_BYTES_MAX, FRAME_BYTES_MAX_BEFORE_SIGN_IN, FrameDecoder, FrameReceiver, FrameSender};
 pub use key::{DeviceKey, PublicKey};
 pub use url::RelayUrl;

@@ -527,3 +527,50 @@ async fn a_client_may_change_its_address() {
     pair.server_down.send(b"found".to_vec()).await.unwrap();
     assert_eq!(timeout(PATIENCE, pair.down.next()).await.unwrap().unwrap().unwrap(), b"found");
 }
+
+/// A client whose server was killed, and another server at its address.
+async fn orphaned(server_key: &DeviceKey, successor_key: &DeviceKey) -> (Connection, FrameSender, Endpoint) {
+    // A runtime that is shut down takes its sockets along and says nothing to anybody, as a kill does.
+    let life = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let endpoint = {
+        let _within = life.enter();
+        Endpoint::bind(LOOPBACK, server_key, Limits::default()).unwrap()
+    };
+    let address = endpoint.local_addr().unwrap();
+    let client = connect_addr(address, server_key.public(), &key(), PATIENCE).await.unwrap();
+    let accepted = timeout(PATIENCE, endpoint.accept()).await.unwrap().unwrap();
+    let (up, _) = client.open_control().await.unwrap();
+    life.shutdown_background();
+    drop((accepted, endpoint));
+
+    let begin = Instant::now();
+    loop {
+        match Endpoint::bind(address, successor_key, Limits::default()) {
+            Ok(successor) => return (client, up, successor),
+            Err(error) => assert!(begin.elapsed() < PATIENCE, "{error}"),
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_learns_of_a_killed_server_from_its_successor() {
+    let server_key = key();
+    let (client, mut up, _successor) = orphaned(&server_key, &server_key).await;
+    let begin = Instant::now();
+    up.send(b"are you there?".to_vec()).await.unwrap();
+    let error = timeout(PATIENCE, client.closed()).await.unwrap();
+    assert!(
+        matches!(&error, TransportError::ConnectionLost { detail } if detail == "the peer restarted"),
+        "{error}"
+    );
+    // Far below the idle timeout.
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_believes_nobody_else_that_its_server_was_killed() {
+    let (client, mut up, _successor) = orphaned(&key(), &key()).await;
+    up.send(b"are you there?".to_vec()).await.unwrap();
+    assert!(timeout(20 * NOTHING, client.closed()).await.is_err());
+}

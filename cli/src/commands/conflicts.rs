@@ -22,7 +22,14 @@ pub(crate) async fn conflicts(workspace: &Workspace, output: &mut Output) -> Res
             let sides: Vec<Json> = conflict
                 .sides
                 .iter()
-                .map(|side| json!({ "device": side.device, "value": side.value, "time": time(side.time_ms) }))
+                .map(|side| {
+                    json!({
+                        "device": side.device,
+                        "devices": side.devices,
+                        "value": side.value,
+                        "time": time(side.time_ms),
+                    })
+                })
                 .collect();
             let object = json!({
                 "type": conflict.type_name,
@@ -43,7 +50,7 @@ pub(crate) async fn conflicts(workspace: &Workspace, output: &mut Output) -> Res
         for (place, side) in conflict.sides.iter().enumerate() {
             let mine = if side.mine { ", this device" } else { "" };
             let (number, value, at) = (place + 1, plain(&side.value), time(side.time_ms));
-            let _ = writeln!(text, "  {number}: {value}   ({}{mine}, {at})", side.device);
+            let _ = writeln!(text, "  {number}: {value}   ({}{mine}, {at})", side.devices.join(", "));
         }
         let _ = write!(
             text,

@@ -14,34 +14,65 @@ pub(crate) use sync::{follow, watch};
 
 use std::io::Read as _;
 
+use tokio::time::Instant;
+
 use crate::args::{DataCommand, Global};
 use crate::config::{Device, DeviceDir, Opened, read_text};
 use crate::failure::{Category, Failure};
 use crate::output::Output;
-use crate::owner::{self, Request};
+use crate::owner::{self, Forwarded, Listener, Parting, Request};
 
 /// Carries out a command on a directory: through the process that owns it, or by owning it
 /// for as long as the command takes.
 pub(crate) async fn data(global: Global, command: DataCommand, output: &mut Output) -> Result<(), Failure> {
-    let dir = DeviceDir::new(global.data)?;
+    let dir = DeviceDir::new(&global)?;
     let config = dir.config()?;
     let input = input(&command)?;
+    let patience = owner::patience(&command);
     let offset = global.clock_offset;
-    let owner = match owner::connect(dir.root()).await {
-        Some(stream) => Opened::Elsewhere(stream),
-        None => dir.open(&config, offset, false, async || owner::connect(dir.root()).await).await?,
-    };
-    match owner {
-        Opened::Elsewhere(stream) => {
-            let request = Request::new(global.json, offset, input, command);
-            owner::forward(stream, &request, output).await
-        }
-        Opened::Here(device) => {
-            let result = carry_out(&device, command, input, output).await;
-            let closed = device.engine.shutdown().await.map_err(Failure::from);
-            result.and(closed)
-        }
+    let request = Request::new(global.json, offset, input, command);
+    let deadline = Instant::now() + patience;
+    loop {
+        let device = match dir.reach(&config, offset, false, patience).await? {
+            Opened::Here(device) => device,
+            Opened::Elsewhere(stream) => match owner::forward(stream, &request, output).await? {
+                Forwarded::Done => return Ok(()),
+                // The next owner may be this process.
+                _ if Instant::now() < deadline => continue,
+                _ => return Err(owners_end()),
+            },
+        };
+        let result = own(&dir, &device, request, output).await;
+        let closed = device.engine.shutdown().await.map_err(Failure::from);
+        return result.and(closed);
     }
+}
+
+/// Carries out this process's own command. While it takes long, others come through the socket.
+async fn own(dir: &DeviceDir, device: &Device, request: Request, output: &mut Output) -> Result<(), Failure> {
+    let (command, input) = request.into_parts();
+    if !takes_long(&command) {
+        return carry_out(device, command, input, output).await;
+    }
+    let listener = Listener::bind(dir.root())?;
+    let work = async {
+        let result = carry_out(device, command, input, output).await;
+        // What it came to is seen now, whatever is still in work for others.
+        let flushed = output.flush().await;
+        result.and(flushed)
+    };
+    listener.serve_during(device, Parting::Idle, work).await
+}
+
+fn takes_long(command: &DataCommand) -> bool {
+    use DataCommand::{Import, RelaySchema, Sync};
+    matches!(command, Import(_) | Sync { .. } | RelaySchema { .. })
+}
+
+fn owners_end() -> Failure {
+    let message = "one process after another owned the directory, and none took the command";
+    Failure::new(Category::Storage, "in_use", message)
+        .help("nothing of it was done; repeat it, or let `anabranch watch` own the directory")
 }
 
 /// Reads what a command reads, before it is decided which process carries it out.
@@ -92,7 +123,7 @@ pub(crate) async fn carry_out(
         DataCommand::Conflicts => conflicts::conflicts(workspace, output).await,
         DataCommand::Resolve(args) => conflicts::resolve(workspace, &args, output).await,
         DataCommand::Refused { action } => conflicts::refused(workspace, action, output).await,
-        DataCommand::Follow => follow(workspace, output).await,
+        DataCommand::Follow { again } => follow(workspace, again, output).await,
         DataCommand::RelaySchema { push, deadline } => {
             schema::with_relay(workspace, push, deadline, output).await
         }

@@ -30,7 +30,7 @@ pub(crate) async fn schema(
             super::data(global, DataCommand::RelaySchema { push: false, deadline }, output).await
         }
         SchemaCommand::Show { relay: false, .. } => {
-            let dir = DeviceDir::new(global.data)?;
+            let dir = DeviceDir::new(&global)?;
             dir.config()?;
             show(&read_text(&dir.schema_path())?, output).await
         }
@@ -88,7 +88,7 @@ fn incompatible(breaking: usize) -> Failure {
 
 /// Makes a file the device's schema, if it may follow the present one.
 async fn replace(global: &Global, file: &std::path::Path) -> Result<(), Failure> {
-    let dir = DeviceDir::new(global.data.clone())?;
+    let dir = DeviceDir::new(&global)?;
     dir.config()?;
     let source = read_text(file)?;
     let newer = parse_schema(&source, file)?;

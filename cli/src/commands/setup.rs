@@ -19,6 +19,7 @@ pub(crate) async fn relay(global: Global, args: RelayArgs, output: &mut Output) 
     options.data = global.data;
     options.listen = args.listen;
     options.public_address = args.public_address;
+    options.new_epoch = args.new_epoch;
     options.clock_offset_ms = global.clock_offset;
     if args.check {
         let settings = options.check()?;
@@ -95,7 +96,7 @@ impl Role {
 }
 
 pub(crate) async fn init(global: Global, args: InitArgs, output: &mut Output) -> Result<(), Failure> {
-    let dir = DeviceDir::new(global.data)?;
+    let dir = DeviceDir::new(&global)?;
     let source = read_text(&args.schema)?;
     let schema = parse_schema(&source, &args.schema)?;
     let (workspace, relay, token) = match args.invite {
@@ -127,17 +128,29 @@ pub(crate) async fn init(global: Global, args: InitArgs, output: &mut Output) ->
     if token.as_ref().is_some_and(|token| token.trim().is_empty()) {
         return Err(Failure::new(Category::Usage, "no_token", "the token is empty"));
     }
+    let key = dir.given_key()?;
+    if let Some(key) = &key {
+        key.check_new().map_err(|error| Failure::usage("bad_passphrase", error.to_string()))?;
+    }
+    // As long as it is where it was, later commands need not be told.
+    let passphrase_file = match &global.passphrase_file {
+        Some(path) => Some(path.canonicalize().map_err(|error| Failure::storage("find", path, &error))?),
+        None => None,
+    };
     let config = DeviceConfig {
         device: args.device,
         workspace,
         relay: relay.map(|url| url.to_string()),
         token: token.map(|token| token.trim().to_owned()),
+        backend: args.backend.map(|kind| kind.name().to_owned()),
+        encrypted: key.is_some(),
+        passphrase_file,
     };
     dir.create(&config, &source)?;
     let root = dir.root().display().to_string();
     let object = json!({
         "data": root, "device": config.device, "workspace": config.workspace, "relay": config.relay,
-        "types": schema.types.len(),
+        "backend": config.backend, "encrypted": config.encrypted, "types": schema.types.len(),
     });
     let text = format!("{root} is now device {:?} of workspace {:?}", config.device, config.workspace);
     output.result(object, text).await

@@ -1,5 +1,6 @@
 //! `sync`, `status` and `watch`.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use anabranch::{ChangeEvent, SyncOutcome, SyncReport, Workspace, WorkspaceStatus};
@@ -11,7 +12,7 @@ use crate::args::{DataCommand, Global};
 use crate::config::{DeviceDir, Opened};
 use crate::failure::{Category, Failure};
 use crate::output::Output;
-use crate::owner::{self, Listener, Request};
+use crate::owner::{self, Forwarded, Listener, Parting, Request};
 
 /// How often `watch` looks whether its own state changed.
 const STATE_PERIOD: Duration = Duration::from_millis(200);
@@ -37,10 +38,14 @@ pub(crate) async fn sync(
             }
             Err(error) => return Err(error.into()),
         };
-    let object = json!({
+    let mut object = json!({
         "outcome": outcome.name(), "sent": sent, "received": received, "pending": pending,
         "refused": refused, "digest": digest,
     });
+    let error = error.map(failure);
+    if let (SyncOutcome::Partial, Some(cause)) = (outcome, &error) {
+        object["reason"] = reason_json(cause);
+    }
     let mut text = format!("{}: {sent} sent, {received} received, {pending} still to send", outcome.name());
     if refused > 0 {
         text.push_str(&format!("; {refused} refused: see `anabranch refused`"));
@@ -54,7 +59,7 @@ pub(crate) async fn sync(
         SyncOutcome::Offline => (Category::Network, "offline", "the relay could not be reached in time"),
         SyncOutcome::Auth => (Category::Auth, "auth", "the relay did not accept this device"),
     };
-    Err(match error.map(Failure::from) {
+    Err(match error {
         // A relay that refuses says why; that outranks how the sync ended.
         Some(cause) if outcome == SyncOutcome::Partial && cause.category != Category::Network => cause,
         Some(mut cause) => {
@@ -78,10 +83,33 @@ pub(crate) async fn status(workspace: &Workspace, output: &mut Output) -> Result
         status.clock_skew_ms
     );
     output.result(status_json(&status), text).await?;
-    match (&status.last_error, output.json) {
-        (Some(error), false) => output.text(format!("last error: {error}")).await,
-        _ => Ok(()),
+    if output.json {
+        return Ok(());
     }
+    if let Some(held) = &status.held {
+        let cause = failure(held.into());
+        output.text(format!("{}\n  help: {}", cause.message, cause.help_text())).await?;
+    }
+    match &status.last_error {
+        Some(error) => output.text(format!("last error: {error}")).await,
+        None => Ok(()),
+    }
+}
+
+/// An error of a sync, with the commands that help.
+fn failure(error: anabranch::Error) -> Failure {
+    let held_by_refused = error.code() == "held_by_refused";
+    let failure = Failure::from(error);
+    match held_by_refused {
+        true => failure.help(
+            "`anabranch refused` prints what was refused and why; write it rightly, or `retry` or `dismiss` it there",
+        ),
+        false => failure,
+    }
+}
+
+fn reason_json(cause: &Failure) -> Json {
+    json!({ "code": cause.code, "message": cause.message, "help": cause.help_text() })
 }
 
 /// Where the device stands. A workspace that was opened just now has no figures yet.
@@ -97,62 +125,79 @@ async fn figures(workspace: &Workspace) -> WorkspaceStatus {
 }
 
 fn status_json(status: &WorkspaceStatus) -> Json {
-    json!({
+    let mut object = json!({
         "state": status.state.name(),
         "pending": status.pending,
         "conflicts": status.conflicts,
         "refused": status.refused,
         "digest": status.digest,
         "clock_skew_ms": status.clock_skew_ms,
-    })
+    });
+    if let Some(held) = &status.held {
+        object["reason"] = reason_json(&failure(held.into()));
+    }
+    object
 }
 
 /// Owns the directory and stays connected, until SIGTERM or Ctrl-C.
 pub(crate) async fn watch(global: Global, output: &mut Output) -> Result<(), Failure> {
-    let dir = DeviceDir::new(global.data)?;
+    let dir = DeviceDir::new(&global)?;
     let config = dir.config()?;
     let no_signals =
         |error: std::io::Error| Failure::internal(format!("could not listen for signals: {error}"));
     // Before anything is open, so that no signal is missed.
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
-    let end = async move {
+    let mut end = pin!(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-    };
+    });
     let offset = global.clock_offset;
-    let opened = match owner::connect(dir.root()).await {
-        Some(stream) => Opened::Elsewhere(stream),
-        None => dir.open(&config, offset, true, async || owner::connect(dir.root()).await).await?,
-    };
-    match opened {
-        Opened::Elsewhere(stream) => {
-            let request = Request::new(global.json, offset, None, DataCommand::Follow);
-            tokio::select! {
-                () = end => Ok(()),
-                result = owner::forward(stream, &request, output) => result,
+    let mut again = false;
+    // Where the owner ends, the next one is followed, or this process becomes it.
+    let device = loop {
+        match dir.reach(&config, offset, true, owner::SILENCE_MAX).await? {
+            Opened::Here(device) => break device,
+            Opened::Elsewhere(stream) => {
+                let request = Request::new(global.json, offset, None, DataCommand::Follow { again });
+                tokio::select! {
+                    () = &mut end => return Ok(()),
+                    result = owner::forward(stream, &request, output) => match result? {
+                        Forwarded::Done => return Ok(()),
+                        Forwarded::Leaving => again = true,
+                        Forwarded::NotTaken => {}
+                    },
+                }
+                // It may have others to serve before it leaves.
+                tokio::time::sleep(STATE_PERIOD).await;
             }
         }
-        Opened::Here(device) => {
-            let result = match Listener::bind(dir.root()) {
-                Ok(listener) => tokio::select! {
+    };
+    let result = match Listener::bind(dir.root()) {
+        Ok(listener) => {
+            let work = async {
+                tokio::select! {
                     () = end => Ok(()),
-                    () = listener.serve(device.clone()) => Ok(()),
-                    result = follow(&device.workspace, output) => result,
-                },
-                Err(failure) => Err(failure),
+                    result = follow(&device.workspace, again, output) => result,
+                }
             };
-            let closed = device.engine.shutdown().await.map_err(Failure::from);
-            result.and(closed)
+            listener.serve_during(&device, Parting::Soon, work).await
         }
-    }
+        Err(failure) => Err(failure),
+    };
+    let closed = device.engine.shutdown().await.map_err(Failure::from);
+    result.and(closed)
 }
 
-/// Prints every change, and where the device stands whenever that changes.
-pub(crate) async fn follow(workspace: &Workspace, output: &mut Output) -> Result<(), Failure> {
+/// Prints every change, and where the device stands whenever that changes. `again` where
+/// changes were followed before and some may have been missed since.
+pub(crate) async fn follow(workspace: &Workspace, again: bool, output: &mut Output) -> Result<(), Failure> {
     let mut changes = workspace.changes();
+    if again {
+        missed(output).await?;
+    }
     let mut period = tokio::time::interval(STATE_PERIOD);
     period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut shown = None;
@@ -162,10 +207,7 @@ pub(crate) async fn follow(workspace: &Workspace, output: &mut Output) -> Result
             biased;
             change = changes.next() => match change {
                 Some(ChangeEvent::Changed(key)) => changed(workspace, key.type_name(), key.id(), output).await?,
-                Some(ChangeEvent::Missed) => {
-                    let text = "more changed than could be shown; `list` prints what is";
-                    output.result(json!({ "event": "missed" }), text).await?;
-                }
+                Some(ChangeEvent::Missed) => missed(output).await?,
                 None => return Ok(()),
             },
             _ = period.tick() => {
@@ -182,6 +224,11 @@ pub(crate) async fn follow(workspace: &Workspace, output: &mut Output) -> Result
         }
         output.flush().await?;
     }
+}
+
+async fn missed(output: &mut Output) -> Result<(), Failure> {
+    let text = "more changed than could be shown; `list` prints what is";
+    output.result(json!({ "event": "missed" }), text).await
 }
 
 async fn changed(

@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::world::{Relay, World};
+use crate::world::{Relay, World, terminate};
 
 const FIELDS: [&str; 10] = [
     "category",
@@ -295,16 +295,28 @@ fn children_of_a_refused_parent_wait_for_it() {
     world.set("phone", &["note", "n", "tags+=x"]);
     for _ in 0..2 {
         let sync = world.run("phone", &["sync", "--deadline", "20s"]);
-        assert_ne!(sync.code, 0, "{sync:?}");
+        let error = sync.error("validation", 3);
+        assert_eq!(error["code"], "held_by_refused");
+        for part in ["story/s", "hero/h", "refused"] {
+            assert!(error["message"].as_str().unwrap().contains(part), "{error}");
+        }
+        assert!(error["help"].as_str().unwrap().contains("`anabranch refused`"), "{error}");
         let report = sync.json();
         assert_eq!((&report["outcome"], &report["pending"]), (&json!("partial"), &json!(2)), "{report}");
+        assert_eq!(report["reason"]["code"], "held_by_refused");
         assert_eq!(world.status("phone")["refused"], 1);
     }
     world.sync("tablet");
     assert_eq!(world.export("tablet", "story"), "");
     assert_eq!(world.fields("tablet", "note", "n")["tags"], json!(["x"]));
+    let mut watch = world.watch("phone");
+    let event = watch.event(|event| event["state"] == "pending");
+    assert_eq!((&event["pending"], &event["reason"]["code"]), (&json!(2), &json!("held_by_refused")));
+    assert_eq!(world.status("phone")["state"], "pending");
     // Written rightly, it takes them along.
     world.set("phone", &["hero", "h", "name=x", "age=9"]);
+    watch.event(|event| event["state"] == "up_to_date" && event["pending"] == 0);
+    assert_eq!(terminate(&mut watch.child), 0);
     world.settle(&["phone", "tablet"]);
     assert_eq!(world.fields("tablet", "illustration", "i")["story"], "s");
     assert_eq!(world.fields("tablet", "story", "s")["hero"], "h");

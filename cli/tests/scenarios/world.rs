@@ -105,7 +105,7 @@ impl World {
         let mut command = Command::new(binary());
         // In front: behind `--` they would be no options.
         command.arg("--json").arg("--data").arg(self.path(data)).args(args).current_dir(self.dir.path());
-        command.env_remove("ANABRANCH_DATA").env("ANABRANCH_LOG", "off");
+        command.env("ANABRANCH_LOG", "off");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }

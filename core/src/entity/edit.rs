@@ -152,6 +152,7 @@ impl Entity {
         let note = Note { role: context.role, revives, tx: context.tx };
         let change = self.commit(context.author, isolated.as_deref(), note, time, steps)?;
         self.headers.push(&change, context.author, false);
+        self.weight += change.bytes().len();
         Ok(Some(Edited { change, intents: intents.to_vec() }))
     }
 
@@ -163,7 +164,7 @@ impl Entity {
             .fold(context.after, Hlc::max);
         // The chain of our own changes goes on whatever version the edit is based on.
         let actor = context.author.actor(&self.workspace, &self.key);
-        if let Some(own) = self.headers.actor(&actor).and_then(|entry| self.headers.get(entry.newest?)) {
+        if let Some(own) = self.headers.actor(&actor).and_then(|entry| self.headers.get(entry.newest()?)) {
             after = after.max(own.time);
         }
         Hlc::at_least(context.wall, after)
@@ -207,7 +208,7 @@ impl Entity {
         let reader = self.reader(None);
         for level in 0.. {
             let entry = self.headers.actor(&derived_actor(&actor, level));
-            let Some(newest) = entry.and_then(|entry| entry.newest) else { break };
+            let Some(newest) = entry.and_then(|entry| entry.newest()) else { break };
             if reader.covers(&base, newest) {
                 let previous = self.headers.headers()[newest as usize].hash;
                 if !base.contains(&previous) {

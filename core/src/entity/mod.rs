@@ -37,7 +37,15 @@ pub struct Entity {
     genesis: BTreeMap<String, Genesis>,
     /// Fields whose genesis change is in the document.
     begun: BTreeSet<String>,
+    /// Bytes of the snapshot and of the changes after it: how long a proof takes goes with them.
+    weight: usize,
+    /// Whether what came last from outside was proved to load again.
+    proved: bool,
 }
+
+/// Documents lighter than this are proved to load again with everything that comes from outside;
+/// heavier ones when they are folded, since the proof then takes milliseconds.
+const PROVE_BELOW_BYTES: usize = 64 * 1024;
 
 /// Why a stored entity can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,6 +79,8 @@ impl Entity {
             headers: HeaderIndex::new(),
             genesis: known_containers(key, ty, &[]),
             begun: BTreeSet::new(),
+            weight: 0,
+            proved: true,
         }
     }
 
@@ -103,6 +113,8 @@ impl Entity {
             headers,
             genesis: known_containers(key, ty, named),
             begun: BTreeSet::new(),
+            weight: snapshot.len() + increments.iter().map(Vec::len).sum::<usize>(),
+            proved: false,
         };
         let begun = entity.genesis.values().filter(|g| entity.doc.get_change_meta_by_hash(&g.hash).is_some());
         entity.begun = begun.map(|g| g.field.clone()).collect();
@@ -130,6 +142,11 @@ impl Entity {
         Ok(bytes)
     }
 
+    /// Whether [`Entity::save_proved`] is known to succeed, so that [`Entity::save`] will do.
+    pub(crate) fn is_proved(&self) -> bool {
+        self.proved
+    }
+
     /// The entity's name.
     pub fn key(&self) -> &EntityKey {
         &self.key
@@ -148,6 +165,11 @@ impl Entity {
     /// Marks changes as admitted by the relay. Returns the places that were not so before.
     pub fn admit(&mut self, hashes: &[ChangeHash]) -> Vec<u32> {
         hashes.iter().filter_map(|hash| self.headers.admit(hash)).collect()
+    }
+
+    /// Marks every change as not admitted: the relay has lost what it had.
+    pub fn forget_admission(&mut self) {
+        self.headers.forget_admission();
     }
 
     /// What people see.
@@ -340,16 +362,24 @@ impl Entity {
         }
         raw.extend(changes.iter().map(|change| change.raw().clone()));
         let before = self.doc.get_heads();
+        let weight = self.weight + changes.iter().map(|change| change.bytes().len()).sum::<usize>();
+        let light = weight < PROVE_BELOW_BYTES;
+        let copy = light.then(|| self.doc.clone());
         let doc = &mut self.doc;
         let applied = catch_unwind(AssertUnwindSafe(|| {
             doc.apply_changes(raw).is_ok()
                 && changes.iter().all(|change| doc.get_change_meta_by_hash(&change.hash()).is_some())
         }));
-        if !matches!(applied, Ok(true)) {
-            self.restore(&before).map_err(|_| Unloadable)?;
+        if !matches!(applied, Ok(true)) || (light && self.save_proved().is_err()) {
+            match copy {
+                Some(copy) => self.doc = copy,
+                None => self.restore(&before).map_err(|_| Unloadable)?,
+            }
             return Err(Unloadable);
         }
         self.begun.extend(begun);
+        self.weight = weight;
+        self.proved = light;
         Ok(())
     }
 

@@ -153,6 +153,8 @@ impl Entity {
             headers: crate::header::HeaderIndex::new(),
             genesis: self.genesis.clone(),
             begun: BTreeSet::new(),
+            weight: 0,
+            proved: false,
         };
         let kept = self.headers.headers().iter().filter(|header| !gone.contains(&header.hash));
         let changes = self.raw_changes(|hash| !gone.contains(hash));

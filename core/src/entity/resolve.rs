@@ -73,9 +73,11 @@ impl ConflictKind {
 /// One of the competing values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Side {
-    /// Whose device wrote it.
+    /// The device that wrote it last.
     pub device: DeviceId,
-    /// When, by the hybrid logical clock.
+    /// Other devices that wrote the same value, the last first.
+    pub others: Vec<DeviceId>,
+    /// When `device` wrote it, by the hybrid logical clock.
     pub time: Hlc,
     /// In which change.
     pub change: ChangeHash,
@@ -109,7 +111,15 @@ impl Candidate {
 pub(super) struct Resolved {
     pub(super) value: Option<ScalarValue>,
     kind: Option<ConflictKind>,
-    sides: Vec<Candidate>,
+    sides: Vec<Contender>,
+}
+
+/// A value that competes with others, and all who put it there.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Contender {
+    newest: Candidate,
+    /// Other devices that wrote the same value, the last first.
+    others: Vec<DeviceId>,
 }
 
 impl Resolved {
@@ -202,14 +212,10 @@ impl<'a> Reader<'a> {
 
     /// Whether the entity lives, and which changes a deletion swallowed unseen.
     pub(super) fn life(&self) -> Life {
-        let deletes: Vec<Candidate> = self
-            .candidates(&ROOT, TOMBSTONE)
-            .into_iter()
-            .filter(|candidate| candidate.scalar == ScalarValue::Boolean(true))
-            .collect();
-        let Some(winner) = deletes.iter().max_by(|a, b| a.order().cmp(&b.order())) else {
-            return Life::Alive;
-        };
+        let mut deletes = self.candidates(&ROOT, TOMBSTONE);
+        deletes.retain(|candidate| candidate.scalar == ScalarValue::Boolean(true));
+        deletes.sort_by(|a, b| b.order().cmp(&a.order()));
+        let Some(winner) = deletes.first() else { return Life::Alive };
         if mutated!(DropTombstone) && self.headers.headers().len() as u32 > winner.place + 1 {
             return Life::Alive;
         }
@@ -241,7 +247,10 @@ impl<'a> Reader<'a> {
         }
         // A deletion that someone took back or confirmed since is no edit that was lost.
         lost.retain(|place| !self.only_deletes(*place));
-        Life::Deleted { by: winner.clone(), lost }
+        match contenders(deletes).pop() {
+            Some(by) => Life::Deleted { by, lost },
+            None => Life::Alive,
+        }
     }
 
     fn only_deletes(&self, place: u32) -> bool {
@@ -319,7 +328,7 @@ impl<'a> Reader<'a> {
             Life::Deleted { by, lost } => {
                 conflicts.clear();
                 if !lost.is_empty() {
-                    conflicts.push(self.lost_edit(&by, &lost, &fields));
+                    conflicts.push(self.lost_edit(by, &lost, &fields));
                 }
                 true
             }
@@ -428,7 +437,7 @@ impl<'a> Reader<'a> {
         json: impl Fn(&ScalarValue) -> Json,
         base: impl Fn(&[ChangeHash]) -> Option<Json>,
     ) -> Conflict {
-        let places: Vec<u32> = resolved.sides.iter().map(|side| side.place).collect();
+        let places: Vec<u32> = resolved.sides.iter().map(|side| side.newest.place).collect();
         let common = self.common_heads(&places);
         Conflict {
             field,
@@ -436,19 +445,19 @@ impl<'a> Reader<'a> {
             sides: resolved
                 .sides
                 .iter()
-                .map(|side| Side {
-                    device: side.device,
-                    time: side.time,
-                    change: side.change,
-                    value: json(&side.scalar),
+                .map(|Contender { newest, others }| Side {
+                    device: newest.device,
+                    others: others.clone(),
+                    time: newest.time,
+                    change: newest.change,
+                    value: json(&newest.scalar),
                 })
                 .collect(),
             base: if common.is_empty() { None } else { base(&common) },
         }
     }
 
-    fn lost_edit(&self, by: &Candidate, lost: &[u32], fields: &BTreeMap<String, Json>) -> Conflict {
-        let mut sides = vec![Side { device: by.device, time: by.time, change: by.change, value: Json::Null }];
+    fn lost_edit(&self, by: Contender, lost: &[u32], fields: &BTreeMap<String, Json>) -> Conflict {
         // One side for each device that lost edits, at its newest one.
         let mut newest: BTreeMap<DeviceId, u32> = BTreeMap::new();
         // By what every device knows, not by the order of arrival.
@@ -463,13 +472,23 @@ impl<'a> Reader<'a> {
                 *kept = *place;
             }
         }
+        // Who lost an edit besides is on that side.
+        let Contender { newest: winner, mut others } = by;
+        others.retain(|device| !newest.contains_key(device));
+        let mut sides = vec![Side {
+            device: winner.device,
+            others,
+            time: winner.time,
+            change: winner.change,
+            value: Json::Null,
+        }];
         let mut newest: Vec<(DeviceId, u32)> = newest.into_iter().collect();
         newest.sort_by(|a, b| order(b.1).cmp(&order(a.1)));
         for (device, place) in newest {
             let header = &self.headers.headers()[place as usize];
             let value =
                 Json::Object(fields.iter().map(|(name, value)| (name.clone(), value.clone())).collect());
-            sides.push(Side { device, time: header.time, change: header.hash, value });
+            sides.push(Side { device, others: Vec::new(), time: header.time, change: header.hash, value });
         }
         Conflict { field: WHOLE_ENTITY.to_owned(), kind: ConflictKind::LostEdit, sides, base: None }
     }
@@ -496,7 +515,7 @@ impl<'a> Reader<'a> {
 #[derive(Clone, Debug)]
 pub(super) enum Life {
     Alive,
-    Deleted { by: Candidate, lost: Vec<u32> },
+    Deleted { by: Contender, lost: Vec<u32> },
 }
 
 fn group_json(scalar: &ScalarValue) -> Option<Json> {
@@ -510,21 +529,16 @@ fn pick(mut candidates: Vec<Candidate>, policy: Policy, tie: Tie) -> Resolved {
     let written = |c: &&Candidate| c.scalar != ScalarValue::Null;
     // Who writes the first value again later must not make it a later one.
     let first = candidates.iter().rev().find(written).map(|c| c.scalar.clone());
-    let mut distinct: Vec<Candidate> = Vec::new();
-    for candidate in candidates {
-        if !distinct.iter().any(|known| known.scalar == candidate.scalar) {
-            distinct.push(candidate);
-        }
-    }
-    let newest = distinct.first().map(|c| c.scalar.clone());
+    let mut distinct = contenders(candidates);
+    let newest = distinct.first().map(|c| c.newest.scalar.clone());
     let plain = |value| Resolved { value, kind: None, sides: Vec::new() };
     match policy {
         Policy::Manual if distinct.len() > 1 => {
             Resolved { value: newest, kind: Some(ConflictKind::Manual), sides: distinct }
         }
         Policy::Lww if tie == Tie::Manual && distinct.len() > 1 => {
-            let at = distinct[0].time.wall();
-            distinct.retain(|c| c.time.wall() == at);
+            let at = distinct[0].newest.time.wall();
+            distinct.retain(|c| c.newest.time.wall() == at);
             if distinct.len() > 1 {
                 Resolved { value: newest, kind: Some(ConflictKind::Tie), sides: distinct }
             } else {
@@ -534,14 +548,33 @@ fn pick(mut candidates: Vec<Candidate>, policy: Policy, tie: Tie) -> Resolved {
         Policy::FirstWrite => plain(first.or(newest)),
         Policy::Max | Policy::Min => {
             let wanted = if policy == Policy::Max { Ordering::Greater } else { Ordering::Less };
-            let best = distinct.iter().filter(written).fold(None, |best: Option<&Candidate>, c| match best {
-                Some(best) if compare_numbers(&c.scalar, &best.scalar) != wanted => Some(best),
-                _ => Some(c),
-            });
+            let best = distinct.iter().map(|c| &c.newest).filter(written).fold(
+                None,
+                |best: Option<&Candidate>, c| match best {
+                    Some(best) if compare_numbers(&c.scalar, &best.scalar) != wanted => Some(best),
+                    _ => Some(c),
+                },
+            );
             plain(best.map(|c| c.scalar.clone()).or(newest))
         }
         _ => plain(newest),
     }
+}
+
+/// One for each value, by its newest candidate. `candidates` come newest first.
+fn contenders(candidates: Vec<Candidate>) -> Vec<Contender> {
+    let mut distinct: Vec<Contender> = Vec::new();
+    for candidate in candidates {
+        match distinct.iter_mut().find(|known| known.newest.scalar == candidate.scalar) {
+            Some(Contender { newest, others }) => {
+                if candidate.device != newest.device && !others.contains(&candidate.device) {
+                    others.push(candidate.device);
+                }
+            }
+            None => distinct.push(Contender { newest: candidate, others: Vec::new() }),
+        }
+    }
+    distinct
 }
 
 /// Order of numbers and instants; anything else counts as equal.

@@ -10,7 +10,6 @@
 //! change: whatever depends on who submits passes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::catch_unwind;
 
 use automerge::ChangeHash;
 
@@ -19,8 +18,8 @@ use super::feed::{FeedEntity, FeedRecord};
 use super::layout::RefusalRecord;
 use super::workspace::{Draft, Workspace};
 use super::{RelayConfig, cut};
-use crate::admission::{self, Context, Judge, Refusal, RefusalCode};
-use crate::change::{CHANGE_BYTES_MAX, Change, MalformedChange, Role, TxMark};
+use crate::admission::{self, Context, Judge, Refusal, RefusalCode, Vouches};
+use crate::change::{self, Change, MalformedChange, Role, TxMark};
 use crate::clock::WallMs;
 use crate::codec;
 use crate::genesis::Genesis;
@@ -321,7 +320,12 @@ impl<'a> Judging<'a> {
         }
         let author =
             change.author().or_else(|| target.entity.index.actor(change.actor()).map(|entry| entry.author));
-        if author.is_some_and(|author| author.device != device) {
+        let vouches = match role {
+            GrantRole::Authority => Vouches::Anyone,
+            GrantRole::Admin => Vouches::Devices,
+            GrantRole::Writer | GrantRole::Reader => Vouches::Own,
+        };
+        if vouches == Vouches::Own && author.is_some_and(|author| author.device != device) {
             return refuse(
                 RefusalCode::ForgedAuthor,
                 "the change was written by another device than the one that sent it",
@@ -351,13 +355,14 @@ impl<'a> Judging<'a> {
             ty,
             genesis: target.containers(),
             headers: index,
-            judge: Judge::Relay { device, role, now },
+            judge: Judge::Relay { device, role, vouches, now },
         };
         Ok(admission::judge(change, &context).map_err(|refusal| {
             let standing = match refusal.code {
-                RefusalCode::MissingDependency | RefusalCode::ClockAhead | RefusalCode::ForgedAuthor => {
-                    Standing::Passes
-                }
+                RefusalCode::MissingDependency
+                | RefusalCode::ClockAhead
+                | RefusalCode::ForgedAuthor
+                | RefusalCode::ForgedRole => Standing::Passes,
                 _ => Standing::Lasts,
             };
             Fate::Refused(refusal, standing)
@@ -557,12 +562,8 @@ fn depends_on_refused() -> Fate {
 
 /// The hash of a change that is well-formed to Automerge, if not to us.
 fn raw_hash(bytes: &[u8]) -> Option<ChangeHash> {
-    // Only plain chunks: a deflated one can inflate without bound.
-    if bytes.len() > CHANGE_BYTES_MAX || bytes.get(8) != Some(&1) {
-        return None;
-    }
-    let hash = catch_unwind(|| Some(automerge::Change::from_bytes(bytes.to_vec()).ok()?.hash()));
-    hash.ok().flatten().filter(|hash| checksum_fits(bytes, hash))
+    let raw = change::parse_raw(bytes).ok()?;
+    Some(raw.hash()).filter(|hash| checksum_fits(bytes, hash))
 }
 
 /// Whether the checksum of a chunk is the beginning of its hash. If it is not, the bytes must

@@ -104,18 +104,32 @@ pub(super) fn page(
     to: u64,
     reader: Reader<'_>,
 ) -> Result<Page, StoreError> {
-    let mut page = Page { entries: Vec::new(), last: from.saturating_sub(1) };
-    let mut read = Assembly::default();
+    let read = records(store, workspace, from, to)?;
+    let last = read.last().map_or(from, |(seq, _)| *seq);
+    let shown =
+        read.into_iter().filter_map(|(seq, record)| Some(FeedEntry { seq, body: record.show(reader)? }));
+    Ok(Page { entries: shown.collect(), last })
+}
+
+/// The records of a page of the entries `from..=to`, of which there is at least one: with no gap,
+/// beginning with `from`.
+pub(super) fn records(
+    store: &dyn Store,
+    workspace: WorkspaceHash,
+    from: u64,
+    to: u64,
+) -> Result<Vec<(u64, FeedRecord)>, StoreError> {
+    let mut read = Assembly { next: from, ..Assembly::default() };
     let mut start = workspace.feed(from);
     while !read.full {
         let rows = store.scan(View::Latest, Keyspace::FEED, &workspace.0, &start, SCAN_KEYS)?;
         for (key, value) in &rows {
             let place = feed_place(key).ok_or_else(|| damaged(from, "has a key of no known form"))?;
             if place.0 > to {
-                read.end(&mut page, reader)?;
+                read.end()?;
                 read.full = true;
             } else {
-                read.part(&mut page, reader, place, value)?;
+                read.part(place, value)?;
             }
             if read.full {
                 break;
@@ -127,15 +141,15 @@ pub(super) fn page(
                 start.push(0);
             }
             _ => {
-                read.end(&mut page, reader)?;
+                read.end()?;
                 break;
             }
         }
     }
-    if page.last < from {
+    if read.records.is_empty() {
         return Err(damaged(from, "is missing"));
     }
-    Ok(page)
+    Ok(read.records)
 }
 
 fn damaged(seq: u64, how: &str) -> StoreError {
@@ -145,20 +159,16 @@ fn damaged(seq: u64, how: &str) -> StoreError {
 /// Puts the parts of entries together until the page is full.
 #[derive(Default)]
 struct Assembly {
+    records: Vec<(u64, FeedRecord)>,
+    /// The entry that comes next.
+    next: u64,
     open: Option<(u64, u32, Vec<u8>)>,
-    entries: usize,
     bytes: usize,
     full: bool,
 }
 
 impl Assembly {
-    fn part(
-        &mut self,
-        page: &mut Page,
-        reader: Reader<'_>,
-        place: (u64, u32),
-        value: &[u8],
-    ) -> Result<(), StoreError> {
+    fn part(&mut self, place: (u64, u32), value: &[u8]) -> Result<(), StoreError> {
         if let Some((seq, part, bytes)) = &mut self.open
             && *seq == place.0
         {
@@ -169,31 +179,28 @@ impl Assembly {
             bytes.extend_from_slice(value);
             return Ok(());
         }
-        self.end(page, reader)?;
+        self.end()?;
         if self.full {
             return Ok(());
         }
-        if place != (page.last + 1, 0) {
-            return Err(damaged(page.last + 1, "is missing"));
+        if place != (self.next, 0) {
+            return Err(damaged(self.next, "is missing"));
         }
         self.open = Some((place.0, 0, value.to_vec()));
         Ok(())
     }
 
     /// Takes the entry that is complete now, if the page has room for it.
-    fn end(&mut self, page: &mut Page, reader: Reader<'_>) -> Result<(), StoreError> {
+    fn end(&mut self) -> Result<(), StoreError> {
         let Some((seq, _, bytes)) = self.open.take() else { return Ok(()) };
-        self.entries += 1;
         self.bytes += bytes.len();
-        if self.entries > 1 && (self.entries > PAGE_ENTRIES_MAX || self.bytes > PAGE_BYTES_MAX) {
+        let rest = !self.records.is_empty();
+        if rest && (self.records.len() == PAGE_ENTRIES_MAX || self.bytes > PAGE_BYTES_MAX) {
             self.full = true;
             return Ok(());
         }
-        let record: FeedRecord = codec::decode(&bytes, &format!("feed entry {seq}"))?;
-        if let Some(body) = record.show(reader) {
-            page.entries.push(FeedEntry { seq, body });
-        }
-        page.last = seq;
+        self.records.push((seq, codec::decode(&bytes, &format!("feed entry {seq}"))?));
+        self.next = seq + 1;
         Ok(())
     }
 }

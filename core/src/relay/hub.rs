@@ -65,21 +65,12 @@ impl Relay {
         config: RelayConfig,
         epoch_seed: [u8; 16],
     ) -> Result<Self, StoreError> {
-        let epoch = match store.get(View::Latest, Keyspace::META, RELAY_KEY)? {
-            Some(bytes) => {
-                let record: RelayRecord = codec::decode(&bytes, "the relay's record")?;
-                if record.layout > LAYOUT_VERSION {
-                    return Err(StoreError::NewerFormat { found: record.layout, supported: LAYOUT_VERSION });
-                }
-                record.epoch
-            }
+        let epoch = match read_record(&*store)? {
+            Some(record) => record.epoch,
             None => {
-                let record = RelayRecord { layout: LAYOUT_VERSION, epoch: epoch_seed };
-                let mut batch = Batch::new();
-                batch.put(Keyspace::META, RELAY_KEY, codec::encode(&record));
                 // Nothing waits for this commit: whatever tells the epoch to a device comes
                 // after the commit of that device's grant, which is later.
-                store.commit(batch)?;
+                Self::renew_epoch(&*store, epoch_seed)?;
                 epoch_seed
             }
         };
@@ -99,6 +90,20 @@ impl Relay {
             draining: false,
             config,
         })
+    }
+
+    /// Begins a new life of the feeds of a relay's store, before [`open`](Self::open): its cursors
+    /// mean nothing to devices any more, so they read the feeds from the start, and bring again
+    /// what they hold and the store lacks. To be done when the store went back to an older copy.
+    /// `epoch` is 16 fresh random bytes. It holds once the commit that is returned is durable.
+    ///
+    /// Fails as [`open`](Self::open) does, and changes nothing then.
+    pub fn renew_epoch(store: &dyn Store, epoch: [u8; 16]) -> Result<CommitNo, StoreError> {
+        read_record(store)?;
+        let record = RelayRecord { layout: LAYOUT_VERSION, epoch };
+        let mut batch = Batch::new();
+        batch.put(Keyspace::META, RELAY_KEY, codec::encode(&record));
+        store.commit(batch)
     }
 
     /// Takes one input. What is to be done about it waits in [`poll_output`](Self::poll_output).
@@ -368,6 +373,16 @@ impl Relay {
             }
         }
     }
+}
+
+/// The relay's own record, if this program understands the store.
+fn read_record(store: &dyn Store) -> Result<Option<RelayRecord>, StoreError> {
+    let Some(bytes) = store.get(View::Latest, Keyspace::META, RELAY_KEY)? else { return Ok(None) };
+    let record: RelayRecord = codec::decode(&bytes, "the relay's record")?;
+    if record.layout > LAYOUT_VERSION {
+        return Err(StoreError::NewerFormat { found: record.layout, supported: LAYOUT_VERSION });
+    }
+    Ok(Some(record))
 }
 
 /// What a device hears whose grant is over.

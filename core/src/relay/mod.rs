@@ -28,9 +28,11 @@ mod pump;
 mod requests;
 mod schemas;
 mod session;
+mod verify;
 mod workspace;
 
 pub use hub::Relay;
+pub use verify::{Checked, verify};
 
 use crate::clock::WallMs;
 use crate::id::DeviceId;

@@ -26,6 +26,12 @@ const DEVICE_NAME_BYTES_MAX: usize = 128;
 impl Relay {
     /// Deals with a message of a session that has begun.
     pub(super) fn request(&mut self, now: Now, id: ConnId, message: Message) -> Result<(), StoreError> {
+        let workspace = match &message {
+            Message::SignIn(asked) => {
+                WorkspaceId::new(asked.workspace.clone()).ok().as_ref().map(WorkspaceHash::of)
+            }
+            _ => None,
+        };
         let (channel, done) = match message {
             Message::SignIn(asked) => (asked.channel, self.sign_in(now, id, asked)),
             Message::Refresh(asked) => (asked.channel, self.refresh(now, id, &asked)),
@@ -55,6 +61,15 @@ impl Relay {
             Err(StoreError::Damaged { what }) => {
                 tracing::error!(conn = id.0, channel, %what, "a request met a damaged record");
                 self.fault(id, channel, FaultCode::Internal, "the relay can't read what this needs");
+                Ok(())
+            }
+            // Refused before anything was queued, so memory is not ahead of the store.
+            Err(StoreError::NoSpace { free_bytes, floor_bytes }) => {
+                tracing::error!(conn = id.0, channel, free_bytes, floor_bytes, "the disk is full");
+                if let Some(hash) = workspace {
+                    self.forget_idle(hash);
+                }
+                self.fault(id, channel, FaultCode::NoSpace, "the relay's disk is full; this was not stored");
                 Ok(())
             }
             done => done,
@@ -319,8 +334,11 @@ impl Relay {
         let Some(state) = self.channel(id, channel) else { return Ok(()) };
         let hash = state.workspace;
         if !matches!(state.role(), GrantRole::Admin | GrantRole::Authority) {
-            let text = "only an admin or an authority pushes a schema";
-            self.fault(id, channel, FaultCode::Forbidden, text);
+            // The answer to this request alone: whatever else the device does goes on.
+            let problems = vec!["only an admin or an authority pushes a schema".to_owned()];
+            let Some(workspace) = self.workspaces.get(&hash) else { return Ok(()) };
+            let (gate, hash) = (workspace.gate(), schema_hash(workspace));
+            self.send(id, gate, SchemaIs { channel, hash, source: None, problems });
             return Ok(());
         }
         let Some(workspace) = self.workspaces.get_mut(&hash) else { return Ok(()) };

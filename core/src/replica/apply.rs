@@ -29,7 +29,7 @@ impl Replica {
         let mut batch = Batch::new();
         let mut touched: BTreeMap<EntityHash, Touched> = BTreeMap::new();
         let mut moved = false;
-        let mut schema_came = false;
+        let mut schema_came = None;
         for entry in feed.entries {
             // Entries of an earlier request may still be under way.
             let is_next = entry.seq == self.state.cursor + 1
@@ -54,10 +54,7 @@ impl Replica {
                 FeedBody::Device { key, name, platform } => {
                     self.put_device(&mut batch, key, &name, &platform)
                 }
-                FeedBody::Schema { hash } => {
-                    self.channel.relay_schema = Some(hash);
-                    schema_came = true;
-                }
+                FeedBody::Schema { hash } => schema_came = Some(hash),
             }
             self.state.cursor = entry.seq;
             moved = true;
@@ -68,11 +65,11 @@ impl Replica {
         if let ChannelState::CatchingUp { .. } = self.channel.state {
             self.channel.state = ChannelState::CatchingUp { cursor: self.state.cursor, end: feed.end };
         }
-        self.finish(batch, touched)?;
-        if schema_came {
-            self.schema_came();
+        if let Some(hash) = schema_came {
+            let replayed = matches!(self.channel.state, ChannelState::CatchingUp { .. });
+            self.schema_came(hash, replayed);
         }
-        Ok(())
+        self.finish(batch, touched)
     }
 
     /// Writes what was touched, in one batch.
@@ -126,6 +123,7 @@ impl Replica {
         }
         self.received += received.applied.len() as u64;
         if !received.applied.is_empty() {
+            self.unstall(hash);
             let what = touched.entry(hash).or_default();
             what.changes.extend(received.applied.iter().filter_map(|hash| by_hash.remove(hash)));
         }
@@ -215,6 +213,7 @@ impl Replica {
             self.channel.remakes.remove(&hash);
         }
         if settled || !places.is_empty() {
+            self.unstall(hash);
             touched.entry(hash).or_default().admitted.extend(places);
         }
         Ok(())
@@ -341,12 +340,16 @@ impl Replica {
         for refusal in denied {
             let change = ChangeHash(refusal.hash);
             let code = RefusalCode::from_u16(refusal.code);
+            if self.refused_again(batch, hash, &change, code)? {
+                touched.entry(hash).or_default();
+                continue;
+            }
             // What it builds on is not at the relay now. It may be later.
             if code == Some(RefusalCode::MissingDependency) {
                 self.channel.stalled.insert(hash);
                 continue;
             }
-            if !exhausted && curable(self, &refusal) {
+            if !exhausted && curable(self, &refusal) && !self.offers_again(hash, &change) {
                 clock_ahead |= code == Some(RefusalCode::ClockAhead);
                 again.insert(change);
             } else {
@@ -415,10 +418,16 @@ impl Replica {
         let numbers: Vec<u64> = self.pending.get(&hash).cloned().unwrap_or_default().into_iter().collect();
         let mut records = Vec::with_capacity(numbers.len());
         let mut pending = Vec::with_capacity(numbers.len());
+        let mut others = BTreeSet::new();
+        let device = self.config.device;
         for number in &numbers {
             let record = self.read_outbox(*number)?;
             let change = ChangeHash(record.hash);
             let header_wall = self.loaded(hash)?.entity.headers().by_hash(&change).map(|h| h.time.wall());
+            let headers = self.loaded(hash)?.entity.headers();
+            if headers.by_hash(&change).is_some_and(|header| headers.device(header) != device) {
+                others.insert(change);
+            }
             let off = correction - record.skew_ms;
             pending.push(Pending {
                 hash: change,
@@ -477,6 +486,10 @@ impl Replica {
                         (None, None) => (RefusalCode::DependsOnRefused.name().to_owned(), String::new()),
                     };
                     self.delete_outbox(batch, number)?;
+                    if others.contains(&old) {
+                        tracing::warn!(entity = %key, %old, code, "what another device wrote is refused now");
+                        continue;
+                    }
                     let refused = RefusedRecord {
                         type_name: record.type_name,
                         id: record.id,
@@ -502,34 +515,25 @@ impl Replica {
         if caught_up.cursor < self.channel.answered {
             return Ok(());
         }
-        // A feed only grows, so this one has lost its end: what is left of it comes whole.
-        if caught_up.cursor < self.state.cursor && !self.channel.repaired {
-            tracing::warn!("the relay went back: fetching everything again");
-            self.channel.repaired = true;
-            self.state.cursor = 0;
+        // A feed only grows, so this one has lost its end.
+        let went_back = caught_up.cursor < self.state.cursor;
+        let differs = caught_up.cursor == self.state.cursor && caught_up.digest != self.state.digest;
+        if (went_back || differs) && !self.channel.repaired {
+            // Either the relay went back and on since, or something is missing here. What the relay
+            // has, all of it, tells which.
+            tracing::warn!(went_back, "the relay holds something else: reading its feed from the start");
+            self.begin_repair(caught_up.epoch);
             self.channel.state = ChannelState::CatchingUp { cursor: 0, end: caught_up.cursor };
+            self.commit(Batch::new())?;
             self.open_feed(true);
             return Ok(());
         }
         if caught_up.cursor != self.state.cursor {
             return Ok(());
         }
-        if caught_up.digest != self.state.digest && !self.channel.repaired {
-            // Both sides must hold the same. What is missing here comes with the whole feed.
-            tracing::warn!("the digest differs from the relay's: fetching everything again");
-            self.channel.repaired = true;
-            self.state.cursor = 0;
-            self.channel.state = ChannelState::CatchingUp { cursor: 0, end: caught_up.cursor };
-            self.open_feed(true);
-            return Ok(());
-        }
-        // What was missing may have come since.
-        self.channel.diverged = caught_up.digest != self.state.digest;
-        if self.channel.diverged {
-            tracing::error!("the digest differs from the relay's even after everything was fetched again");
-        }
-        if caught_up.digest == self.state.digest {
-            self.channel.diverged = false;
+        self.channel.diverged = differs;
+        if differs {
+            tracing::error!("the digest differs from the relay's even after everything was read again");
         }
         if std::mem::take(&mut self.channel.ask_again) {
             self.open_feed(false);
@@ -542,7 +546,16 @@ impl Replica {
             batch.delete(Keyspace::META, self.keys.recovering());
             redated = self.redate(&mut batch, now)?;
         }
+        if self.repair.reading {
+            self.offer_again()?;
+        } else if !self.repair.waits_for_schema || self.channel.relay_schema == Some(self.repair.schema) {
+            self.repair.waits_for_schema = false;
+            self.repair.schema = self.channel.relay_schema.unwrap_or_default();
+        }
         self.channel.state = ChannelState::Live;
+        if self.outbox.is_empty() {
+            self.channel.refusals = 0;
+        }
         self.state.synced_ms = self.relay_clock(now).0;
         let after = self.commit(batch)?;
         if !redated.is_empty() {

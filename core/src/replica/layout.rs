@@ -7,6 +7,8 @@
 //! | META | `state` | [`StateRecord`] |
 //! | META | `schema` | hash of the schema that rows and indexes follow |
 //! | META | `recovering` | nothing: the store went back, and what it lost has not all come yet |
+//! | META | `repair` | [`RepairRecord`]; none before the relay first went back |
+//! | META | `lacking`, entity hash | nothing: the relay lacks something of it that is not this device's to bring |
 //! | ENTITY | entity hash | [`EntityRecord`] |
 //! | DOC | entity hash, 0 | the snapshot |
 //! | DOC | entity hash, 1, number | an increment: changes since, each behind its length |
@@ -72,6 +74,19 @@ impl Keys {
         self.key(&[b"recovering"])
     }
 
+    pub(crate) fn repair(&self) -> Vec<u8> {
+        self.key(&[b"repair"])
+    }
+
+    /// What the keys of [`Keys::lacking`] start with.
+    pub(crate) fn all_lacking(&self) -> Vec<u8> {
+        self.key(&[b"lacking"])
+    }
+
+    pub(crate) fn lacking(&self, entity: EntityHash) -> Vec<u8> {
+        self.key(&[b"lacking", &entity.0])
+    }
+
     pub(crate) fn entity(&self, entity: EntityHash) -> Vec<u8> {
         self.key(&[&entity.0])
     }
@@ -123,6 +138,13 @@ impl Keys {
         let type_name = std::str::from_utf8(&rest[..end]).ok()?;
         let id = std::str::from_utf8(&rest[end + 1..]).ok()?;
         EntityKey::new(type_name, id).ok()
+    }
+
+    /// The type and id in an index entry: its key and value.
+    pub(crate) fn parse_index(&self, key: &[u8], value: &[u8]) -> Option<EntityKey> {
+        let rest = key.get(self.prefix.len()..)?;
+        let end = rest.iter().position(|byte| *byte == 0)?;
+        EntityKey::new(std::str::from_utf8(&rest[..end]).ok()?, std::str::from_utf8(value).ok()?).ok()
     }
 
     /// Puts a value of any size. `spills` numbers spilled values and must never repeat.
@@ -251,6 +273,21 @@ pub(crate) struct StateRecord {
     pub(crate) synced_ms: u64,
 }
 
+/// Where a replica stands with a relay that went back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct RepairRecord {
+    /// How often the relay went back. What an entity's record and headers say of admission holds
+    /// only if it is of this generation.
+    pub(crate) generation: u64,
+    /// The feed is being read from its start, and what the relay lacks is not yet in the outbox.
+    pub(crate) reading: bool,
+    /// Hash of the schema that the relay had when all was well; zeros before.
+    pub(crate) schema: [u8; 32],
+    /// The relay lost that schema. What fits it may not fit an older one and would be refused for
+    /// good, so nothing is sent until somebody has pushed one.
+    pub(crate) waits_for_schema: bool,
+}
+
 /// What is kept of an entity beside its document.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct EntityRecord {
@@ -270,8 +307,8 @@ pub(crate) struct EntityRecord {
     pub(crate) admitted_heads: Vec<[u8; 32]>,
     /// How often it was rebuilt: the low half of the incarnation.
     pub(crate) rebuilds: u32,
-    /// When it came to be on this device, milliseconds since 1970.
-    pub(crate) created_ms: u64,
+    /// The [`RepairRecord::generation`] that the admitted heads and headers are of.
+    pub(crate) generation: u64,
 }
 
 /// Where an entity stands between this device and the relay.
@@ -343,6 +380,9 @@ pub(crate) struct OutboxRecord {
     pub(crate) sent: bool,
     /// Bytes of the change.
     pub(crate) bytes: u32,
+    /// The relay had admitted it and lost it: it goes as it is or not at all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) again: bool,
 }
 
 /// A change that the relay refused, or that meant nothing without one.
@@ -378,8 +418,11 @@ pub struct ConflictRecord {
 /// One side of a [`ConflictRecord`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SideRecord {
-    /// The device's key.
+    /// Key of the device that wrote it last.
     pub device: [u8; 32],
+    /// Keys of other devices that wrote the same value, the last first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<[u8; 32]>,
     /// The value; null for a cleared field or a deletion.
     pub value: Json,
     /// When it was written, milliseconds since 1970.

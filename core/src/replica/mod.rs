@@ -12,6 +12,8 @@
 mod apply;
 pub(crate) mod layout;
 mod outbox;
+mod repair;
+mod verify;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -32,10 +34,11 @@ use crate::store::{Batch, CommitNo, Keyspace, Store, StoreError, View};
 use crate::wire::GrantRole;
 
 use layout::{
-    ConflictRecord, DeviceRecord, EntityRecord, Keys, OutboxRecord, RefusedRecord, RowRecord, SideRecord,
-    StateRecord, SyncStatus, from_json, to_json,
+    ConflictRecord, DeviceRecord, EntityRecord, Keys, OutboxRecord, RefusedRecord, RepairRecord, RowRecord,
+    SideRecord, StateRecord, SyncStatus, from_json, to_json,
 };
-pub use outbox::ChannelState;
+pub use outbox::{ChannelState, Held};
+pub use verify::{Fault, Verified};
 pub use write::{Edit, Expect, WriteError, Written};
 
 /// Documents smaller than this are stored whole after each change.
@@ -112,6 +115,8 @@ pub struct ReplicaStatus {
     pub received: u64,
     /// When the last sync completed.
     pub synced: Option<WallMs>,
+    /// Entities of which the relay lost something that other devices have to bring it.
+    pub lacking: u64,
 }
 
 /// An entity in memory with its record.
@@ -136,6 +141,8 @@ struct PendingRef {
     /// the relay is told, so that it is never told of a mark that is not durable.
     mark: u64,
     bytes: usize,
+    /// Offered again as it is: see [`OutboxRecord::again`].
+    again: bool,
 }
 
 /// See the [module](self).
@@ -144,6 +151,11 @@ pub struct Replica {
     store: Arc<dyn Store>,
     keys: Keys,
     state: StateRecord,
+    repair: RepairRecord,
+    /// As the store has it.
+    repair_stored: RepairRecord,
+    /// Entities of which the relay lacks something that is not this device's to bring.
+    lacking: BTreeSet<EntityHash>,
     cache: BTreeMap<EntityHash, Loaded>,
     uses: u64,
     outbox: BTreeMap<u64, PendingRef>,
@@ -163,6 +175,8 @@ pub struct Replica {
     recovering: bool,
     /// Indexes hold nothing of what rows say: see [`Replica::follow_schema`].
     reindexing: bool,
+    /// A look at everything that is under way.
+    scrub: Option<verify::Scrub>,
 }
 
 impl Replica {
@@ -173,6 +187,11 @@ impl Replica {
             Some(bytes) => codec::decode(&bytes, "the replica's state")?,
             None => StateRecord { outbox_next: 1, refused_next: 1, ..StateRecord::default() },
         };
+        let repair = store.get(View::Latest, Keyspace::META, &keys.repair())?;
+        let repair: RepairRecord = repair
+            .map(|bytes| codec::decode(&bytes, "where a repair stands"))
+            .transpose()?
+            .unwrap_or_default();
         if state.store_life != config.store_life {
             state.store_life = config.store_life;
             state.incarnation += 1;
@@ -187,6 +206,9 @@ impl Replica {
             store,
             keys,
             state,
+            repair_stored: repair.clone(),
+            repair,
+            lacking: BTreeSet::new(),
             cache: BTreeMap::new(),
             uses: 0,
             outbox: BTreeMap::new(),
@@ -201,6 +223,7 @@ impl Replica {
             last_commit: CommitNo(0),
             recovering: false,
             reindexing: false,
+            scrub: None,
         };
         replica.recovering =
             replica.store.get(View::Latest, Keyspace::META, &replica.keys.recovering())?.is_some();
@@ -291,6 +314,7 @@ impl Replica {
                 sent: record.sent,
                 mark: self.state.sent,
                 bytes: record.bytes as usize,
+                again: record.again,
             };
             self.track(number, pending);
             Ok(())
@@ -303,10 +327,39 @@ impl Replica {
             }
             Ok(())
         })?;
+        for_each(&*store, Keyspace::META, &self.keys.all_lacking(), |key, _| {
+            self.lacking.extend(key.last_chunk().map(|hash| EntityHash(*hash)));
+            Ok(())
+        })?;
         for_each(&*store, Keyspace::CONFLICT, &prefix, |_, _| {
             self.conflicts += 1;
             Ok(())
         })
+    }
+
+    /// Reads everything from the store again, where a commit was refused half way through an
+    /// operation ([`StoreError::NoSpace`]): what is in memory may be ahead of the store then. The
+    /// link is over; what was queued for the store earlier still becomes durable.
+    ///
+    /// Where this fails the replica must not be used until it succeeds.
+    pub fn reopen(&mut self) -> Result<(), StoreError> {
+        let mut fresh = Self::open(Arc::clone(&self.store), self.config.clone())?;
+        fresh.last_commit = fresh.last_commit.max(self.last_commit);
+        for (number, pending) in &mut fresh.outbox {
+            let known = self.outbox.get(number).filter(|known| {
+                known.commit <= self.last_commit && (known.hash, known.sent) == (pending.hash, pending.sent)
+            });
+            // What is not known to be durable counts as part of the last commit.
+            pending.commit = known.map_or(fresh.last_commit, |known| known.commit);
+            pending.mark = known.map_or(pending.mark, |known| known.mark);
+        }
+        fresh.transactions = self.transactions;
+        (fresh.sent, fresh.received) = (self.sent, self.received);
+        fresh.channel = self.channel.ended();
+        let told = self.outputs.drain(..).filter(|output| !matches!(output, Output::Send(_)));
+        fresh.outputs = told.chain([Output::Status]).collect();
+        *self = fresh;
+        Ok(())
     }
 
     fn track(&mut self, number: u64, pending: PendingRef) {
@@ -340,6 +393,7 @@ impl Replica {
             clock_skew_ms: self.state.skew_ms.saturating_neg(),
             sent: self.sent,
             received: self.received,
+            lacking: self.lacking.len() as u64,
             synced: (self.state.synced_ms > 0).then_some(WallMs(self.state.synced_ms)),
         }
     }
@@ -395,7 +449,11 @@ impl Replica {
     /// Commits a batch together with the replica's state.
     fn commit(&mut self, mut batch: Batch) -> Result<CommitNo, StoreError> {
         batch.put(Keyspace::META, self.keys.state(), codec::encode(&self.state));
+        if self.repair != self.repair_stored {
+            batch.put(Keyspace::META, self.keys.repair(), codec::encode(&self.repair));
+        }
         self.last_commit = self.store.commit(batch)?;
+        self.repair_stored.clone_from(&self.repair);
         Ok(self.last_commit)
     }
 
@@ -414,13 +472,19 @@ impl Replica {
                 record: EntityRecord {
                     type_name: key.type_name().to_owned(),
                     id: key.id().to_owned(),
+                    generation: self.repair.generation,
                     ..EntityRecord::default()
                 },
                 used: self.uses,
             },
             Some(bytes) => {
-                let record: EntityRecord = codec::decode(&bytes, "an entity")?;
-                Loaded { entity: self.load_stored(key, hash, &record, ty.as_ref())?, record, used: self.uses }
+                let mut record: EntityRecord = codec::decode(&bytes, "an entity")?;
+                let mut entity = self.load_stored(key, hash, &record, ty.as_ref())?;
+                if record.generation != self.repair.generation {
+                    entity.forget_admission();
+                    record.admitted_heads.clear();
+                }
+                Loaded { entity, record, used: self.uses }
             }
         };
         self.cache.insert(hash, loaded);
@@ -492,6 +556,7 @@ impl Replica {
         let store = Arc::clone(&self.store);
         let keys = self.keys;
         let mut spills = self.state.spills;
+        let generation = self.repair.generation;
         let loaded = self.loaded(hash)?;
         let Loaded { entity, record, .. } = loaded;
         if entity.headers().is_empty() {
@@ -501,7 +566,8 @@ impl Replica {
         }
         let before = record.headers;
         let after = entity.headers().len() as u32;
-        let first_new = if rewritten { 0 } else { before };
+        let outdated = std::mem::replace(&mut record.generation, generation) != generation;
+        let first_new = if rewritten || outdated { 0 } else { before };
         for place in (first_new..after).chain(admitted.iter().copied().filter(|place| *place < first_new)) {
             if let Some(header) = entity.headers().get(place) {
                 batch.put(
@@ -521,7 +587,8 @@ impl Replica {
             let full = appended > FOLD_INCREMENTS_FACTOR * record.snapshot_bytes
                 || record.increments.len() >= INCREMENTS_MAX;
             // What cannot be loaded again must not replace what can.
-            let snapshot = match (rewritten || small || full, proved && small) {
+            let proved = entity.is_proved() || (proved && small);
+            let snapshot = match (rewritten || small || full, proved && !rewritten) {
                 (false, _) => None,
                 (true, true) => Some(entity.save()),
                 (true, false) => match entity.save_proved() {
@@ -557,12 +624,9 @@ impl Replica {
         let heads_before: Vec<ChangeHash> =
             record.admitted_heads.iter().map(|head| ChangeHash(*head)).collect();
         record.admitted_heads = heads.iter().map(|head| head.0).collect();
-        let mut digest = Digest(self.state.digest);
-        if !(mutated!(LeaveOutOfDigest) && hash.0[0] < 16) {
-            digest.replace(hash, &heads_before, &heads);
-        }
-        self.state.digest = digest.0;
         self.state.spills = spills;
+        self.account(hash, &heads_before, &heads);
+        self.note_lacking(batch, hash);
         self.materialise(batch, hash)
     }
 
@@ -583,9 +647,7 @@ impl Replica {
             self.keys.delete(&*store, batch, Keyspace::DOC, self.keys.increment(hash, number))?;
         }
         let heads: Vec<ChangeHash> = record.admitted_heads.iter().map(|head| ChangeHash(*head)).collect();
-        let mut digest = Digest(self.state.digest);
-        digest.replace(hash, &heads, &[]);
-        self.state.digest = digest.0;
+        self.account(hash, &heads, &[]);
         if record.rebuilds > 0 {
             // The count must outlive the entity: its next life is another incarnation.
             let stub = EntityRecord {
@@ -597,6 +659,9 @@ impl Replica {
             batch.put(Keyspace::ENTITY, self.keys.entity(hash), codec::encode(&stub));
         } else {
             batch.delete(Keyspace::ENTITY, self.keys.entity(hash));
+        }
+        if self.lacking.remove(&hash) {
+            batch.delete(Keyspace::META, self.keys.lacking(hash));
         }
         self.put_row(batch, key, None)?;
         self.put_conflicts(batch, key, &[])?;
@@ -615,10 +680,24 @@ impl Replica {
             return Ok(());
         };
         let Some(Loaded { entity, record, .. }) = self.cache.get(&hash) else { return Ok(()) };
+        let (row, conflicts) = self.presented(ty, &key, hash, entity, record);
+        self.put_row(batch, &key, Some(&row))?;
+        self.put_conflicts(batch, &key, &conflicts)
+    }
+
+    /// What people see of an entity: its row and what waits for them.
+    fn presented(
+        &self,
+        ty: &EntityType,
+        key: &EntityKey,
+        hash: EntityHash,
+        entity: &Entity,
+        record: &EntityRecord,
+    ) -> (RowRecord, Vec<ConflictRecord>) {
         let shown = entity.row(ty);
         let first = entity.headers().headers().first();
         let last = entity.headers().headers().iter().max_by_key(|header| header.time);
-        let status = if self.refused.contains_key(&key) {
+        let status = if self.refused.contains_key(key) {
             SyncStatus::Failed
         } else if !shown.conflicts.is_empty() {
             SyncStatus::Conflict
@@ -640,7 +719,7 @@ impl Replica {
             updated_by: last.map(|header| entity.headers().device(header).to_string()).unwrap_or_default(),
             fields: shown.fields,
         };
-        let conflicts: Vec<ConflictRecord> = shown
+        let conflicts = shown
             .conflicts
             .into_iter()
             .map(|conflict| ConflictRecord {
@@ -651,6 +730,7 @@ impl Replica {
                     .into_iter()
                     .map(|side| SideRecord {
                         device: side.device.0,
+                        others: side.others.into_iter().map(|device| device.0).collect(),
                         value: side.value,
                         time_ms: side.time.wall().0,
                     })
@@ -658,8 +738,7 @@ impl Replica {
                 base: conflict.base,
             })
             .collect();
-        self.put_row(batch, &key, Some(&row))?;
-        self.put_conflicts(batch, &key, &conflicts)
+        (row, conflicts)
     }
 
     fn put_row(

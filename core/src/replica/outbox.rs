@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 
 use super::layout::{RowRecord, from_json};
 use super::{Output, Replica, SKEW_TOLERATED_MS};
-use crate::clock::{Now, WallMs};
+use crate::clock::{MonoMs, Now, WallMs};
 use crate::id::{EntityHash, EntityKey};
 use crate::schema::{FieldType, ScalarType};
 use crate::store::{Batch, CommitNo, Keyspace, StoreError, View};
@@ -31,6 +31,11 @@ const UNIT_BYTES: usize = 256 * 1024;
 /// How often in a row an entity is written again within one session, with nothing of it taken
 /// or refused for good between, before it counts as refused.
 pub(super) const REMAKES_MAX: u32 = 3;
+/// The longest wait after the first of a row of refusals that time may mend, in milliseconds. It
+/// doubles with each.
+const RETRY_MS_BASE: u64 = 1_000;
+/// It stays at this from then on.
+const RETRY_MS_MAX: u64 = 5 * 60 * 1_000;
 
 /// How far the channel to the relay has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,6 +62,27 @@ pub enum ChannelState {
         /// For people.
         message: String,
     },
+}
+
+/// Why something is still to be exchanged though all that could be was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Held {
+    /// An entity waits for one that it refers to and that the relay refused.
+    RefusedParent {
+        /// What waits; others may too.
+        entity: EntityKey,
+        /// What was refused.
+        parent: EntityKey,
+    },
+    /// The relay lacks what the changes of an entity build on. They are offered again at the
+    /// next connect.
+    MissingAtRelay {
+        /// What waits; others may too.
+        entity: EntityKey,
+    },
+    /// This device and the relay hold different things although everything was fetched again.
+    Diverged,
 }
 
 /// The channel of one replica on the current link.
@@ -86,15 +112,49 @@ pub(super) struct Link {
     pub(super) diverged: bool,
     /// Entities that the relay can't take now; tried again at the next connect.
     pub(super) stalled: BTreeSet<EntityHash>,
+    /// What the device signed in with, to do so again after a refusal that time may mend.
+    token: Option<String>,
+    /// How often in a row the channel was refused for such a reason.
+    pub(super) refusals: u32,
+    /// When to sign in again.
+    retry_at: Option<MonoMs>,
     /// The relay's answers to schema requests.
     schema_answers: Vec<SchemaIs>,
     /// The schema's hash as the relay knows it.
     pub(super) relay_schema: Option<[u8; 32]>,
 }
 
+/// An entity that another one refers to and that the relay does not know.
+struct Parent {
+    hash: EntityHash,
+    key: EntityKey,
+    wait: Wait,
+}
+
+/// What such an entity waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    /// Its turn.
+    Pending,
+    /// Something that the relay lacks.
+    Stalled,
+    /// A person: it was refused.
+    Refused,
+}
+
 impl Link {
     pub(super) fn is_live(&self) -> bool {
         self.granted && self.state == ChannelState::Live
+    }
+
+    /// The same replica without a link.
+    pub(super) fn ended(&mut self) -> Self {
+        let state = match std::mem::take(&mut self.state) {
+            // Why the relay refused stays visible.
+            faulted @ ChannelState::Faulted { .. } => faulted,
+            _ => ChannelState::Offline,
+        };
+        Self { state, durable: self.durable, next_unit: self.next_unit, ..Self::default() }
     }
 }
 
@@ -109,10 +169,29 @@ impl Replica {
         self.channel.is_live() && self.channel.in_flight.is_empty() && !self.has_sendable()
     }
 
-    /// Whether this device and the relay hold different things although everything was fetched
-    /// again: a fault of one of them.
-    pub fn is_diverged(&self) -> bool {
-        self.channel.diverged
+    /// Why this device and the relay are not equal though [`Replica::is_complete`]; none where
+    /// they are.
+    pub fn held(&self) -> Result<Option<Held>, StoreError> {
+        if !self.is_complete() {
+            return Ok(None);
+        }
+        // Pending changes make no difference to the digest, so a fault outranks what waits.
+        if self.channel.diverged {
+            return Ok(Some(Held::Diverged));
+        }
+        for (hash, numbers) in &self.pending {
+            let first = numbers.first().and_then(|number| self.outbox.get(number));
+            let Some(entity) = first.map(|pending| pending.key.clone()) else { continue };
+            if self.channel.stalled.contains(hash) {
+                return Ok(Some(Held::MissingAtRelay { entity }));
+            }
+            let parents = self.parents(*hash)?;
+            if let Some(Parent { key, .. }) = parents.into_iter().find(|parent| parent.wait == Wait::Refused)
+            {
+                return Ok(Some(Held::RefusedParent { entity, parent: key }));
+            }
+        }
+        Ok(None)
     }
 
     /// The hash of the workspace's schema at the relay, once it is known; zeros mean none.
@@ -130,11 +209,12 @@ impl Replica {
             relay_ahead_ms: self.channel.relay_ahead_ms,
             durable: self.channel.durable,
             next_unit: self.channel.next_unit,
+            token: token.clone(),
+            refusals: self.channel.refusals,
             ..Link::default()
         };
         let durable = self.channel.durable;
-        let undurable =
-            self.outbox.values().filter(|pending| pending.sent && pending.commit > durable).count();
+        let undurable = self.outbox.values().filter(|p| p.sent && !p.again && p.commit > durable).count();
         let message = SignIn {
             channel,
             workspace: self.config.workspace.as_str().to_owned(),
@@ -167,8 +247,14 @@ impl Replica {
         }
     }
 
-    /// The relay has a schema, or another one: what waited for it can go now.
-    pub(super) fn schema_came(&mut self) {
+    /// The relay has a schema, or another one: what waited for it can go now. `replayed` says that
+    /// this was told by the part of the feed that is being caught up with.
+    pub(super) fn schema_came(&mut self, hash: [u8; 32], replayed: bool) {
+        let before = self.channel.relay_schema.replace(hash);
+        if !replayed && before != Some(hash) {
+            self.repair.schema = hash;
+            self.repair.waits_for_schema = false;
+        }
         self.channel.stalled.clear();
         if matches!(self.channel.state, ChannelState::Faulted { code: FaultCode::SchemaMissing, .. }) {
             // By the grant that it has.
@@ -176,16 +262,32 @@ impl Replica {
         }
     }
 
+    /// When to call [`Replica::tick`] if nothing happens before.
+    pub fn next_wakeup(&self) -> Option<MonoMs> {
+        self.channel.retry_at
+    }
+
+    /// Time passed: signs in again on a channel that was refused for what time may mend.
+    pub fn tick(&mut self, now: Now) {
+        if self.channel.retry_at.is_some_and(|at| at <= now.mono) {
+            let token = self.channel.token.take();
+            self.connect(self.channel.channel, token);
+        }
+    }
+
+    /// When to come back, so that devices that were refused together don't come back together.
+    fn retry_at(&mut self, now: Now) -> MonoMs {
+        let ceiling = RETRY_MS_BASE.saturating_mul(1 << self.channel.refusals.min(20)).min(RETRY_MS_MAX);
+        self.channel.refusals = self.channel.refusals.saturating_add(1);
+        let mut hasher = blake3::Hasher::new_keyed(&self.config.seed);
+        hasher.update(b"retry").update(&now.mono.0.to_be_bytes());
+        let random = hasher.finalize().as_bytes().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+        now.mono + (ceiling / 2 + random % (ceiling / 2 + 1))
+    }
+
     /// The link is gone. What was in flight is sent again over the next one.
     pub fn disconnect(&mut self) {
-        let durable = self.channel.durable;
-        let next_unit = self.channel.next_unit;
-        let state = match std::mem::take(&mut self.channel.state) {
-            // Why the relay refused stays visible.
-            faulted @ ChannelState::Faulted { .. } => faulted,
-            _ => ChannelState::Offline,
-        };
-        self.channel = Link { state, durable, next_unit, ..Link::default() };
+        self.channel = self.channel.ended();
         self.outputs.push_back(Output::Status);
     }
 
@@ -230,11 +332,13 @@ impl Replica {
             Message::Granted(granted) => self.on_granted(now, granted)?,
             Message::Feed(feed) => self.on_feed(now, feed)?,
             Message::CaughtUp(caught_up) => self.on_caught_up(now, caught_up)?,
-            Message::Ack(ack) => self.on_ack(now, ack)?,
+            Message::Ack(ack) => {
+                self.channel.refusals = 0;
+                self.on_ack(now, ack)?;
+            }
             Message::SchemaIs(answer) => {
                 if answer.problems.is_empty() && answer.hash != [0; 32] {
-                    self.channel.relay_schema = Some(answer.hash);
-                    self.schema_came();
+                    self.schema_came(answer.hash, false);
                 }
                 self.channel.schema_answers.push(answer);
                 self.outputs.push_back(Output::Status);
@@ -246,6 +350,7 @@ impl Replica {
                 self.channel.granted = false;
                 self.channel.in_flight.clear();
                 self.channel.busy.clear();
+                self.channel.retry_at = code.is_retryable().then(|| self.retry_at(now));
                 self.channel.state = ChannelState::Faulted { code, message: fault.message };
                 self.outputs.push_back(Output::Status);
             }
@@ -268,6 +373,11 @@ impl Replica {
         let mut batch = Batch::new();
         let mut redated = Vec::new();
         if !renewed {
+            if self.state.epoch == [0; 16] {
+                self.state.epoch = granted.epoch;
+            } else if granted.epoch != self.state.epoch {
+                self.begin_repair(granted.epoch);
+            }
             let before = self.correction_ms();
             self.state.skew_ms = self.channel.relay_ahead_ms;
             if granted.behind {
@@ -285,16 +395,16 @@ impl Replica {
             if !self.recovering && (before != self.correction_ms() || unsent) {
                 redated = self.redate(&mut batch, now)?;
             }
-            if granted.epoch != self.state.epoch {
-                // Cursors of another feed mean nothing: what is known is passed over when it
-                // comes again.
-                self.state.epoch = granted.epoch;
-                self.state.cursor = 0;
-            }
             self.channel.granted = true;
             self.channel.state =
                 ChannelState::CatchingUp { cursor: self.state.cursor, end: self.state.cursor };
-            if granted.schema == [0; 32] && matches!(self.role(), GrantRole::Authority | GrantRole::Admin) {
+            // A relay that lost its schema gets that one or none: what was written by it might not fit
+            // an older one, and would be refused for good.
+            let lost = self.repair.schema;
+            if granted.schema == [0; 32]
+                && matches!(self.role(), GrantRole::Authority | GrantRole::Admin)
+                && (lost == [0; 32] || lost == self.config.schema.hash())
+            {
                 self.exchange_schema(true);
             }
             if self.recovering {
@@ -346,13 +456,17 @@ impl Replica {
 
     /// Whether something waits that could be sent now.
     fn has_sendable(&self) -> bool {
+        if self.repair.waits_for_schema {
+            return false;
+        }
         let mut waiting = BTreeSet::new();
         self.pending.keys().any(|hash| matches!(self.group(*hash, &mut waiting), Ok(Some(_))))
     }
 
     /// Sends what may be sent.
     pub(super) fn pump(&mut self) -> Result<(), StoreError> {
-        if !self.channel.granted || self.recovering {
+        let waits = self.recovering || self.repair.reading || self.repair.waits_for_schema;
+        if !self.channel.granted || waits {
             return Ok(());
         }
         while self.channel.in_flight.len() < UNITS_IN_FLIGHT_MAX {
@@ -488,10 +602,10 @@ impl Replica {
                     }
                 }
             }
-            for (parent, refused) in self.parents(next)? {
-                waits |= refused;
-                waited_for.entry(parent).or_default().push(next);
-                open.push(parent);
+            for parent in self.parents(next)? {
+                waits |= parent.wait != Wait::Pending;
+                waited_for.entry(parent.hash).or_default().push(next);
+                open.push(parent.hash);
             }
             if waits {
                 break;
@@ -522,9 +636,8 @@ impl Replica {
         before.chain(after).map(|(_, pending)| pending.entity)
     }
 
-    /// The entities that one refers to and the relay does not know, each with whether it was
-    /// refused, or can't be taken now.
-    fn parents(&self, hash: EntityHash) -> Result<Vec<(EntityHash, bool)>, StoreError> {
+    /// The entities that one refers to and the relay does not know.
+    fn parents(&self, hash: EntityHash) -> Result<Vec<Parent>, StoreError> {
         let Some(first) = self.pending.get(&hash).and_then(|numbers| self.outbox.get(numbers.first()?))
         else {
             return Ok(Vec::new());
@@ -552,13 +665,16 @@ impl Replica {
             if parent_hash == hash || self.is_admitted(parent_hash)? {
                 continue;
             }
-            if self.channel.stalled.contains(&parent_hash) {
-                parents.push((parent_hash, true));
+            let wait = if self.channel.stalled.contains(&parent_hash) {
+                Wait::Stalled
             } else if self.pending.contains_key(&parent_hash) {
-                parents.push((parent_hash, false));
+                Wait::Pending
             } else if self.refused.contains_key(&parent) {
-                parents.push((parent_hash, true));
-            }
+                Wait::Refused
+            } else {
+                continue;
+            };
+            parents.push(Parent { hash: parent_hash, key: parent, wait });
         }
         Ok(parents)
     }
@@ -571,7 +687,7 @@ impl Replica {
         match found {
             Some(bytes) => {
                 let record: super::EntityRecord = crate::codec::decode(&bytes, "an entity")?;
-                Ok(!record.admitted_heads.is_empty())
+                Ok(record.generation == self.repair.generation && !record.admitted_heads.is_empty())
             }
             None => Ok(false),
         }
@@ -582,7 +698,8 @@ impl Replica {
     fn numbers_of(&self, group: &BTreeSet<EntityHash>, bytes_left: usize, first: bool) -> Vec<u64> {
         let mut numbers: Vec<u64> =
             group.iter().filter_map(|hash| self.pending.get(hash)).flatten().copied().collect();
-        numbers.sort_unstable();
+        // What was admitted before has no pending change below it, and may be below one.
+        numbers.sort_unstable_by_key(|number| (!self.is_offered_again(*number), *number));
         let mut taken: Vec<u64> = Vec::new();
         let mut bytes = 0;
         let mut last_tx = None;

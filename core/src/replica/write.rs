@@ -272,6 +272,7 @@ impl Replica {
             // the same commit saves a second one.
             sent: self.channel.is_live(),
             bytes: edited.change.bytes().len() as u32,
+            again: false,
         };
         if record.sent {
             self.state.sent += 1;
@@ -289,6 +290,7 @@ impl Replica {
                 sent: record.sent,
                 mark: self.state.sent,
                 bytes: edited.change.bytes().len(),
+                again: false,
             },
         );
         Ok(number)

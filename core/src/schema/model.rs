@@ -1,6 +1,7 @@
 //! What a schema is once it has been read and checked.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde_json::Value as Json;
 
@@ -243,4 +244,145 @@ pub enum Keep {
     Forever,
     /// This many days.
     Days(u32),
+}
+
+/// What any single value can have, and therefore a type as the default of its fields.
+pub(super) const VALUE_POLICIES: &[Policy] = &[
+    Policy::ServerWins,
+    Policy::ServerOnly,
+    Policy::ClientWins,
+    Policy::Lww,
+    Policy::FirstWrite,
+    Policy::Manual,
+];
+
+impl FieldType {
+    /// The name in schema files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            FieldType::Scalar(scalar) => scalar.name(),
+            FieldType::Text => "text",
+            FieldType::Set(_) => "set",
+            FieldType::List(_) => "list",
+            FieldType::Map(_) => "map",
+        }
+    }
+
+    /// The type of the value, of each element, or of each entry; a text's is a string.
+    pub fn scalar(&self) -> ScalarType {
+        match self {
+            FieldType::Scalar(scalar)
+            | FieldType::Set(scalar)
+            | FieldType::List(scalar)
+            | FieldType::Map(scalar) => scalar.clone(),
+            FieldType::Text => ScalarType::String,
+        }
+    }
+
+    /// The policy of a container that names none, whatever the type's default. For a map it
+    /// is the policy of its entries.
+    pub fn implied_policy(&self) -> Option<Policy> {
+        match self {
+            FieldType::Scalar(_) => None,
+            FieldType::Text => Some(Policy::Text),
+            FieldType::Set(_) => Some(Policy::Set),
+            FieldType::List(_) => Some(Policy::List),
+            FieldType::Map(_) => Some(Policy::Lww),
+        }
+    }
+
+    /// The policies that `merge` may name for a field of this type.
+    pub fn allowed_policies(&self) -> Vec<Policy> {
+        let numbers: &[Policy] = match self.scalar() {
+            ScalarType::Int | ScalarType::Float | ScalarType::Timestamp => &[Policy::Max, Policy::Min],
+            _ => &[],
+        };
+        match self {
+            FieldType::Scalar(scalar) => {
+                let counter: &[Policy] = match scalar {
+                    ScalarType::Int => &[Policy::Counter],
+                    _ => &[],
+                };
+                [VALUE_POLICIES, numbers, counter].concat()
+            }
+            FieldType::Map(_) => {
+                [&[Policy::Map, Policy::Lww, Policy::FirstWrite, Policy::Manual], numbers].concat()
+            }
+            FieldType::Text => vec![Policy::Text],
+            FieldType::Set(_) => vec![Policy::Set],
+            FieldType::List(_) => vec![Policy::List],
+        }
+    }
+
+    pub(super) fn description(&self) -> String {
+        match self {
+            FieldType::Scalar(scalar) => format!("type = {:?}", scalar.name()),
+            FieldType::Text => "type = \"text\"".to_owned(),
+            FieldType::Set(of) | FieldType::List(of) | FieldType::Map(of) => {
+                format!("a {} of {}", self.name(), of.name())
+            }
+        }
+    }
+}
+
+impl ScalarType {
+    /// The name in schema files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            ScalarType::Bool => "bool",
+            ScalarType::Int => "int",
+            ScalarType::Float => "float",
+            ScalarType::String => "string",
+            ScalarType::Timestamp => "timestamp",
+            ScalarType::Json => "json",
+            ScalarType::Ref(_) => "ref",
+            ScalarType::Blob => "blob",
+        }
+    }
+}
+
+impl Field {
+    /// Whether an index or a unique key may hold the field: one value that has an order.
+    pub fn is_indexable(&self) -> bool {
+        match &self.ty {
+            FieldType::Scalar(ScalarType::Json | ScalarType::Blob) => false,
+            FieldType::Scalar(_) => self.policy != Policy::Counter,
+            _ => false,
+        }
+    }
+}
+
+impl Bound {
+    pub(super) fn is_above(self, other: Bound) -> bool {
+        match (self, other) {
+            (Bound::Int(a), Bound::Int(b)) => a > b,
+            (a, b) => a.as_f64() > b.as_f64(),
+        }
+    }
+
+    fn as_f64(self) -> f64 {
+        match self {
+            Bound::Int(int) => int as f64,
+            Bound::Float(float) => float,
+        }
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Bound::Int(int) => write!(f, "{int}"),
+            Bound::Float(float) => write!(f, "{float}"),
+        }
+    }
+}
+
+impl Tie {
+    /// The name in schema files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tie::Clock => "clock",
+            Tie::Manual => "manual",
+        }
+    }
 }

@@ -7,5 +7,7 @@ mod faults;
 mod network;
 mod queries;
 mod rebuild;
+mod repair;
 mod schedules;
 mod traps;
+mod verify;

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::schedules::{EVERYTHING, config};
 
 #[derive(Clone, Debug)]
-enum Event {
+pub(crate) enum Event {
     Write { node: u8, parts: Vec<(u8, Vec<Draw>)>, flush: bool },
     Connect { node: u8 },
     Disconnect { node: u8 },
@@ -20,10 +20,12 @@ enum Event {
     FlushRelay,
     Crash { node: u8 },
     CrashRelay,
+    BackUpRelay,
+    RestoreRelay { told: bool },
     Quiet,
 }
 
-fn events() -> impl Strategy<Value = Vec<Event>> {
+pub(crate) fn events() -> impl Strategy<Value = Vec<Event>> {
     let node = any::<u8>;
     let draws = prop::collection::vec(any::<Draw>(), 1..4);
     let parts = prop::collection::vec((any::<u8>(), draws), 1..3);
@@ -42,7 +44,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     prop::collection::vec(event, 1..60)
 }
 
-fn play(net: &mut Net, events: &[Event]) {
+pub(crate) fn play(net: &mut Net, events: &[Event]) {
     let place = |net: &Net, node: &u8| usize::from(*node) % net.devices();
     for event in events {
         net.pass(7);
@@ -67,6 +69,8 @@ fn play(net: &mut Net, events: &[Event]) {
             Event::FlushRelay => net.flush_relay(),
             Event::Crash { node } => net.crash(place(net, node)),
             Event::CrashRelay => net.crash_relay(),
+            Event::BackUpRelay => net.back_up_relay(),
+            Event::RestoreRelay { told } => net.restore_relay(*told),
             Event::Quiet => net.quiet(),
         }
     }
@@ -91,7 +95,7 @@ fn counts() -> impl Strategy<Value = Vec<Count>> {
     prop::collection::vec(prop_oneof![add, other.prop_map(Count::Else)], 1..50)
 }
 
-const COUNTING: &str = r#"
+pub(crate) const COUNTING: &str = r#"
 [thing]
 version = 1
 [thing.fields]

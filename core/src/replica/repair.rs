@@ -1,0 +1,422 @@
+//! A relay that went back: noticed, and repaired from what this device holds.
+//!
+//! A relay that was restored from an older copy, or replaced by an empty one, shows by a new epoch
+//! of its feed, by a feed that ends before this device's cursor, or by another digest at the same
+//! cursor. Then a new *generation* begins: nothing counts as admitted any more, and the feed is
+//! read from its start, which says what the relay still has. What it has not is put into the outbox
+//! as it is, same bytes and same hash: a device brings what it wrote itself; an authority or admin
+//! brings what anyone wrote, as the relay takes their word for it. What neither can bring is counted
+//! until whoever wrote it has been there.
+//!
+//! Every step is durable before the next relies on it. If one is cut short, it is done again: the
+//! feed goes on from the cursor, and what the outbox has already is not put there twice.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::Arc;
+
+use automerge::ChangeHash;
+
+use super::layout::{EntityRecord, OutboxRecord};
+use super::{Output, PendingRef, Replica, for_each};
+use crate::admission::{RefusalCode, Vouches};
+use crate::change::Role;
+use crate::clock::Hlc;
+use crate::codec::{self, HeaderRecord};
+use crate::header::Header;
+use crate::id::{Author, EntityHash, EntityKey};
+use crate::store::{Batch, CommitNo, Keyspace, StoreError, View};
+use crate::wire::GrantRole;
+
+/// Entities read from the store at once.
+const PAGE: usize = 256;
+/// Changes that are put into the outbox in one batch, unless a transaction has more.
+const BATCH_CHANGES: usize = 512;
+
+/// A change that the relay lacks.
+#[derive(Debug)]
+struct Missing {
+    entity: EntityHash,
+    /// Among the entity's headers.
+    place: u32,
+    header: Header,
+}
+
+/// The name of an entity and the bytes of those of its changes that are missing.
+type Sizes = BTreeMap<EntityHash, (EntityKey, BTreeMap<ChangeHash, usize>)>;
+
+/// What must be offered together: the members of a transaction, or one change.
+#[derive(Debug, Default)]
+struct Parcel {
+    members: Vec<usize>,
+    time: Hlc,
+    /// How many parcels must go before this.
+    waits_for: usize,
+    /// Who waits for this.
+    before: Vec<usize>,
+}
+
+impl Replica {
+    /// The relay lost the schema that changes were made by, and nobody has pushed one since:
+    /// nothing is sent until somebody does.
+    pub fn waits_for_schema(&self) -> bool {
+        self.repair.waits_for_schema
+    }
+
+    /// From now on nothing counts as admitted but what the feed of `epoch` brings from its start.
+    /// The caller commits.
+    pub(super) fn begin_repair(&mut self, epoch: [u8; 16]) {
+        tracing::warn!("the relay went back: finding out what it lacks");
+        self.channel.repaired = true;
+        self.repair.generation += 1;
+        self.repair.reading = true;
+        self.repair.waits_for_schema = false;
+        self.state.epoch = epoch;
+        self.state.cursor = 0;
+        self.state.digest = [0; 32];
+        // Entities learn of their generation when they are loaded.
+        self.cache.clear();
+        self.scrub = None;
+    }
+
+    pub(super) fn is_offered_again(&self, number: u64) -> bool {
+        self.outbox.get(&number).is_some_and(|pending| pending.again)
+    }
+
+    /// Whether a change waits to be offered again.
+    pub(super) fn offers_again(&self, hash: EntityHash, change: &ChangeHash) -> bool {
+        self.number_again(hash, change).is_some()
+    }
+
+    fn number_again(&self, hash: EntityHash, change: &ChangeHash) -> Option<u64> {
+        let is_it = |number: &&u64| {
+            self.outbox.get(number).is_some_and(|pending| pending.again && pending.hash == *change)
+        };
+        self.pending.get(&hash)?.iter().find(is_it).copied()
+    }
+
+    /// Deals with the refusal of a change that was offered again, where it is not for good.
+    pub(super) fn refused_again(
+        &mut self,
+        batch: &mut Batch,
+        hash: EntityHash,
+        change: &ChangeHash,
+        code: Option<RefusalCode>,
+    ) -> Result<bool, StoreError> {
+        let Some(number) = self.number_again(hash, change) else { return Ok(false) };
+        match code {
+            // Who has what it builds on may bring it yet; a clock may be set right.
+            Some(RefusalCode::MissingDependency | RefusalCode::ClockAhead) => {
+                self.channel.stalled.insert(hash);
+                Ok(true)
+            }
+            // This device lost the right to speak for it. Others may have it.
+            Some(RefusalCode::ForgedAuthor | RefusalCode::ForgedRole) => {
+                self.delete_outbox(batch, number)?;
+                self.lacking.insert(hash);
+                batch.put(Keyspace::META, self.keys.lacking(hash), []);
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// The relay has more of an entity: what waited for that is tried again, with what travels
+    /// with it.
+    pub(super) fn unstall(&mut self, hash: EntityHash) {
+        let mut open = vec![hash];
+        while let Some(next) = open.pop() {
+            if self.channel.stalled.remove(&next) {
+                let numbers = self.pending.get(&next).into_iter().flatten();
+                open.extend(numbers.flat_map(|number| self.members(*number)));
+            }
+        }
+    }
+
+    /// Sees whether the relay still lacks something of an entity that others have to bring.
+    pub(super) fn note_lacking(&mut self, batch: &mut Batch, hash: EntityHash) {
+        if !self.lacking.contains(&hash) || self.repair.reading {
+            return;
+        }
+        let pending = self.pending_of(hash);
+        let lacks = |header: &Header| !header.admitted && !pending.contains(&header.hash);
+        let lacks =
+            self.cache.get(&hash).is_some_and(|loaded| loaded.entity.headers().headers().iter().any(lacks));
+        if !lacks {
+            self.lacking.remove(&hash);
+            batch.delete(Keyspace::META, self.keys.lacking(hash));
+        }
+    }
+
+    fn pending_of(&self, hash: EntityHash) -> BTreeSet<ChangeHash> {
+        let numbers = self.pending.get(&hash).into_iter().flatten();
+        numbers.filter_map(|number| self.outbox.get(number)).map(|pending| pending.hash).collect()
+    }
+
+    fn vouches(&self) -> Option<Vouches> {
+        match self.role() {
+            GrantRole::Reader => None,
+            GrantRole::Writer => Some(Vouches::Own),
+            GrantRole::Admin => Some(Vouches::Devices),
+            GrantRole::Authority => Some(Vouches::Anyone),
+        }
+    }
+
+    /// The whole feed was read: what the relay lacks goes into the outbox.
+    pub(super) fn offer_again(&mut self) -> Result<(), StoreError> {
+        let (missing, lacking) = self.find_missing()?;
+        let parcels = in_order(&missing);
+        tracing::warn!(
+            changes = missing.len(),
+            entities_lacking = lacking.len(),
+            "offering the relay what it has lost"
+        );
+        let sizes = self.sizes(&missing)?;
+        let mut batch = Batch::new();
+        let mut numbers = Vec::new();
+        for parcel in parcels {
+            for missing in parcel.iter().filter_map(|place| missing.get(*place)) {
+                numbers.push(self.queue_again(&mut batch, missing, &sizes)?);
+            }
+            if numbers.len() >= BATCH_CHANGES {
+                self.commit_again(std::mem::take(&mut batch), std::mem::take(&mut numbers))?;
+            }
+        }
+        for gone in self.lacking.difference(&lacking) {
+            batch.delete(Keyspace::META, self.keys.lacking(*gone));
+        }
+        for come in lacking.difference(&self.lacking) {
+            batch.put(Keyspace::META, self.keys.lacking(*come), []);
+        }
+        self.lacking = lacking;
+        self.repair.reading = false;
+        self.look_at_schema();
+        self.commit_again(batch, numbers)
+    }
+
+    /// Whether the relay lost the schema too. Who may push it does, if it is the one that was lost.
+    fn look_at_schema(&mut self) {
+        let has = self.channel.relay_schema.unwrap_or_default();
+        let lost = self.repair.schema;
+        // Where the relay has none at all, it says so of each change, and takes none.
+        self.repair.waits_for_schema = lost != [0; 32] && has != [0; 32] && has != lost;
+        let manages = matches!(self.role(), GrantRole::Admin | GrantRole::Authority);
+        if self.repair.waits_for_schema && manages && self.config.schema.hash() == lost {
+            self.exchange_schema(true);
+        }
+    }
+
+    /// What the relay lacks and this device may bring, and the entities of which it lacks more.
+    fn find_missing(&self) -> Result<(Vec<Missing>, BTreeSet<EntityHash>), StoreError> {
+        let mut missing = Vec::new();
+        let mut lacking = BTreeSet::new();
+        let prefix = self.keys.prefix();
+        let mut from = Vec::new();
+        loop {
+            let page = self.store.scan(View::Latest, Keyspace::ENTITY, &prefix, &from, PAGE)?;
+            for (_, bytes) in &page {
+                let record: EntityRecord = codec::decode(bytes, "an entity")?;
+                if record.headers > 0 {
+                    self.find_missing_of(record, &mut missing, &mut lacking)?;
+                }
+            }
+            match page.last() {
+                Some((key, _)) if page.len() == PAGE => from = [&key[..], &[0]].concat(),
+                _ => break,
+            }
+        }
+        self.leave_torn_transactions(&mut missing, &mut lacking);
+        Ok((missing, lacking))
+    }
+
+    fn find_missing_of(
+        &self,
+        record: EntityRecord,
+        missing: &mut Vec<Missing>,
+        lacking: &mut BTreeSet<EntityHash>,
+    ) -> Result<(), StoreError> {
+        let known_type = self.ty(&record.type_name).is_some();
+        let Ok(key) = EntityKey::new(record.type_name, record.id) else { return Ok(()) };
+        let hash = self.hash(&key);
+        let pending = self.pending_of(hash);
+        let current = record.generation == self.repair.generation;
+        let vouches = self.vouches().filter(|_| known_type);
+        let mut places = 0..;
+        for_each(&*Arc::clone(&self.store), Keyspace::HEADER, &self.keys.headers(hash), |_, bytes| {
+            let header = Header::from(codec::decode::<HeaderRecord>(bytes, "a header")?);
+            let place = places.next().unwrap_or_default();
+            if (current && header.admitted) || pending.contains(&header.hash) {
+                return Ok(());
+            }
+            let author = record.actors.get(header.actor as usize);
+            let author = author.and_then(|(_, author)| Author::from_bytes(author));
+            let own = author.is_some_and(|author| author.device == self.config.device);
+            let may = match vouches {
+                None => false,
+                Some(Vouches::Anyone) => true,
+                Some(Vouches::Devices) => header.role == Role::Device,
+                Some(Vouches::Own) => own && header.role == Role::Device,
+            };
+            if may {
+                missing.push(Missing { entity: hash, place, header });
+            } else {
+                lacking.insert(hash);
+            }
+            Ok(())
+        })
+    }
+
+    /// Leaves out transactions that are not here whole: the relay takes no part of one.
+    fn leave_torn_transactions(&self, missing: &mut Vec<Missing>, lacking: &mut BTreeSet<EntityHash>) {
+        let mut members: BTreeMap<[u8; 16], BTreeSet<EntityHash>> = BTreeMap::new();
+        for (change, tx) in missing.iter().filter_map(|change| Some((change, change.header.tx?))) {
+            members.entry(tx.id).or_default().insert(change.entity);
+        }
+        missing.retain(|change| {
+            let whole = change
+                .header
+                .tx
+                .is_none_or(|tx| members.get(&tx.id).is_some_and(|found| found.len() == tx.members as usize));
+            if !whole {
+                lacking.insert(change.entity);
+            }
+            whole
+        });
+    }
+
+    fn sizes(&mut self, missing: &[Missing]) -> Result<Sizes, StoreError> {
+        let mut sizes = Sizes::new();
+        // Found entity by entity, as a document writes out many changes as fast as one.
+        for stretch in missing.chunk_by(|a, b| a.entity == b.entity) {
+            let Some(Missing { entity: hash, .. }) = stretch.first() else { continue };
+            let key = self.key_of(*hash)?;
+            self.load(&key)?;
+            let wanted = stretch.iter().map(|missing| missing.header.hash).collect();
+            let changes = self.loaded(*hash)?.entity.changes(&wanted);
+            let bytes = changes.iter().map(|change| (change.hash(), change.bytes().len())).collect();
+            sizes.insert(*hash, (key, bytes));
+            self.trim_cache();
+        }
+        Ok(sizes)
+    }
+
+    /// Puts a change into the outbox as it is. It is sent once the batch is durable.
+    fn queue_again(
+        &mut self,
+        batch: &mut Batch,
+        missing: &Missing,
+        sizes: &Sizes,
+    ) -> Result<u64, StoreError> {
+        let Missing { entity: hash, header, .. } = missing;
+        let size = sizes.get(hash).and_then(|(key, bytes)| Some((key.clone(), *bytes.get(&header.hash)?)));
+        let (key, bytes) = size.ok_or_else(|| StoreError::Damaged {
+            what: format!("a document lacks its change {}", header.hash),
+        })?;
+        let number = self.state.outbox_next;
+        self.state.outbox_next += 1;
+        let tx = header.tx.map(|tx| (tx.id, tx.members));
+        let record = OutboxRecord {
+            type_name: key.type_name().to_owned(),
+            id: key.id().to_owned(),
+            hash: header.hash.0,
+            intents: Vec::new(),
+            authority: header.role == Role::Authority,
+            tx,
+            skew_ms: self.correction_ms(),
+            // It left the device long ago, and is counted among what was sent.
+            sent: true,
+            bytes: bytes as u32,
+            again: true,
+        };
+        self.put_outbox(batch, number, &record)?;
+        let pending = PendingRef {
+            entity: *hash,
+            key,
+            hash: header.hash,
+            tx,
+            commit: CommitNo(u64::MAX),
+            sent: true,
+            mark: self.state.sent,
+            bytes,
+            again: true,
+        };
+        self.track(number, pending);
+        Ok(number)
+    }
+
+    fn key_of(&self, hash: EntityHash) -> Result<EntityKey, StoreError> {
+        let damaged = || StoreError::Damaged { what: "an entity that was found is gone".into() };
+        let bytes = self.store.get(View::Latest, Keyspace::ENTITY, &self.keys.entity(hash))?;
+        let record: EntityRecord = codec::decode(&bytes.ok_or_else(damaged)?, "an entity")?;
+        EntityKey::new(record.type_name, record.id).map_err(|_| damaged())
+    }
+
+    fn commit_again(&mut self, mut batch: Batch, numbers: Vec<u64>) -> Result<(), StoreError> {
+        let queued = || numbers.iter().filter_map(|number| self.outbox.get(number));
+        let entities: BTreeMap<EntityHash, EntityKey> =
+            queued().map(|pending| (pending.entity, pending.key.clone())).collect();
+        for (hash, key) in &entities {
+            self.load(key)?;
+            self.materialise(&mut batch, *hash)?;
+        }
+        let after = self.commit(batch)?;
+        for number in numbers {
+            if let Some(pending) = self.outbox.get_mut(&number) {
+                pending.commit = after;
+            }
+        }
+        if !entities.is_empty() {
+            self.outputs.push_back(Output::Changed { after, entities: entities.into_values().collect() });
+        }
+        self.trim_cache();
+        Ok(())
+    }
+}
+
+/// Sorts changes into parcels, each after what it builds on, otherwise by time.
+fn in_order(missing: &[Missing]) -> Vec<Vec<usize>> {
+    let mut parcels: Vec<Parcel> = Vec::new();
+    let mut of_tx: BTreeMap<[u8; 16], usize> = BTreeMap::new();
+    let mut parcel_of: Vec<usize> = Vec::with_capacity(missing.len());
+    for (place, Missing { header, .. }) in missing.iter().enumerate() {
+        let new = parcels.len();
+        let parcel = header.tx.map_or(new, |tx| *of_tx.entry(tx.id).or_insert(new));
+        if parcel == new {
+            parcels.push(Parcel::default());
+        }
+        parcels[parcel].members.push(place);
+        parcels[parcel].time = parcels[parcel].time.max(header.time);
+        parcel_of.push(parcel);
+    }
+    let places: BTreeMap<(EntityHash, u32), usize> = missing
+        .iter()
+        .zip(&parcel_of)
+        .map(|(change, parcel)| ((change.entity, change.place), *parcel))
+        .collect();
+    for (change, later) in missing.iter().zip(&parcel_of) {
+        for dep in &change.header.deps {
+            if let Some(earlier) = places.get(&(change.entity, *dep)).filter(|earlier| *earlier != later) {
+                parcels[*earlier].before.push(*later);
+                parcels[*later].waits_for += 1;
+            }
+        }
+    }
+    let mut ready: BinaryHeap<Reverse<(Hlc, usize)>> = BinaryHeap::new();
+    ready.extend(
+        parcels.iter().enumerate().filter(|(_, p)| p.waits_for == 0).map(|(n, p)| Reverse((p.time, n))),
+    );
+    let mut order = Vec::with_capacity(parcels.len());
+    while let Some(Reverse((_, next))) = ready.pop() {
+        order.push(std::mem::take(&mut parcels[next].members));
+        for later in std::mem::take(&mut parcels[next].before) {
+            parcels[later].waits_for -= 1;
+            if parcels[later].waits_for == 0 {
+                ready.push(Reverse((parcels[later].time, later)));
+            }
+        }
+    }
+    // Transactions are made at one moment each, so none can build on each other; if some did all the
+    // same, the relay would say so of each.
+    order.extend(parcels.into_iter().map(|parcel| parcel.members).filter(|members| !members.is_empty()));
+    order
+}

@@ -1,0 +1,371 @@
+//! Looking at everything that is stored, a few entities at a time: does each document load, do
+//! its headers, row, index entries and conflicts follow from it, and do the heads of all
+//! add up to the digest. A checksum can't see that something is missing; this can.
+
+use std::sync::Arc;
+
+use super::layout::{EntityRecord, RefusedRecord, RowRecord, from_json};
+use super::{Output, Replica};
+use crate::clock::Now;
+use crate::codec;
+use crate::digest::Digest;
+use crate::entity::Entity;
+use crate::id::{EntityHash, EntityKey};
+use crate::rows::index_keys;
+use crate::store::{Batch, Keyspace, StoreError, View};
+
+/// What a step found wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Where: an entity, or nothing for what concerns all of them.
+    pub entity: Option<EntityKey>,
+    /// What, for people.
+    pub what: String,
+    /// Whether it was mended, or will be by the next sync.
+    pub mended: bool,
+}
+
+/// What a step of [`Replica::verify`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Entries looked at: entities first, then rows, index entries and conflicts.
+    pub entries: u64,
+    /// What was wrong.
+    pub faults: Vec<Fault>,
+    /// Whether everything was looked at; the next step begins anew.
+    pub done: bool,
+}
+
+/// How far the look at everything has come.
+#[derive(Debug)]
+pub(super) struct Scrub {
+    stage: Stage,
+    /// The first key that was not looked at.
+    from: Vec<u8>,
+    /// Digest of the entities before it, as the store has them now.
+    digest: Digest,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Entities,
+    /// What stands for an entity: is there one?
+    Derived(Keyspace),
+}
+
+impl Stage {
+    fn next(self) -> Option<Stage> {
+        match self {
+            Stage::Entities => Some(Stage::Derived(Keyspace::ROW)),
+            Stage::Derived(Keyspace::ROW) => Some(Stage::Derived(Keyspace::INDEX)),
+            Stage::Derived(Keyspace::INDEX) => Some(Stage::Derived(Keyspace::CONFLICT)),
+            Stage::Derived(_) => None,
+        }
+    }
+}
+
+impl Replica {
+    /// Has the next [`Replica::verify`] begin anew.
+    pub fn verify_from_start(&mut self) {
+        self.scrub = None;
+    }
+
+    /// Looks at the next entries, `limit` at most, and goes on from there next time. Other
+    /// calls may come between two steps.
+    ///
+    /// With `mend`, what follows from a document is written anew. A document that can't be
+    /// read is removed, so that the next sync with the relay fetches it again; what was not yet
+    /// sent of it is kept among the refused changes, as `damaged`. The digest is set to what
+    /// is really there, so that the next sync notices what is missing and reads the feed again.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] where the store itself can't read an entry; it names the key.
+    pub fn verify(&mut self, now: Now, limit: usize, mend: bool) -> Result<Verified, StoreError> {
+        let mut scrub = self.scrub.take().unwrap_or_else(|| Scrub {
+            stage: Stage::Entities,
+            from: Vec::new(),
+            digest: Digest::default(),
+        });
+        let keyspace = match scrub.stage {
+            Stage::Entities => Keyspace::ENTITY,
+            Stage::Derived(keyspace) => keyspace,
+        };
+        let store = Arc::clone(&self.store);
+        let page = store.scan(View::Latest, keyspace, &self.keys.prefix(), &scrub.from, limit)?;
+        let mut verified = Verified { entries: page.len() as u64, ..Verified::default() };
+        let mut batch = Batch::new();
+        let mut changed = Vec::new();
+        for (key, value) in &page {
+            let found = match scrub.stage {
+                Stage::Entities => self.check_entity(value, &mut scrub.digest)?,
+                Stage::Derived(keyspace) => self.check_derived(keyspace, key, value)?,
+            };
+            let Some((mut fault, mend_by)) = found else { continue };
+            if mend {
+                self.mend(&mut batch, now, keyspace, key, fault.entity.as_ref(), mend_by, &mut scrub.digest)?;
+                changed.extend(fault.entity.clone());
+                fault.mended = true;
+            }
+            verified.faults.push(fault);
+        }
+        match page.last() {
+            Some((key, _)) if page.len() == limit => scrub.from = [&key[..], &[0]].concat(),
+            _ => {
+                if scrub.stage == Stage::Entities {
+                    verified.faults.extend(self.check_digest(scrub.digest, mend));
+                }
+                match scrub.stage.next() {
+                    Some(stage) => {
+                        scrub.stage = stage;
+                        scrub.from.clear();
+                    }
+                    None => verified.done = true,
+                }
+            }
+        }
+        self.scrub = (!verified.done).then_some(scrub);
+        if mend && !verified.faults.is_empty() {
+            let after = self.commit(batch)?;
+            self.outputs.push_back(Output::Changed { after, entities: changed });
+            self.outputs.push_back(Output::Status);
+        }
+        self.trim_cache();
+        Ok(verified)
+    }
+
+    /// Accounts for an entity's admitted heads in the digest, and in that of a look at
+    /// everything which has passed the entity.
+    pub(super) fn account(
+        &mut self,
+        hash: EntityHash,
+        before: &[automerge::ChangeHash],
+        after: &[automerge::ChangeHash],
+    ) {
+        let mut digest = Digest(self.state.digest);
+        if !(mutated!(LeaveOutOfDigest) && hash.0[0] < 16) {
+            digest.replace(hash, before, after);
+        }
+        self.state.digest = digest.0;
+        let place = self.keys.entity(hash);
+        if let Some(scrub) = &mut self.scrub
+            && (scrub.stage != Stage::Entities || place < scrub.from)
+        {
+            scrub.digest.replace(hash, before, after);
+        }
+    }
+
+    /// Holds an entity's records against each other.
+    fn check_entity(
+        &mut self,
+        record: &[u8],
+        digest: &mut Digest,
+    ) -> Result<Option<(Fault, Mend)>, StoreError> {
+        let record: EntityRecord = codec::decode(record, "an entity")?;
+        let Ok(key) = EntityKey::new(record.type_name.clone(), record.id.clone()) else {
+            return Err(StoreError::Damaged { what: "the record of an entity has no name".into() });
+        };
+        let hash = self.hash(&key);
+        // While a repair of the relay goes on, what an entity was admitted with is being found
+        // out, and so is what is shown of it.
+        let settled = record.generation == self.repair.generation;
+        let heads: Vec<_> = record.admitted_heads.iter().map(|head| automerge::ChangeHash(*head)).collect();
+        if settled {
+            digest.replace(hash, &[], &heads);
+        }
+        let fault =
+            |what: String, mend| Some((Fault { entity: Some(key.clone()), what, mended: false }, mend));
+        if record.headers == 0 {
+            return Ok(None);
+        }
+        let ty = self.ty(key.type_name()).cloned();
+        let entity = match self.load_stored(&key, hash, &record, ty.as_ref()) {
+            Ok(entity) => entity,
+            Err(StoreError::Damaged { what }) => return Ok(fault(what, Mend::Document)),
+            Err(error) => return Err(error),
+        };
+        if !settled {
+            return Ok(None);
+        }
+        if entity.headers().admitted_heads() != heads {
+            return Ok(fault("its admitted heads are not those of its headers".into(), Mend::Document));
+        }
+        if self.needs_writing(&key, hash, &entity, &record)? {
+            return Ok(fault("its row, index entries or conflicts are not what it says".into(), Mend::Row));
+        }
+        Ok(None)
+    }
+
+    /// Whether what is shown of an entity is not what its document says.
+    fn needs_writing(
+        &self,
+        key: &EntityKey,
+        hash: EntityHash,
+        entity: &Entity,
+        record: &EntityRecord,
+    ) -> Result<bool, StoreError> {
+        let Some(ty) = self.ty(key.type_name()) else { return Ok(false) };
+        let (row, conflicts) = self.presented(ty, key, hash, entity, record);
+        let place = self.keys.row(key);
+        let read = |keyspace| match self.keys.get(&*self.store, View::Latest, keyspace, &place) {
+            // A part of a large value is missing: the whole has to be written again.
+            Err(StoreError::Damaged { .. }) => Ok(None),
+            read => read,
+        };
+        let stored: Option<RowRecord> =
+            read(Keyspace::ROW)?.and_then(|bytes| from_json(&bytes, "a row").ok());
+        if stored.as_ref() != Some(&row) {
+            return Ok(true);
+        }
+        for entry in index_keys(&self.keys, ty, key, &row) {
+            if self.store.get(View::Latest, Keyspace::INDEX, &entry)?.is_none() {
+                return Ok(true);
+            }
+        }
+        let stored = match read(Keyspace::CONFLICT)? {
+            Some(bytes) => from_json(&bytes, "conflicts").ok(),
+            None => Some(Vec::new()),
+        };
+        Ok(stored != Some(conflicts))
+    }
+
+    /// Whether a row, index entry or conflict belongs to an entity.
+    fn check_derived(
+        &self,
+        keyspace: Keyspace,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<Option<(Fault, Mend)>, StoreError> {
+        let entity = match keyspace {
+            Keyspace::INDEX => self.keys.parse_index(key, value),
+            _ => self.keys.parse_row(key),
+        };
+        let fault = |what: &str| {
+            let fault = Fault { entity: entity.clone(), what: what.to_owned(), mended: false };
+            Some((fault, Mend::Entry))
+        };
+        let Some(entity) = &entity else { return Ok(fault("an entry has no name of an entity")) };
+        let place = self.keys.entity(self.hash(entity));
+        let record = self.store.get(View::Latest, Keyspace::ENTITY, &place)?;
+        let record: Option<EntityRecord> =
+            record.map(|bytes| codec::decode(&bytes, "an entity")).transpose()?;
+        if record.is_none_or(|record| record.headers == 0) {
+            return Ok(fault("it is shown, but there is no document of it"));
+        }
+        if keyspace == Keyspace::INDEX
+            && let Some(ty) = self.ty(entity.type_name())
+        {
+            let row = self.keys.get(&*self.store, View::Latest, Keyspace::ROW, &self.keys.row(entity))?;
+            // That a row is missing was said of the entity.
+            let Some(row) = row else { return Ok(None) };
+            let entries = index_keys(&self.keys, ty, entity, &from_json(&row, "a row")?);
+            if !entries.iter().any(|entry| entry == key) {
+                return Ok(fault("an index finds it by a value that it does not have"));
+            }
+        }
+        Ok(None)
+    }
+
+    fn check_digest(&mut self, digest: Digest, mend: bool) -> Option<Fault> {
+        if digest.0 == self.state.digest {
+            return None;
+        }
+        if mend {
+            // The relay's will differ from it, and the whole feed will be read again.
+            self.state.digest = digest.0;
+        }
+        Some(Fault {
+            entity: None,
+            what: "the entities don't add up to the digest: some are missing or old".into(),
+            mended: mend,
+        })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call, and all of it is looked at")]
+    fn mend(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        keyspace: Keyspace,
+        place: &[u8],
+        entity: Option<&EntityKey>,
+        by: Mend,
+        passed: &mut Digest,
+    ) -> Result<(), StoreError> {
+        match (by, entity) {
+            (Mend::Row, Some(key)) => {
+                let hash = self.load(key)?;
+                self.materialise(batch, hash)?;
+                // Entries that the row had before are taken to be there.
+                let (Some(ty), Some(loaded)) = (self.ty(key.type_name()), self.cache.get(&hash)) else {
+                    return Ok(());
+                };
+                let (row, _) = self.presented(ty, key, hash, &loaded.entity, &loaded.record);
+                for entry in index_keys(&self.keys, ty, key, &row) {
+                    batch.put(Keyspace::INDEX, entry, key.id().as_bytes());
+                }
+                Ok(())
+            }
+            (Mend::Document, Some(key)) => self.give_up_document(batch, now, key, passed),
+            (Mend::Entry, _) | (_, None) => {
+                let (store, keys) = (Arc::clone(&self.store), self.keys);
+                if keyspace == Keyspace::INDEX {
+                    batch.delete(keyspace, place);
+                    return Ok(());
+                }
+                keys.delete(&*store, batch, keyspace, place.to_vec())
+            }
+        }
+    }
+
+    /// Removes an entity whose document can't be read. What was pending of it can't be sent any
+    /// more: it goes where refused changes are, so that a person can send it again.
+    fn give_up_document(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        key: &EntityKey,
+        passed: &mut Digest,
+    ) -> Result<(), StoreError> {
+        let hash = self.hash(key);
+        let numbers: Vec<u64> = self.pending.get(&hash).into_iter().flatten().copied().collect();
+        for number in numbers {
+            let pending = self.read_outbox(number)?;
+            self.put_refused(
+                batch,
+                &RefusedRecord {
+                    type_name: pending.type_name,
+                    id: pending.id,
+                    code: "damaged".into(),
+                    message: "the stored document was damaged before this was sent; send it again".into(),
+                    intents: pending.intents,
+                    time_ms: now.wall.0,
+                },
+            )?;
+            self.delete_outbox(batch, number)?;
+        }
+        let place = self.keys.entity(hash);
+        let Some(bytes) = self.store.get(View::Latest, Keyspace::ENTITY, &place)? else { return Ok(()) };
+        let mut record: EntityRecord = codec::decode(&bytes, "an entity")?;
+        if record.generation != self.repair.generation {
+            record.admitted_heads.clear();
+        }
+        let heads: Vec<_> = record.admitted_heads.iter().map(|head| automerge::ChangeHash(*head)).collect();
+        passed.replace(hash, &heads, &[]);
+        // What this device wrote under the present incarnation may be known elsewhere, and its
+        // numbers must not be used again.
+        record.rebuilds += 1;
+        self.cache.remove(&hash);
+        self.remove(batch, hash, key, &record)
+    }
+}
+
+/// What mends a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mend {
+    /// Writing anew what follows from the document.
+    Row,
+    /// Fetching the document again.
+    Document,
+    /// Removing the entry.
+    Entry,
+}

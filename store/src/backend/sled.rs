@@ -1,0 +1,183 @@
+//! sled 0.34 as a backend: one tree, and the syncs that sled leaves out.
+//!
+//! sled's `flush` does not sync on Linux: it is `pwrite` and `sync_file_range`. So
+//! [`Backend::sync`] syncs the same file through a second handle, and the files that sled
+//! makes for large pages and never syncs.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anabranch_core::store::StoreError;
+use sled::IVec;
+
+use super::{Backend, Bytes, Changes, Entries, Reader, Visit, file_error};
+use crate::durability::lock;
+use crate::files::{io_error, sync_dir};
+use crate::keys::KeyRange;
+use crate::options::StoreOptions;
+
+/// sled collects garbage only when it flushes by itself.
+const FLUSH_EVERY_MS: u64 = 500;
+
+/// sled's threads let go of its files a little after the last handle was dropped.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(25);
+
+/// See the [module](self).
+pub(crate) struct Sled {
+    db: sled::Db,
+    files: Mutex<Files>,
+}
+
+impl Sled {
+    pub(crate) fn open(dir: &Path, options: &StoreOptions) -> Result<Sled, StoreError> {
+        let db = open_db(dir, options)?;
+        // sled may have recovered what was written but never synced, and has perhaps just made
+        // its files.
+        db.flush().map_err(refused("flush"))?;
+        let mut files = Files::open(dir).map_err(io_error("open the database file"))?;
+        files.sync_names(dir).map_err(io_error("sync the store's files"))?;
+        Ok(Sled { db, files: Mutex::new(files) })
+    }
+}
+
+fn open_db(dir: &Path, options: &StoreOptions) -> Result<sled::Db, StoreError> {
+    let config = sled::Config::new()
+        .path(dir)
+        .cache_capacity(options.cache_bytes)
+        .flush_every_ms(Some(FLUSH_EVERY_MS));
+    let started = Instant::now();
+    loop {
+        match config.open() {
+            Ok(db) => return Ok(db),
+            Err(sled::Error::Io(e)) if e.to_string().contains("could not acquire lock") => {
+                if started.elapsed() >= LOCK_WAIT {
+                    return Err(StoreError::InUse { dir: dir.display().to_string(), pid: 0 });
+                }
+                thread::sleep(LOCK_RETRY);
+            }
+            Err(e) => return Err(refused("open sled")(e)),
+        }
+    }
+}
+
+impl Backend for Sled {
+    fn shows_unsynced(&self) -> bool {
+        true
+    }
+
+    fn reader(&self) -> Result<Box<dyn Reader + '_>, StoreError> {
+        Ok(Box::new(&self.db))
+    }
+
+    fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
+        let mut batch = sled::Batch::default();
+        for (key, value) in changes {
+            match value {
+                Some(value) => batch.insert(&**key, &**value),
+                None => batch.remove(&**key),
+            }
+        }
+        self.db.apply_batch(batch).map_err(refused("commit"))?;
+        self.db.flush().map_err(refused("flush"))?;
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        lock(&self.files).sync().map_err(io_error("sync"))
+    }
+
+    fn verify(&self) -> Result<(), StoreError> {
+        // sled checks each page that it reads; reading every entry reads them all.
+        Ok(())
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.db.size_on_disk().unwrap_or(0)
+    }
+}
+
+impl Reader for &sled::Db {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        Ok(sled::Tree::get(self, key).map_err(refused("get"))?.map(|value| Bytes::from(&*value)))
+    }
+
+    fn range(&self, range: &KeyRange, descending: bool) -> Result<Entries<'_>, StoreError> {
+        let entries = sled::Tree::range::<IVec, _>(self, range.bounds::<IVec>());
+        let owned = |entry: sled::Result<(IVec, IVec)>| match entry {
+            Ok((key, value)) => Ok((Bytes::from(&*key), Bytes::from(&*value))),
+            Err(e) => Err(refused("scan")(e)),
+        };
+        if descending { Ok(Box::new(entries.rev().map(owned))) } else { Ok(Box::new(entries.map(owned))) }
+    }
+
+    fn walk(&self, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        for entry in self.iter() {
+            let (key, value) = entry.map_err(refused("scan"))?;
+            visit(&key, &value)?;
+        }
+        Ok(())
+    }
+}
+
+fn refused(operation: &'static str) -> impl Fn(sled::Error) -> StoreError {
+    move |error| match error {
+        sled::Error::Io(e) => file_error(operation, e),
+        other => StoreError::Damaged { what: format!("{operation}: {other}") },
+    }
+}
+
+/// The files behind sled's back.
+struct Files {
+    db: File,
+    blobs: PathBuf,
+    synced_blobs: BTreeSet<OsString>,
+}
+
+impl Files {
+    fn open(dir: &Path) -> io::Result<Files> {
+        let db = File::options().read(true).write(true).open(dir.join("db"))?;
+        Ok(Files { db, blobs: dir.join("blobs"), synced_blobs: BTreeSet::new() })
+    }
+
+    /// Syncs everything flushed so far.
+    fn sync(&mut self) -> io::Result<()> {
+        // sled writes a page above 128 KiB, such as one of many larger values, to a file of
+        // its own and never syncs that.
+        let mut present = BTreeSet::new();
+        let mut news = false;
+        for entry in fs::read_dir(&self.blobs)? {
+            let name = entry?.file_name();
+            if !self.synced_blobs.contains(&name) {
+                match File::options().write(true).open(self.blobs.join(&name)) {
+                    Ok(blob) => blob.sync_all()?,
+                    // sled removes what it has replaced meanwhile.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                    Err(e) => return Err(e),
+                }
+                news = true;
+            }
+            present.insert(name);
+        }
+        self.synced_blobs = present;
+        if news {
+            sync_dir(&self.blobs)?;
+        }
+        self.db.sync_data()
+    }
+
+    /// Syncs everything, and the names of the files.
+    fn sync_names(&mut self, dir: &Path) -> io::Result<()> {
+        self.sync()?;
+        File::options().write(true).open(dir.join("conf"))?.sync_all()?;
+        sync_dir(&self.blobs)?;
+        sync_dir(dir)?;
+        dir.parent().map_or(Ok(()), sync_dir)
+    }
+}

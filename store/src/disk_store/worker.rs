@@ -1,0 +1,122 @@
+//! The two threads of a store: one writes groups of batches to the backend, one syncs them.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use anabranch_core::store::{CommitNo, StoreError};
+
+use super::pending::Queued;
+use super::seal::seal;
+use super::{Shadow, Shared, open};
+use crate::backend::{Backend, Bytes, Changes, panic_words};
+use crate::durability::lock;
+use crate::files::io_error;
+
+/// Groups that are applied and wait for a sync; the writer waits when there are more. A page
+/// of published state looks through one shadow for each, so this stays small.
+const APPLIED_GROUPS_MAX: usize = 4;
+
+/// A group that was applied and waits to be synced.
+struct Applied {
+    last: u64,
+    keys: Vec<Bytes>,
+}
+
+/// Starts both threads. They end when the queue is closed, or when the store is poisoned.
+pub(super) fn start(shared: &Arc<Shared>) -> Result<Vec<JoinHandle<()>>, StoreError> {
+    let backend = shared.published().backend()?.clone();
+    let (to_sync, applied) = sync_channel(APPLIED_GROUPS_MAX);
+    let to_write = Arc::clone(&backend);
+    let writer =
+        spawn("anabranch-store-write", shared, move |shared| write_groups(shared, &*to_write, &to_sync))?;
+    let syncer =
+        spawn("anabranch-store-sync", shared, move |shared| sync_groups(shared, &*backend, &applied));
+    match syncer {
+        Ok(syncer) => Ok(vec![writer, syncer]),
+        Err(e) => {
+            shared.pending.stop();
+            let _ = writer.join();
+            Err(e)
+        }
+    }
+}
+
+fn spawn(
+    name: &str,
+    shared: &Arc<Shared>,
+    run: impl FnOnce(&Shared) -> Result<(), StoreError> + Send + 'static,
+) -> Result<JoinHandle<()>, StoreError> {
+    let shared = Arc::clone(shared);
+    let body = move || match catch_unwind(AssertUnwindSafe(|| run(&shared))) {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => shared.poison(e.to_string()),
+        Err(panic) => shared.poison(format!("panic: {}", panic_words(&*panic))),
+    };
+    thread::Builder::new().name(name.to_owned()).spawn(body).map_err(io_error("start a thread"))
+}
+
+fn write_groups(
+    shared: &Shared,
+    backend: &dyn Backend,
+    to_sync: &SyncSender<Applied>,
+) -> Result<(), StoreError> {
+    while let Some(group) = shared.pending.take_group() {
+        let Some(last) = group.last().map(|batch| batch.commit) else { continue };
+        lock(&shared.commits).reserve(last)?;
+        let mut changes = merged(group);
+        if backend.shows_unsynced() {
+            // Up before the backend is touched: from here on it differs from what is published.
+            let shadow = Arc::new(before(backend, &changes)?);
+            let mut published = shared.published.write().unwrap_or_else(PoisonError::into_inner);
+            published.shadows.push_back(shadow);
+        }
+        let keys = changes.keys().cloned().collect();
+        changes.insert(
+            Bytes::from(&open::COMMIT_KEY[..]),
+            Some(seal(&open::COMMIT_KEY, last.to_be_bytes().to_vec())),
+        );
+        backend.apply(&changes)?;
+        if to_sync.send(Applied { last, keys }).is_err() {
+            // The sync thread has failed and said so.
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn merged(group: Vec<Queued>) -> Changes {
+    group.into_iter().flat_map(|batch| batch.ops).collect()
+}
+
+/// What a group replaces: the backend holds all groups before it.
+fn before(backend: &dyn Backend, changes: &Changes) -> Result<Shadow, StoreError> {
+    let reader = backend.reader()?;
+    changes.keys().map(|key| Ok((key.clone(), reader.get(key)?))).collect()
+}
+
+fn sync_groups(
+    shared: &Shared,
+    backend: &dyn Backend,
+    applied: &Receiver<Applied>,
+) -> Result<(), StoreError> {
+    while let Ok(first) = applied.recv() {
+        // One sync for all that were applied before it begins.
+        let mut groups = vec![first];
+        groups.extend(applied.try_iter().take(APPLIED_GROUPS_MAX));
+        let Some(last) = groups.last().map(|group| group.last) else { continue };
+        backend.sync()?;
+        if shared.durability.check().is_err() {
+            return Ok(());
+        }
+        if backend.shows_unsynced() {
+            let mut published = shared.published.write().unwrap_or_else(PoisonError::into_inner);
+            published.shadows.drain(..groups.len());
+        }
+        shared.pending.forget(groups.iter().flat_map(|group| &group.keys), last);
+        lock(&shared.commits).note_durable(last)?;
+        shared.durability.advance(CommitNo(last));
+    }
+    Ok(())
+}

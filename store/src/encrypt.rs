@@ -1,0 +1,354 @@
+//! Encryption at rest: a backend on top of another.
+//!
+//! **Values** are sealed with XChaCha20-Poly1305 under a random nonce, as
+//! `nonce (24) ‖ ciphertext ‖ tag (16)`. Associated data are the version of this form and the
+//! key under which the value is stored, which begins with the keyspace: a value that was moved
+//! is not accepted.
+//!
+//! **Keys** are hidden as [`KeyForm`] says:
+//! - `Secret`: the key is stored as `keyspace ‖ PRF(keyspace ‖ key)`, and the key itself in
+//!   front of the value, inside the seal. Their order exists in memory only: all keys of these
+//!   keyspaces are read when the store is opened.
+//! - `Hashes`: each hash is replaced by a keyed permutation of it. Numbers behind the hashes
+//!   stay, so that they keep their order on disk.
+//!
+//! How many entries of which length there are is not hidden.
+//!
+//! Both keys follow from the *data key*, which is random and lies, wrapped, in `KEY`; see
+//! [`key_file`].
+
+mod hide;
+mod key_file;
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
+
+use anabranch_core::store::{KeyForm, Keyspace, StoreError};
+use chacha20poly1305::aead::{AeadInPlace, KeyInit};
+use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
+use zeroize::Zeroizing;
+
+use crate::backend::{Backend, Bytes, Changes, Entries, Reader, Visit};
+use crate::durability::lock;
+use crate::keys::{KeyRange, successor};
+use hide::Hider;
+pub use key_file::StoreKey;
+pub(crate) use key_file::{DataKey, create_data_key, load_data_key, rekey};
+
+/// Version of the form of values and keys; part of what is authenticated.
+const VERSION: u8 = 1;
+const NONCE_BYTES: usize = 24;
+const TAG_BYTES: usize = 16;
+/// Nonces drawn from the system at once.
+const NONCES: usize = 128;
+
+/// Fills `bytes` with randomness of the system.
+pub(crate) fn draw(bytes: &mut [u8]) -> Result<(), StoreError> {
+    getrandom::fill(bytes).map_err(|e| StoreError::Io { operation: "draw randomness", cause: e.to_string() })
+}
+
+/// See the [module](self).
+pub(crate) struct Encrypted {
+    inner: Box<dyn Backend>,
+    cipher: XChaCha20Poly1305,
+    hider: Hider,
+    nonces: Mutex<Vec<[u8; NONCE_BYTES]>>,
+    /// The keys of all `Secret` keyspaces. Invariant: it has every key that is stored, before
+    /// and after the group that is being written. A reader holds it from before it looks into
+    /// the inner backend until it ends, so that to what one look of the inner backend shows it
+    /// always has all keys; it may have keys that are not there.
+    directory: RwLock<Directory>,
+}
+
+type Directory = BTreeSet<Box<[u8]>>;
+type Bounds = (Bound<Box<[u8]>>, Bound<Box<[u8]>>);
+
+impl Encrypted {
+    /// Reads all keys that are kept in memory, and with them their values.
+    pub(crate) fn open(inner: Box<dyn Backend>, key: &DataKey) -> Result<Encrypted, StoreError> {
+        let value_key = Zeroizing::new(blake3::derive_key("anabranch 2026 store values v1", key.as_slice()));
+        let encrypted = Encrypted {
+            inner,
+            cipher: XChaCha20Poly1305::new((&*value_key).into()),
+            hider: Hider::new(key),
+            nonces: Mutex::default(),
+            directory: RwLock::default(),
+        };
+        let mut directory = Directory::new();
+        {
+            let reader = encrypted.inner.reader()?;
+            for keyspace in (1..=u8::MAX).map(Keyspace).filter(|keyspace| is_secret(*keyspace)) {
+                for entry in reader.range(&KeyRange::keyspace(keyspace), false)? {
+                    let (stored_key, stored) = entry?;
+                    let (key, _) = encrypted.open_secret(&stored_key, &stored)?;
+                    directory.insert(key.into());
+                }
+            }
+        }
+        *encrypted.directory.write().unwrap_or_else(PoisonError::into_inner) = directory;
+        Ok(encrypted)
+    }
+
+    fn seal(&self, stored_key: &[u8], mut plain: Vec<u8>) -> Result<Bytes, StoreError> {
+        let nonce = self.nonce()?;
+        let tag = self
+            .cipher
+            .encrypt_in_place_detached(XNonce::from_slice(&nonce), &associated(stored_key), &mut plain)
+            .map_err(|_| StoreError::Io { operation: "encrypt", cause: "the value is too long".into() })?;
+        Ok([&nonce[..], &plain, &tag].concat().into())
+    }
+
+    fn open_value(&self, stored_key: &[u8], stored: &[u8]) -> Result<Vec<u8>, StoreError> {
+        let opened = stored.split_first_chunk::<NONCE_BYTES>().and_then(|(nonce, rest)| {
+            let (text, tag) = rest.split_last_chunk::<TAG_BYTES>()?;
+            let mut plain = text.to_vec();
+            let nonce = XNonce::from_slice(nonce);
+            self.cipher
+                .decrypt_in_place_detached(nonce, &associated(stored_key), &mut plain, Tag::from_slice(tag))
+                .ok()?;
+            Some(plain)
+        });
+        opened.ok_or_else(|| StoreError::Damaged {
+            what: format!(
+                "a value can't be decrypted: keyspace {}, stored key {}",
+                stored_key.first().unwrap_or(&0),
+                hide::hex(stored_key.get(1..).unwrap_or_default()),
+            ),
+        })
+    }
+
+    /// The key and value of an entry of a `Secret` keyspace.
+    fn open_secret(&self, stored_key: &[u8], stored: &[u8]) -> Result<(Vec<u8>, Bytes), StoreError> {
+        let plain = self.open_value(stored_key, stored)?;
+        let parts = plain
+            .split_first_chunk::<2>()
+            .and_then(|(length, rest)| rest.split_at_checked(usize::from(u16::from_be_bytes(*length))));
+        match parts {
+            Some((key, value)) if self.hider.secret(key) == *stored_key => {
+                Ok((key.to_vec(), Bytes::from(value)))
+            }
+            _ => Err(StoreError::Damaged { what: "an entry was stored under another key".into() }),
+        }
+    }
+
+    fn nonce(&self) -> Result<[u8; NONCE_BYTES], StoreError> {
+        let mut nonces = lock(&self.nonces);
+        if let Some(nonce) = nonces.pop() {
+            return Ok(nonce);
+        }
+        let mut drawn = [0; NONCE_BYTES * NONCES];
+        draw(&mut drawn)?;
+        nonces.extend(drawn.as_chunks().0);
+        nonces.pop().ok_or(StoreError::Io { operation: "draw randomness", cause: "nothing came".into() })
+    }
+
+    /// The key and value as they are stored.
+    fn stored(&self, key: &[u8], value: Option<&[u8]>) -> Result<(Bytes, Option<Bytes>), StoreError> {
+        let stored_key = self.hider.hide(key);
+        let sealed = match value {
+            None => None,
+            Some(value) if is_secret(keyspace_of(key)) => {
+                let length = u16::try_from(key.len()).map_err(|_| StoreError::TooLarge {
+                    what: "key",
+                    bytes: key.len(),
+                    max_bytes: usize::from(u16::MAX),
+                })?;
+                let plain = [&length.to_be_bytes()[..], key, value].concat();
+                Some(self.seal(&stored_key, plain)?)
+            }
+            Some(value) => Some(self.seal(&stored_key, value.to_vec())?),
+        };
+        Ok((stored_key.into(), sealed))
+    }
+}
+
+fn associated(stored_key: &[u8]) -> Vec<u8> {
+    [&[VERSION], stored_key].concat()
+}
+
+fn keyspace_of(key: &[u8]) -> Keyspace {
+    Keyspace(key.first().copied().unwrap_or(0))
+}
+
+/// Whether keys of the keyspace are in the directory. The store's own two records have keys
+/// that tell nothing.
+fn is_secret(keyspace: Keyspace) -> bool {
+    keyspace.0 != 0 && keyspace.key_form() == KeyForm::Secret
+}
+
+impl Backend for Encrypted {
+    fn shows_unsynced(&self) -> bool {
+        self.inner.shows_unsynced()
+    }
+
+    fn reader(&self) -> Result<Box<dyn Reader + '_>, StoreError> {
+        // In this order; see the field.
+        let directory = self.directory.read().unwrap_or_else(PoisonError::into_inner);
+        let inner = self.inner.reader()?;
+        Ok(Box::new(Look { store: self, inner, directory }))
+    }
+
+    fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
+        let mut stored = Changes::new();
+        for (key, value) in changes {
+            let (key, value) = self.stored(key, value.as_deref())?;
+            stored.insert(key, value);
+        }
+        let secret = |put: bool| {
+            let of_kind = changes.iter().filter(move |(_, value)| value.is_some() == put);
+            of_kind.map(|(key, _)| key).filter(|key| is_secret(keyspace_of(key)))
+        };
+        {
+            let mut directory = self.directory.write().unwrap_or_else(PoisonError::into_inner);
+            for key in secret(true) {
+                if !directory.contains(&**key) {
+                    directory.insert((**key).into());
+                }
+            }
+        }
+        self.inner.apply(&stored)?;
+        let mut directory = self.directory.write().unwrap_or_else(PoisonError::into_inner);
+        for key in secret(false) {
+            directory.remove(&**key);
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.inner.sync()
+    }
+
+    fn verify(&self) -> Result<(), StoreError> {
+        self.inner.verify()
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.inner.disk_bytes()
+    }
+}
+
+/// A look at the current state.
+struct Look<'a> {
+    store: &'a Encrypted,
+    inner: Box<dyn Reader + 'a>,
+    directory: RwLockReadGuard<'a, Directory>,
+}
+
+impl Reader for Look<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let stored_key = self.store.hider.hide(key);
+        let Some(stored) = self.inner.get(&stored_key)? else { return Ok(None) };
+        if is_secret(keyspace_of(key)) {
+            return self.store.open_secret(&stored_key, &stored).map(|(_, value)| Some(value));
+        }
+        self.store.open_value(&stored_key, &stored).map(|value| Some(value.into()))
+    }
+
+    fn range(&self, range: &KeyRange, descending: bool) -> Result<Entries<'_>, StoreError> {
+        let keyspace = keyspace_of(&range.prefix);
+        if is_secret(keyspace) {
+            return Ok(Box::new(DirectoryRange { look: self, rest: range.bounds(), descending }));
+        }
+        match self.store.hider.hashes(&range.prefix) {
+            Some(hashes) => self.behind_hashes(range, hashes, descending),
+            None => self.sorted(range, keyspace, descending),
+        }
+    }
+
+    fn walk(&self, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        self.inner.walk(&mut |stored_key, stored| {
+            if is_secret(keyspace_of(stored_key)) {
+                let (key, value) = self.store.open_secret(stored_key, stored)?;
+                return visit(&key, &value);
+            }
+            visit(&self.store.hider.reveal(stored_key), &self.store.open_value(stored_key, stored)?)
+        })
+    }
+}
+
+impl Look<'_> {
+    /// A range whose keys all have the same hashes, the first `hashes` bytes: behind them the
+    /// order on disk is that of the keys.
+    fn behind_hashes(
+        &self,
+        range: &KeyRange,
+        hashes: usize,
+        descending: bool,
+    ) -> Result<Entries<'_>, StoreError> {
+        let hider = &self.store.hider;
+        let prefix = hider.hide(&range.prefix);
+        let lower = hider.hide(&range.lower);
+        let upper = match &range.upper {
+            Some(upper) if upper.starts_with(&range.prefix) => Some(hider.hide(upper)),
+            _ => successor(&prefix),
+        };
+        let real = range.prefix[..hashes].to_vec();
+        let stored = self.inner.range(&KeyRange { prefix, lower, upper }, descending)?;
+        Ok(Box::new(stored.map(move |entry| {
+            let (stored_key, stored) = entry?;
+            let value = self.store.open_value(&stored_key, &stored)?;
+            Ok(([&real, &stored_key[hashes..]].concat().into(), value.into()))
+        })))
+    }
+
+    /// Any other range: the keys of the whole keyspace are read and put in order.
+    fn sorted(
+        &self,
+        range: &KeyRange,
+        keyspace: Keyspace,
+        descending: bool,
+    ) -> Result<Entries<'_>, StoreError> {
+        let mut keys = Vec::new();
+        for entry in self.inner.range(&KeyRange::keyspace(keyspace), false)? {
+            let key = self.store.hider.reveal(&entry?.0);
+            if range.lower <= key && range.upper.as_ref().is_none_or(|upper| key < *upper) {
+                keys.push(key);
+            }
+        }
+        keys.sort_unstable();
+        if descending {
+            keys.reverse();
+        }
+        let entries = keys.into_iter().filter_map(|key| {
+            let value = self.get(&key).transpose()?;
+            Some(value.map(|value| (key.into(), value)))
+        });
+        Ok(Box::new(entries))
+    }
+}
+
+/// The entries of a range of a `Secret` keyspace.
+struct DirectoryRange<'a> {
+    look: &'a Look<'a>,
+    rest: Bounds,
+    descending: bool,
+}
+
+impl Iterator for DirectoryRange<'_> {
+    type Item = Result<(Bytes, Bytes), StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            // Ordered sets panic where the start lies behind the end, as it does at the end.
+            if let (Bound::Included(lower) | Bound::Excluded(lower), Bound::Excluded(upper)) = &self.rest
+                && lower >= upper
+            {
+                return None;
+            }
+            let mut rest = self.look.directory.range::<Box<[u8]>, _>(self.rest.clone());
+            let key = if self.descending { rest.next_back() } else { rest.next() }?;
+            let passed = Bound::Excluded(key.clone());
+            if self.descending {
+                self.rest.1 = passed;
+            } else {
+                self.rest.0 = passed;
+            }
+            match self.look.get(key) {
+                Ok(Some(value)) => return Some(Ok((Bytes::from(&**key), value))),
+                Ok(None) => {}
+                Err(e) => return Some(Err(e)),
+            }
+        }
+    }
+}

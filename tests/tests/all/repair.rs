@@ -1,0 +1,134 @@
+//! A relay that is put back to an older copy, or replaced by an empty one: devices bring what they
+//! hold, and at the end everything is there once.
+
+use anabranch_core::intent::Intent;
+use anabranch_core::wire::GrantRole;
+use anabranch_tests::net::Net;
+use proptest::prelude::*;
+use serde_json::json;
+
+use crate::network::{COUNTING, Event, events, play};
+use crate::schedules::{EVERYTHING, config};
+
+/// Stretches of a schedule: what happens, whether a copy is made then, and whether the relay is put
+/// back after it, told of that or not.
+fn stretches() -> impl Strategy<Value = Vec<(Vec<Event>, bool, Option<bool>)>> {
+    let back = prop_oneof![2 => Just(None), 1 => Just(Some(true)), 2 => Just(Some(false))];
+    prop::collection::vec((events(), any::<bool>(), back), 1..4)
+}
+
+fn play_stretches(net: &mut Net, stretches: &[(Vec<Event>, bool, Option<bool>)]) {
+    for (events, back_up, back) in stretches {
+        play(net, events);
+        if *back_up {
+            play(net, &[Event::BackUpRelay]);
+        }
+        if let Some(told) = back {
+            play(net, &[Event::RestoreRelay { told: *told }]);
+        }
+    }
+}
+
+fn everything() -> String {
+    format!("[thing]\nversion = 1\n[thing.fields]\n{EVERYTHING}")
+}
+
+proptest! {
+    #![proptest_config(config(60))]
+
+    /// An authority is among the devices: it brings what anyone wrote.
+    #[test]
+    fn a_relay_that_went_back_is_repaired(
+        offsets in prop::collection::vec(-20_000i64..20_000, 2..5),
+        stretches in stretches(),
+    ) {
+        let mut net = Net::new(&everything(), "thing", &offsets);
+        net.back_up_relay();
+        play_stretches(&mut net, &stretches);
+        net.settle();
+        for node in 0..net.devices() {
+            prop_assert_eq!(net.lacking(node), 0);
+        }
+    }
+
+    /// Each device brings its own, and waits for what that builds on.
+    #[test]
+    fn writers_alone_repair_it_too(
+        offsets in prop::collection::vec(-20_000i64..20_000, 2..5),
+        stretches in stretches(),
+    ) {
+        let mut net = Net::new(&everything(), "thing", &offsets);
+        net.appoint(0, GrantRole::Writer);
+        net.disconnect(0);
+        net.connect(0);
+        net.quiet();
+        net.back_up_relay();
+        play_stretches(&mut net, &stretches);
+        net.settle();
+        for node in 0..net.devices() {
+            prop_assert_eq!(net.lacking(node), 0);
+        }
+    }
+}
+
+fn one_more() -> Intent {
+    Intent::Increment { field: "count".into(), by: 1 }
+}
+
+fn count(net: &Net, node: usize, id: &str) -> serde_json::Value {
+    net.look(node, id).0.map_or(json!(null), |row| row.fields["count"].clone())
+}
+
+#[test]
+fn an_empty_relay_gets_everything_schema_included() {
+    let mut net = Net::new(COUNTING, "thing", &[0, 0, 0]);
+    for turn in 0..5 {
+        for node in 0..3 {
+            net.write_plainly(node, &format!("e{turn}"), &[one_more()], true);
+        }
+    }
+    net.write_together(1, &[("a", &[one_more()]), ("b", &[one_more()])], true);
+    net.agree();
+    net.restore_relay(true);
+    // Whoever comes first finds no schema, and is not refused for good.
+    net.connect(1);
+    net.quiet();
+    net.agree();
+    for node in 0..3 {
+        assert_eq!(count(&net, node, "e4"), 3, "device {node}");
+        assert_eq!(count(&net, node, "b"), 1, "device {node}");
+        assert_eq!(net.look(node, "e4").1, 0);
+    }
+}
+
+#[test]
+fn what_only_an_absent_device_can_bring_is_counted_and_waited_for() {
+    let mut net = Net::new(COUNTING, "thing", &[0, 0, 0]);
+    net.appoint(0, GrantRole::Writer);
+    net.agree();
+    net.back_up_relay();
+    net.write_plainly(1, "e", &[one_more()], true);
+    net.write_plainly(1, "f", &[one_more()], true);
+    net.agree();
+    // Builds on what device 1 wrote.
+    net.write_plainly(2, "e", &[one_more()], true);
+    net.agree();
+    net.restore_relay(false);
+    for node in [0, 2] {
+        net.connect(node);
+    }
+    net.quiet();
+    assert_eq!((net.lacking(0), net.lacking(2)), (2, 2));
+    assert_eq!(count(&net, 2, "e"), 2, "nothing is lost meanwhile");
+    net.crash(2);
+    net.connect(2);
+    net.quiet();
+    assert_eq!(net.lacking(2), 2, "it is known after a restart too");
+    net.connect(1);
+    net.quiet();
+    net.agree();
+    for node in 0..3 {
+        assert_eq!((count(&net, node, "e"), count(&net, node, "f")), (json!(2), json!(1)), "device {node}");
+        assert_eq!(net.lacking(node), 0, "device {node}");
+    }
+}
