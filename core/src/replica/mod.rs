@@ -170,6 +170,9 @@ pub struct Replica {
     channel: outbox::Link,
     outputs: VecDeque<Output>,
     last_commit: CommitNo,
+    /// The store went back, and the feed has not yet brought all that it lost: nothing leaves,
+    /// since what looks as if it had never been sent may have been.
+    recovering: bool,
     /// Indexes hold nothing of what rows say: see [`Replica::follow_schema`].
     reindexing: bool,
     /// A look at everything that is under way.
@@ -218,9 +221,12 @@ impl Replica {
             channel: outbox::Link::default(),
             outputs: VecDeque::new(),
             last_commit: CommitNo(0),
+            recovering: false,
             reindexing: false,
             scrub: None,
         };
+        replica.recovering =
+            replica.store.get(View::Latest, Keyspace::META, &replica.keys.recovering())?.is_some();
         replica.load_queues()?;
         let own = DeviceRecord {
             name: replica.config.device_name.clone(),
