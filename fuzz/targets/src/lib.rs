@@ -23,6 +23,7 @@ mod relay;
 mod schema;
 mod store;
 mod tokens;
+mod values;
 mod wire;
 mod world;
 
@@ -84,6 +85,12 @@ pub const TARGETS: &[Target] = &[
         promise: "a condition or a cursor is understood or refused; pages neither repeat nor skip",
         run: query::run,
         seeds: query::seeds,
+    },
+    Target {
+        name: "values",
+        promise: "what a person writes as values is understood or refused, and what is written is kept",
+        run: values::run,
+        seeds: values::seeds,
     },
     Target {
         name: "store",

@@ -11,7 +11,9 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
+use std::time::Duration;
 
 use anabranch_core::store::StoreError;
 
@@ -25,6 +27,9 @@ use crate::merge::{merge_page, source};
 const KEPT_BYTES_MAX: usize = 64 << 20;
 /// Entries of a page: a value has 64 KiB at most.
 const PAGE_ENTRIES: usize = 128;
+
+/// How often to look whether a group is still being applied.
+const GROUP_WAIT: Duration = Duration::from_millis(1);
 
 /// What a store needs for its snapshots, of which there is one at a time.
 #[derive(Default)]
@@ -103,9 +108,7 @@ impl<'a> Snapshot<'a> {
     /// The state that is published now. Waits for an earlier snapshot to end.
     pub(super) fn begin(shared: &'a Shared) -> Result<Snapshot<'a>, StoreError> {
         let turn = lock(&shared.snapshots.turn);
-        shared.durability.check()?;
-        // No group is in the middle of being applied.
-        let _applying = lock(&shared.applying);
+        let _applying = between_groups(shared)?;
         let published = shared.published();
         let backend = Arc::clone(published.backend()?);
         let mut kept = Kept::default();
@@ -175,6 +178,19 @@ impl<'a> Snapshot<'a> {
             Ok(value.map(|value| (key, value)))
         });
         stored.filter_map(Result::transpose).collect()
+    }
+}
+
+/// Waits until no group is in the middle of being applied. A backend that does not answer never
+/// lets go; then the store is stopped, and this says so.
+fn between_groups(shared: &Shared) -> Result<MutexGuard<'_, ()>, StoreError> {
+    loop {
+        shared.durability.check()?;
+        match shared.applying.try_lock() {
+            Ok(guard) => return Ok(guard),
+            Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => thread::sleep(GROUP_WAIT),
+        }
     }
 }
 
