@@ -3,6 +3,12 @@
 //! sled's `flush` does not sync on Linux: it is `pwrite` and `sync_file_range`. So
 //! [`Backend::sync`] syncs the same file through a second handle, and the files that sled
 //! makes for large pages and never syncs.
+//!
+//! That is not enough. sled moves what is still needed out of a segment, flushes, and writes over the
+//! segment, all between two of our syncs. `sync_file_range` writes data, not that the file has grown: in
+//! a power cut the moved pages, at the end of a file that grew, were gone, and so was what they had
+//! been moved from (one in ten to twenty cuts did not open again). So where the file system can, each
+//! write to the file is made synchronous, which is what sled takes a flush for.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -45,6 +51,16 @@ impl Sled {
         db.flush().map_err(refused("flush"))?;
         let mut files = Files::open(dir).map_err(io_error("open the database file"))?;
         files.sync_names(dir).map_err(io_error("sync the store's files"))?;
+        #[cfg(any(test, feature = "contract"))]
+        let through = options.syncs;
+        #[cfg(not(any(test, feature = "contract")))]
+        let through = true;
+        if through && let Err(e) = files.write_through() {
+            tracing::warn!(
+                dir = %dir.display(), error = %e,
+                "this file system has no synchronous files: a power cut may harm sled; redb is safe here"
+            );
+        }
         Ok(Sled {
             db,
             files: Mutex::new(files),
@@ -167,6 +183,24 @@ impl Reader for &sled::Db {
     }
 }
 
+/// Makes each write to a file, or to those that will be made in a directory, durable when it
+/// returns, through any handle and from now on.
+#[cfg(target_os = "linux")]
+fn write_through(file: &File) -> io::Result<()> {
+    use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+    let flags = ioctl_getflags(file)?;
+    if !flags.contains(IFlags::SYNC) {
+        ioctl_setflags(file, flags | IFlags::SYNC)?;
+    }
+    Ok(())
+}
+
+/// Elsewhere sled syncs what it flushes.
+#[cfg(not(target_os = "linux"))]
+fn write_through(_: &File) -> io::Result<()> {
+    Ok(())
+}
+
 fn refused(operation: &'static str) -> impl Fn(sled::Error) -> StoreError {
     move |error| match error {
         sled::Error::Io(e) => file_error(operation, e),
@@ -211,6 +245,12 @@ impl Files {
             sync_dir(&self.blobs)?;
         }
         self.db.sync_data()
+    }
+
+    /// From now on what sled has written is durable, in the order in which it was written.
+    fn write_through(&self) -> io::Result<()> {
+        write_through(&self.db)?;
+        if cfg!(target_os = "linux") { write_through(&File::open(&self.blobs)?) } else { Ok(()) }
     }
 
     /// Syncs everything, and the names of the files.
