@@ -1,5 +1,8 @@
 //! The pure logic of Anabranch.
 
+#[macro_use]
+pub mod mutation;
+
 pub mod admission;
 pub mod change;
 pub mod clock;

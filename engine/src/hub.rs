@@ -4,6 +4,8 @@
 //! relay, the store's word that something is durable. Reads don't: they are served from
 //! durable rows on the caller's thread. The hub never waits for the disk or the network.
 
+mod scrub;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anabranch_core::clock::{MonoMs, Now, WallMs};
 use anabranch_core::id::{EntityKey, WorkspaceId};
-use anabranch_core::replica::{ChannelState, Edit, Held, Output, Replica, ReplicaConfig};
+use anabranch_core::replica::{ChannelState, Edit, Held, Output, Replica, ReplicaConfig, Verified};
 use anabranch_core::rows::RefusedRecord;
 use anabranch_core::session::{ClientSession, Event};
 use anabranch_core::store::{CommitNo, Store, StoreError};
@@ -64,6 +66,7 @@ pub(crate) enum Command {
     Sync { workspace: WorkspaceId, id: u64, reply: Reply<SyncReport> },
     SyncTimeout { id: u64 },
     Schema { workspace: WorkspaceId, push: bool, reply: Reply<SchemaIs> },
+    Verify { workspace: WorkspaceId, from_start: bool, mend: bool, reply: Reply<Verified> },
     Token { token: String },
     LinkConnecting,
     LinkUp { outgoing: mpsc::UnboundedSender<Vec<u8>>, token: Option<String> },
@@ -84,6 +87,8 @@ pub(crate) struct Feeds {
 pub(crate) struct HubConfig {
     pub(crate) template: ReplicaConfig,
     pub(crate) clock: Clock,
+    /// Time between two looks at everything that is stored; none for never.
+    pub(crate) scrub_every: Option<Duration>,
 }
 
 struct Slot {
@@ -92,6 +97,8 @@ struct Slot {
     status: watch::Sender<WorkspaceStatus>,
     events: broadcast::Sender<EntityKey>,
     schema_waiters: VecDeque<(bool, bool, Reply<SchemaIs>)>,
+    /// Faults found in what is stored since the workspace was opened.
+    damage: u64,
 }
 
 struct Link {
@@ -130,6 +137,7 @@ pub(crate) struct Hub {
     stale: bool,
     /// The store works no more, and so neither does the engine.
     failed: Option<Error>,
+    scrubbing: scrub::Schedule,
 }
 
 enum Promise {
@@ -154,6 +162,7 @@ impl Hub {
                 let _ = hook_commands.send(Command::Durable);
             }
         }));
+        let scrubbing = scrub::Schedule::new(config.scrub_every, config.clock.now().mono);
         Self {
             config,
             store,
@@ -168,6 +177,7 @@ impl Hub {
             durable_pending,
             stale: false,
             failed: None,
+            scrubbing,
         }
     }
 
@@ -182,7 +192,10 @@ impl Hub {
                     return;
                 }
                 Ok(command) => self.take(command),
-                Err(RecvTimeoutError::Timeout) => self.tick(),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.tick();
+                    self.scrub();
+                }
                 Err(RecvTimeoutError::Disconnected) => return self.shut_down(),
             }
         }
@@ -191,7 +204,8 @@ impl Hub {
     /// How long nothing is due.
     fn sleep(&self) -> Duration {
         let now = self.config.clock.now().mono.0;
-        let next = self.slots.values().filter_map(|slot| slot.replica.next_wakeup()).min();
+        let replicas = self.slots.values().filter_map(|slot| slot.replica.next_wakeup());
+        let next = replicas.chain(self.scrubbing.next_wakeup()).min();
         next.map_or(SLEEP_MAX, |at| Duration::from_millis(at.0.saturating_sub(now)).min(SLEEP_MAX))
     }
 
@@ -373,6 +387,9 @@ impl Hub {
                     slot.schema_waiters.push_back((push, false, reply));
                 }
             }
+            Command::Verify { workspace, from_start, mend, reply } => {
+                let _ = reply.send(self.verify_now(&workspace, from_start, mend));
+            }
             Command::Token { token } => {
                 if let Some(link) = &mut self.link {
                     link.token = Some(token.clone());
@@ -424,6 +441,7 @@ impl Hub {
             Command::RetryRefused { reply, .. } => drop(reply.send(Err(error))),
             Command::Sync { reply, .. } => drop(reply.send(Err(error))),
             Command::Schema { reply, .. } => drop(reply.send(Err(error))),
+            Command::Verify { reply, .. } => drop(reply.send(Err(error))),
             Command::Durable if self.failed.is_none() => return self.became_durable(),
             _ => {}
         }
@@ -439,7 +457,7 @@ impl Hub {
         let channel = self.slots.len() as Channel + 1;
         let (status, _) = watch::channel(WorkspaceStatus::default());
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        let mut slot = Slot { replica, channel, status, events, schema_waiters: VecDeque::new() };
+        let mut slot = Slot { replica, channel, status, events, schema_waiters: VecDeque::new(), damage: 0 };
         slot.replica.durable(self.durable)?;
         if let Some(link) = &self.link {
             slot.replica.relay_clock_is(link.relay_ahead_ms);
@@ -621,6 +639,8 @@ impl Hub {
                 refused: figures.refused,
                 digest: figures.digest.to_string(),
                 clock_skew_ms: figures.clock_skew_ms,
+                damage: slot.damage,
+                lacking: figures.lacking,
                 last_error: error.as_ref().map(ToString::to_string),
                 error_category: error.as_ref().map(Error::category),
                 synced_ms: figures.synced.map(|wall| wall.0),
@@ -675,6 +695,7 @@ impl Hub {
             received: figures.received - waiter.received,
             pending: figures.pending,
             refused: figures.refused,
+            lacking: figures.lacking,
             digest: figures.digest.to_string(),
             error,
         };

@@ -9,6 +9,7 @@ mod error;
 mod hub;
 mod link;
 mod status;
+mod transaction;
 mod typed;
 mod workspace;
 
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use anabranch_core::codec;
 use anabranch_core::id::{DeviceId, WorkspaceId};
@@ -29,7 +31,7 @@ pub use anabranch_core::entity::WHOLE_ENTITY;
 pub use anabranch_core::id::EntityKey;
 pub use anabranch_core::intent::Intent;
 pub use anabranch_core::query::{Filter, Op, Query};
-pub use anabranch_core::replica::{Edit, Expect, parse_version};
+pub use anabranch_core::replica::{Edit, Expect, Fault, parse_version};
 pub use anabranch_core::rows::{RefusedRecord, SyncStatus};
 /// How the store on disk is kept: which backend, encrypted or not, how much memory.
 pub use anabranch_store::{BackendKind, StoreKey, StoreOptions};
@@ -44,9 +46,11 @@ pub use error::{Category, Error};
 pub use link::TokenSource;
 pub use schema::Schema;
 pub use status::{Held, SyncOutcome, SyncReport, SyncState, WorkspaceStatus};
+pub use transaction::Transaction;
 pub use typed::{Entities, Entity, FieldName, Find, Loaded};
 pub use workspace::{
-    BoxStream, ChangeEvent, ChangeStream, ConflictItem, ConflictSide, Page, Record, Resolution, Workspace,
+    BoxStream, ChangeEvent, ChangeStream, ConflictItem, ConflictSide, Page, Record, Resolution, Verification,
+    Workspace,
 };
 
 use hub::{Clock, Command, Hub, HubConfig};
@@ -68,6 +72,7 @@ pub struct EngineBuilder {
     clock_offset_ms: i64,
     background_sync: bool,
     store: StoreOptions,
+    scrub_every: Option<Duration>,
     error: Option<Error>,
 }
 
@@ -143,6 +148,15 @@ impl EngineBuilder {
         self
     }
 
+    /// How long after one slow look at everything that is stored the next one begins: a day by
+    /// default, `None` for never. It compares documents, rows, indexes and the digest, mends what
+    /// follows from something else, and has the next sync fetch what is missing; see
+    /// [`WorkspaceStatus::damage`]. [`Workspace::verify`] does the same at once.
+    pub fn scrub_every(mut self, every: Option<Duration>) -> Self {
+        self.scrub_every = every;
+        self
+    }
+
     /// Opens the store in the directory, creating it where there is none, and starts to sync.
     ///
     /// # Errors
@@ -184,7 +198,8 @@ impl EngineBuilder {
             .map_err(io)?;
         let wanted = Arc::new(Wanted::default());
         let (commands, inbox) = mpsc::channel::<Command>();
-        let config = HubConfig { template, clock: Clock::new(self.clock_offset_ms) };
+        let clock = Clock::new(self.clock_offset_ms);
+        let config = HubConfig { template, clock, scrub_every: self.scrub_every };
         let hub = Hub::new(config, Arc::clone(&store), Arc::clone(&wanted), &commands);
         std::thread::Builder::new().name("anabranch-hub".into()).spawn(move || hub.run(inbox)).map_err(io)?;
         let has_relay = relay.is_some();
@@ -288,6 +303,7 @@ impl Engine {
             clock_offset_ms: 0,
             background_sync: true,
             store: StoreOptions::default(),
+            scrub_every: Some(Duration::from_secs(24 * 60 * 60)),
             error: None,
         }
     }

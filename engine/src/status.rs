@@ -67,12 +67,18 @@ pub struct WorkspaceStatus {
     pub digest: String,
     /// How far this device's clock is ahead of the relay's, in milliseconds.
     pub clock_skew_ms: i64,
+    /// Faults found in what is stored since the workspace was opened, mended where that can be;
+    /// the log says which.
+    pub damage: u64,
     /// What went wrong last, until it is overcome.
     pub last_error: Option<String>,
     /// Who can do something about [`WorkspaceStatus::last_error`].
     pub error_category: Option<Category>,
     /// When everything was last in sync, milliseconds since 1970 by the relay's clock.
     pub synced_ms: Option<u64>,
+    /// Entities of which the relay lost something, as it went back, that other devices have to bring
+    /// it: nothing is lost as long as they do.
+    pub lacking: u64,
     /// The role of this device: `reader`, `writer`, `authority` or `admin`.
     pub role: &'static str,
 }
@@ -117,6 +123,8 @@ pub struct SyncReport {
     pub pending: u64,
     /// Refused changes that wait to be dealt with.
     pub refused: u64,
+    /// Entities of which the relay lost something that other devices have to bring it.
+    pub lacking: u64,
     /// Digest of what the relay admitted, in hex.
     pub digest: String,
     /// Why it was not complete.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anabranch_core::id::{DeviceId, EntityKey, WorkspaceId};
 use anabranch_core::query::{self, Filter, Query};
-use anabranch_core::replica::{Edit, Replica};
+use anabranch_core::replica::{Edit, Fault, Replica};
 use anabranch_core::rows::{ConflictRecord, RefusedRecord, RowRecord, Rows, SyncStatus};
 use anabranch_core::schema::Schema;
 use anabranch_core::store::Store;
@@ -164,6 +164,16 @@ impl Shared {
     }
 }
 
+/// What [`Workspace::verify`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Verification {
+    /// Entries that were looked at: documents, rows, index entries, conflicts.
+    pub entries: u64,
+    /// What was wrong.
+    pub faults: Vec<Fault>,
+}
+
 /// A workspace of an engine. Cheap to clone; it keeps the engine open.
 #[derive(Clone)]
 pub struct Workspace {
@@ -244,27 +254,27 @@ impl Workspace {
         Ok(Filter::parse(&self.shared.schema.types[type_name], text)?)
     }
 
-    /// A live query: yields the result, then the whole result again after each change to it.
-    /// Ends when the engine shuts down.
+    /// A live query: yields the result, then the whole result again after each change to it. An
+    /// error does not end it: the next change to an entity of the type is a new try. Ends when
+    /// the engine shuts down.
     pub fn watch(&self, query: Query) -> BoxStream<Result<Page, Error>> {
-        let start = (self.clone(), self.changes(), query, None::<Page>);
-        Box::pin(futures_util::stream::unfold(start, |(workspace, mut changes, query, last)| async move {
-            loop {
-                if last.is_some() {
-                    match changes.next().await? {
-                        ChangeEvent::Changed(key) if key.type_name() != query.type_name => continue,
-                        _ => {}
+        let start = (self.clone(), self.changes(), query, Live::default());
+        Box::pin(futures_util::stream::unfold(
+            start,
+            |(workspace, mut changes, query, mut live)| async move {
+                loop {
+                    if live.begun {
+                        match changes.next().await? {
+                            ChangeEvent::Changed(key) if key.type_name() != query.type_name => continue,
+                            _ => {}
+                        }
+                    }
+                    if let Some(news) = live.news(workspace.query(&query).await) {
+                        return Some((news, (workspace, changes, query, live)));
                     }
                 }
-                match workspace.query(&query).await {
-                    Ok(page) if last.as_ref() == Some(&page) => {}
-                    Ok(page) => return Some((Ok(page.clone()), (workspace, changes, query, Some(page)))),
-                    Err(error) => {
-                        return Some((Err(error), (workspace, changes, query, Some(Page::default()))));
-                    }
-                }
-            }
-        }))
+            },
+        ))
     }
 
     /// Every change from now on, each when it is durable.
@@ -449,6 +459,34 @@ impl Workspace {
         Ok(self.exchange_schema(false, deadline).await?.source)
     }
 
+    /// Looks at everything that is stored of the workspace: does each document load, do rows,
+    /// indexes and conflicts follow from the documents, do all of them add up to the digest.
+    /// `progress` hears how many entries were looked at so far. Other calls go on meanwhile.
+    ///
+    /// With `mend`, what follows from a document is written anew. A document that can't be read is
+    /// removed, so that the next sync fetches it again; what was not yet sent of it goes to the
+    /// refused changes, with the code `damaged`. Dropped half way, it stops; nothing is lost.
+    ///
+    /// # Errors
+    /// [`Category::Storage`] where the store can't read a value at all.
+    pub async fn verify(&self, mend: bool, mut progress: impl FnMut(u64)) -> Result<Verification, Error> {
+        let mut verification = Verification::default();
+        let mut from_start = true;
+        loop {
+            let (reply, answer) = oneshot::channel();
+            let command = Command::Verify { workspace: self.id.clone(), from_start, mend, reply };
+            self.shared.commands.send(command).map_err(|_| Error::closed())?;
+            let step = answer.await.map_err(|_| Error::closed())??;
+            from_start = false;
+            verification.entries += step.entries;
+            verification.faults.extend(step.faults);
+            progress(verification.entries);
+            if step.done {
+                return Ok(verification);
+            }
+        }
+    }
+
     async fn exchange_schema(&self, push: bool, deadline: Duration) -> Result<SchemaIs, Error> {
         self.needs_relay()?;
         let _link = self.shared.wanted.want();
@@ -471,6 +509,28 @@ impl Workspace {
             answer = answer => answer.map_err(|_| Error::closed())?,
             _ = &mut too_late => Err(Error::new(Category::Network, "timeout", "the relay did not answer in time")),
         }
+    }
+}
+
+/// What a live query has shown.
+#[derive(Default)]
+struct Live {
+    begun: bool,
+    /// None after an error: whatever comes next is news.
+    shown: Option<Page>,
+}
+
+impl Live {
+    /// The result, unless it is what was shown last.
+    fn news(&mut self, result: Result<Page, Error>) -> Option<Result<Page, Error>> {
+        self.begun = true;
+        if let (Ok(page), Some(shown)) = (&result, &self.shown)
+            && page == shown
+        {
+            return None;
+        }
+        self.shown = result.as_ref().ok().cloned();
+        Some(result)
     }
 }
 
@@ -532,4 +592,20 @@ fn numbered(sides: &[ConflictSide]) -> String {
 fn parse_device(text: &str) -> Option<DeviceId> {
     let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text).ok()?;
     Some(DeviceId(bytes.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_result_after_an_error_is_news() {
+        let failed = || Err(Error::closed());
+        let mut live = Live::default();
+        assert_eq!(live.news(Ok(Page::default())).map(|news| news.is_ok()), Some(true));
+        assert!(live.news(Ok(Page::default())).is_none());
+        assert_eq!(live.news(failed()).map(|news| news.is_ok()), Some(false));
+        assert_eq!(live.news(Ok(Page::default())).map(|news| news.is_ok()), Some(true));
+        assert!(live.news(Ok(Page::default())).is_none());
+    }
 }

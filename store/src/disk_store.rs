@@ -34,6 +34,7 @@ mod open;
 mod pending;
 mod seal;
 mod space;
+mod watch;
 mod worker;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -55,6 +56,7 @@ use crate::options::StoreOptions;
 use commits::Commits;
 use pending::Pending;
 use space::Space;
+use watch::Watch;
 
 /// Opens the store in the directory `dir`, or makes one there. See [`DiskStore::open`].
 pub fn open(dir: impl AsRef<Path>, options: StoreOptions) -> Result<Arc<DiskStore>, StoreError> {
@@ -98,6 +100,7 @@ struct Shared {
     published: RwLock<Published>,
     commits: Mutex<Commits>,
     durability: Durability,
+    watch: Watch,
 }
 
 struct Published {
@@ -126,13 +129,23 @@ impl DiskStore {
     ///   may succeed once the cause is gone.
     pub fn open(dir: impl AsRef<Path>, options: StoreOptions) -> Result<DiskStore, StoreError> {
         let opened = open::open(dir.as_ref(), &options)?;
+        Self::start(dir.as_ref(), &options, opened, watch::STUCK_AFTER)
+    }
+
+    fn start(
+        dir: &Path,
+        options: &StoreOptions,
+        opened: open::Opened,
+        stuck_after: std::time::Duration,
+    ) -> Result<DiskStore, StoreError> {
         let shared = Arc::new(Shared {
-            space: Mutex::new(Space::new(dir.as_ref(), options.free_space_floor_bytes)),
-            dir: dir.as_ref().to_path_buf(),
+            space: Mutex::new(Space::new(dir, options.free_space_floor_bytes)),
+            dir: dir.to_path_buf(),
             pending: Pending::new(opened.last),
             published: RwLock::new(Published { backend: Some(opened.backend), shadows: VecDeque::new() }),
             commits: Mutex::new(opened.commits),
             durability: Durability::new(CommitNo(opened.last)),
+            watch: Watch::new(stuck_after),
         });
         let workers = worker::start(&shared)?;
         Ok(DiskStore {
@@ -251,8 +264,16 @@ impl DiskStore {
         let mut workers = lock(&self.workers);
         let shared = &*self.shared;
         shared.pending.close();
+        // A worker may drop the last handle inside the hook; it can't wait for itself.
+        let own = |worker: &JoinHandle<()>| worker.thread().id() == std::thread::current().id();
+        if !workers.iter().any(own) && shared.watch.wait() {
+            // Whoever opened the directory now would meet the call that is still under way.
+            std::mem::forget(lock(&self.dir_lock).take());
+            workers.clear();
+            shared.poison(watch::WORDS);
+            return shared.durability.check();
+        }
         for worker in workers.drain(..) {
-            // A worker may drop the last handle inside the hook; it can't wait for itself.
             if worker.thread().id() != std::thread::current().id() && worker.join().is_err() {
                 shared.poison("a thread of the store panicked");
             }
@@ -508,6 +529,64 @@ mod tests {
         assert_eq!(store.durable().unwrap(), commit);
     }
 
+    /// A backend whose writes end only when it is told so.
+    struct Hanging {
+        inner: Box<dyn Backend>,
+        free: Arc<(Mutex<bool>, std::sync::Condvar)>,
+    }
+
+    impl Backend for Hanging {
+        fn shows_unsynced(&self) -> bool {
+            self.inner.shows_unsynced()
+        }
+
+        fn reader(&self) -> Result<Box<dyn Reader + '_>, StoreError> {
+            self.inner.reader()
+        }
+
+        fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
+            let (free, told) = &*self.free;
+            drop(told.wait_while(lock(free), |free| !*free).unwrap());
+            self.inner.apply(changes)
+        }
+
+        fn sync(&self) -> Result<(), StoreError> {
+            self.inner.sync()
+        }
+
+        fn verify(&self) -> Result<(), StoreError> {
+            self.inner.verify()
+        }
+
+        fn disk_bytes(&self) -> u64 {
+            self.inner.disk_bytes()
+        }
+    }
+
+    #[test]
+    fn a_backend_that_does_not_answer_is_an_error_for_everyone_who_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut opened = open::open(dir.path(), &redb()).unwrap();
+        let free = Arc::new((Mutex::new(false), std::sync::Condvar::new()));
+        let inner: Box<dyn Backend> = BackendKind::Redb.open(&other_dir(), &redb()).unwrap();
+        opened.backend = Arc::new(Hanging { inner, free: Arc::clone(&free) });
+        let limit = std::time::Duration::from_millis(50);
+        let store = DiskStore::start(dir.path(), &redb(), opened, limit).unwrap();
+        let commit = store.commit(put("a", "1")).unwrap();
+        assert!(matches!(store.wait_durable(commit), Err(StoreError::Poisoned { .. })));
+        assert!(matches!(store.commit(put("a", "2")), Err(StoreError::Poisoned { .. })));
+        let error = store.shut_down().unwrap_err().to_string();
+        assert!(error.contains("does not answer"), "{error}");
+        assert!(matches!(DiskStore::open(dir.path(), redb()), Err(StoreError::InUse { .. })));
+        *lock(&free.0) = true;
+        free.1.notify_all();
+    }
+
+    /// A directory that outlives the test, as a thread that hangs does.
+    fn other_dir() -> PathBuf {
+        tempfile::tempdir().unwrap().keep()
+    }
+
     /// Writes to the backend what the store would never write.
     fn plant(store: &DiskStore, key: &[u8], value: &[u8]) {
         let changes = Changes::from([(Bytes::from(key), Some(Bytes::from(value)))]);
@@ -583,7 +662,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let large = |n: u8| vec![n; anabranch_core::store::VALUE_BYTES_MAX];
         let store = DiskStore::open(dir.path(), options.clone()).unwrap();
-        for round in 0..4 {
+        for round in 0..2 {
             for n in 0..60_u8 {
                 let mut batch = Batch::new();
                 batch.put(Keyspace::DOC, [n], large(n ^ round));
@@ -594,7 +673,7 @@ mod tests {
         let store = DiskStore::open(dir.path(), options.clone()).unwrap();
         assert_eq!(store.verify().unwrap(), 60);
         for n in 0..60_u8 {
-            assert_eq!(store.get(View::Published, Keyspace::DOC, &[n]).unwrap().unwrap(), large(n ^ 3));
+            assert_eq!(store.get(View::Published, Keyspace::DOC, &[n]).unwrap().unwrap(), large(n ^ 1));
         }
     }
 }

@@ -8,7 +8,7 @@
 // Everything here is test code: a panic is how it speaks.
 #![allow(clippy::unwrap_used)]
 
-pub mod draft;
-pub mod model;
 pub mod net;
 pub mod world;
+
+pub use anabranch_sim::{draft, model};

@@ -11,7 +11,7 @@ use anabranch_core::id::{DeviceId, EntityKey, WorkspaceId};
 use anabranch_core::intent::Intent;
 use anabranch_core::relay::{Claims, ConnId, Input, Output as Told, Relay, RelayConfig, TokenVerifier};
 use anabranch_core::replica::{
-    Edit as Write, Expect, Output, Replica, ReplicaConfig, WriteError, parse_version,
+    ChannelState, Edit as Write, Expect, Output, Replica, ReplicaConfig, WriteError, parse_version,
 };
 use anabranch_core::rows::{RowRecord, Rows, SyncStatus};
 use anabranch_core::schema::{EntityType, Schema};
@@ -265,6 +265,11 @@ impl Net {
         self.collect(node);
     }
 
+    /// How far a device's channel has come.
+    pub fn state(&self, node: usize) -> &ChannelState {
+        self.nodes[node].replica.channel_state()
+    }
+
     /// Whether a device says that it has everything and has sent everything.
     pub fn is_complete(&self, node: usize) -> bool {
         self.nodes[node].replica.is_complete()
@@ -340,7 +345,24 @@ impl Net {
         let durable = self.nodes[node].store.durable().unwrap();
         // Nobody was told that these were kept.
         self.tried.retain(|tried| tried.node != node || tried.commit <= durable);
-        let store = Arc::new(self.nodes[node].store.reopen());
+        let store = self.nodes[node].store.reopen();
+        self.start_on(node, store);
+    }
+
+    /// What a backup of a device that is taken now holds.
+    pub fn backup(&self, node: usize) -> MemoryStore {
+        self.nodes[node].store.copy()
+    }
+
+    /// A device gets an older backup of its store.
+    pub fn restore(&mut self, node: usize, backup: &MemoryStore) {
+        self.disconnect(node);
+        self.start_on(node, backup.copy());
+    }
+
+    /// A device starts on what a store holds.
+    fn start_on(&mut self, node: usize, store: MemoryStore) {
+        let store = Arc::new(store);
         let mut config = self.nodes[node].config.clone();
         // Fresh randomness, as a new process has: ids of transactions start from it.
         self.conns += 1;
@@ -381,6 +403,28 @@ impl Net {
         }
         self.relay_store = Arc::new(store);
         self.relay = open_relay(&self.relay_store);
+    }
+
+    /// A device gets an app with a newer schema.
+    pub fn upgrade(&mut self, node: usize, source: &str) {
+        self.disconnect(node);
+        let Node { config, store, replica, .. } = &mut self.nodes[node];
+        config.schema = Arc::new(crate::world::schema(source));
+        config.schema_source = source.to_owned();
+        *replica = Replica::open(store.clone(), config.clone()).unwrap();
+        self.flush(node);
+        self.connect(node);
+    }
+
+    /// A device pushes its schema.
+    pub fn push_schema(&mut self, node: usize) {
+        self.nodes[node].replica.exchange_schema(true);
+        self.collect(node);
+    }
+
+    /// How many entities of a device wait to be sent.
+    pub fn pending(&self, node: usize) -> u64 {
+        self.nodes[node].replica.status().pending
     }
 
     /// Gives a device another role from its next sign-in on.

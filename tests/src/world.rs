@@ -8,11 +8,14 @@ use anabranch_core::clock::{Hlc, WallMs};
 use anabranch_core::entity::{EditContext, EditError, Entity, Row};
 use anabranch_core::id::{Author, DeviceId, EntityKey, Incarnation, WorkspaceId};
 use anabranch_core::intent::Intent;
-use anabranch_core::schema::{EntityType, FieldKind, Schema};
+use anabranch_core::schema::{EntityType, Schema};
 use automerge::transaction::{CommitOptions, Transaction};
 use automerge::{Automerge, ChangeHash, ReadDoc};
 
-use crate::model::{Edit, EditId, Effects, Log, No, Screen, Seen, characters};
+use anabranch_sim::dice::Dice;
+pub use anabranch_sim::draft::screen_of;
+
+use crate::model::{Edit, EditId, Effects, Log, No, Screen, Seen};
 
 /// The wall clock when a world begins.
 pub const START_MS: u64 = 1_750_000_000_000;
@@ -399,34 +402,4 @@ impl World {
 /// first change, so a later one that comes before it is out of its sequence.
 fn waits(code: RefusalCode) -> bool {
     matches!(code, RefusalCode::MissingDependency | RefusalCode::DependsOnRefused | RefusalCode::BadSequence)
-}
-
-/// The sequences of a row.
-pub fn screen_of(ty: &EntityType, row: &BTreeMap<String, serde_json::Value>) -> Screen {
-    let sequences =
-        ty.fields.values().filter(|field| matches!(field.kind(), FieldKind::Text | FieldKind::List));
-    sequences
-        .map(|field| {
-            let items = match &row[&field.name] {
-                serde_json::Value::String(text) => characters(text),
-                serde_json::Value::Array(items) => items.clone(),
-                other => panic!("{other}"),
-            };
-            (field.name.clone(), items)
-        })
-        .collect()
-}
-
-/// A small generator of even numbers of chance (splitmix64).
-pub struct Dice(pub u64);
-
-impl Dice {
-    /// A number below `sides`.
-    pub fn roll(&mut self, sides: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % sides as u64) as usize
-    }
 }

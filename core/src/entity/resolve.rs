@@ -99,6 +99,9 @@ pub(super) struct Candidate {
 
 impl Candidate {
     fn order(&self) -> (Hlc, &[u8], u64) {
+        if mutated!(DropTieBreak) {
+            return (self.time, &[], u64::from(self.place));
+        }
         (self.time, &self.actor, self.counter)
     }
 }
@@ -193,6 +196,9 @@ impl<'a> Reader<'a> {
 
     /// One role's values stand unless the other role had seen the winning one when it wrote.
     fn privileged(&self, first: Vec<Candidate>, second: Vec<Candidate>) -> Resolved {
+        if mutated!(MaskAuthority) {
+            return pick([first, second].concat(), Policy::Lww, Tie::Clock);
+        }
         let Some(winner) = first.into_iter().max_by(|a, b| a.order().cmp(&b.order())) else {
             return pick(second, Policy::Lww, Tie::Clock);
         };
@@ -210,6 +216,9 @@ impl<'a> Reader<'a> {
         deletes.retain(|candidate| candidate.scalar == ScalarValue::Boolean(true));
         deletes.sort_by(|a, b| b.order().cmp(&a.order()));
         let Some(winner) = deletes.first() else { return Life::Alive };
+        if mutated!(DropTombstone) && self.headers.headers().len() as u32 > winner.place + 1 {
+            return Life::Alive;
+        }
         let mut lost = Vec::new();
         for (place, header) in self.headers.headers().iter().enumerate() {
             let place = place as u32;
@@ -301,7 +310,13 @@ impl<'a> Reader<'a> {
                 };
                 conflicts.push(self.conflict(group.name.clone(), &resolved, json, base));
             }
-            let members = resolved.value.as_ref().and_then(shape::group_from_scalar).unwrap_or_default();
+            let mut members = resolved.value.as_ref().and_then(shape::group_from_scalar).unwrap_or_default();
+            if mutated!(ResolveApart) {
+                let all = self.candidates(&ROOT, &key.to_key());
+                let oldest = all.iter().min_by(|a, b| a.order().cmp(&b.order()));
+                let other = oldest.and_then(|c| shape::group_from_scalar(&c.scalar)).unwrap_or_default();
+                members.extend(other.into_iter().take(1));
+            }
             for name in &group.members {
                 if let Some(value) = members.get(name).filter(|v| !v.is_null()) {
                     fields.insert(name.clone(), value.clone());

@@ -390,6 +390,9 @@ impl<'a> Judging<'a> {
         change: &ChangeHash,
     ) -> Result<Option<Refusal>, StoreError> {
         let Submission { store, workspace, .. } = self.submission;
+        if mutated!(ReadmitRefused) {
+            return Ok(None);
+        }
         let key = workspace.hash.refusal(target.entity.hash, &change.0);
         let Some(bytes) = store.get(View::Latest, Keyspace::REFUSED, &key)? else { return Ok(None) };
         let record: RefusalRecord = codec::decode(&bytes, "a refusal")?;
@@ -548,6 +551,9 @@ struct Transaction {
 
 impl Transaction {
     fn is_whole(&self) -> bool {
+        if mutated!(SplitTransaction) {
+            return true;
+        }
         self.announced.iter().eq([&(self.targets.len() as u32)])
     }
 }

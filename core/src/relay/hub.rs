@@ -364,7 +364,8 @@ impl Relay {
     fn release(&mut self) {
         for id in std::mem::take(&mut self.touched) {
             let Some(conn) = self.conns.get_mut(&id) else { continue };
-            while let Some(output) = conn.release(self.durable) {
+            let durable = if mutated!(AcknowledgeEarly) { CommitNo(u64::MAX) } else { self.durable };
+            while let Some(output) = conn.release(durable) {
                 self.ready.push_back(output);
             }
             if conn.is_holding() {

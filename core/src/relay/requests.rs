@@ -271,7 +271,7 @@ impl Relay {
             // among it, so it gets everything that is here in full.
             (1, true)
         } else {
-            (asked.cursor + 1, asked.full)
+            (asked.cursor + if mutated!(AcceptStaleCursor) { 2 } else { 1 }, asked.full)
         };
         state.cursor = Some(Cursor { next, full, told: false });
         self.pump(now, id)

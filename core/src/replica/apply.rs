@@ -11,8 +11,9 @@ use crate::admission::{Judge, RefusalCode};
 use crate::change::{Change, Role, TxMark};
 use crate::clock::{Now, WallMs};
 use crate::entity::{Pending, Rewritten};
+use crate::header::Header;
 use crate::id::{EntityHash, EntityKey};
-use crate::store::{Batch, StoreError};
+use crate::store::{Batch, Keyspace, StoreError};
 use crate::wire::{Ack, CaughtUp, EntityChanges, Feed, FeedBody, Refused};
 
 /// What a page of the feed did to one entity.
@@ -31,13 +32,15 @@ impl Replica {
         let mut schema_came = None;
         for entry in feed.entries {
             // Entries of an earlier request may still be under way.
-            if entry.seq != self.state.cursor + 1 {
+            let is_next = entry.seq == self.state.cursor + 1
+                || (mutated!(AcceptStaleCursor) && entry.seq > self.state.cursor);
+            if !is_next {
                 continue;
             }
             match entry.body {
                 FeedBody::Changes { unit, .. } => {
                     for changes in unit.entities {
-                        self.take_changes(&mut batch, changes, &mut touched)?;
+                        self.take_changes(&mut batch, now, changes, &mut touched)?;
                     }
                 }
                 FeedBody::Own(list) => {
@@ -88,6 +91,7 @@ impl Replica {
     fn take_changes(
         &mut self,
         batch: &mut Batch,
+        now: Now,
         changes: EntityChanges,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
@@ -108,6 +112,9 @@ impl Replica {
         }
         let mut by_hash: BTreeMap<ChangeHash, Change> =
             parsed.iter().map(|change| (change.hash(), change.clone())).collect();
+        if self.recovering {
+            self.make_room(batch, now, hash, &parsed, touched)?;
+        }
         let entity = &mut self.loaded(hash)?.entity;
         entity.name_containers(&changes.genesis);
         let received = entity.receive(parsed, ty.as_ref(), Judge::Admitted, true);
@@ -122,6 +129,43 @@ impl Replica {
         }
         // In a full feed own changes come back whole: those that were pending are admitted.
         self.admitted(batch, hash, &received.known, touched)
+    }
+
+    /// Writes own pending changes again that have the places of changes which this store lost.
+    /// Only those: the others may be at the relay too, as what they are.
+    fn make_room(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        hash: EntityHash,
+        coming: &[Change],
+        touched: &mut BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
+        let known: Vec<ChangeHash> = coming.iter().map(Change::hash).collect();
+        self.admitted(batch, hash, &known, touched)?;
+        let headers = self.loaded(hash)?.entity.headers();
+        let mut taken: BTreeMap<u32, u64> = BTreeMap::new();
+        for change in coming.iter().filter(|change| !headers.contains(&change.hash())) {
+            if let Some(actor) = headers.actors().iter().position(|entry| entry.actor == *change.actor()) {
+                let seq = taken.entry(actor as u32).or_insert(change.seq());
+                *seq = change.seq().min(*seq);
+            }
+        }
+        let in_place = |header: &Header| taken.get(&header.actor).is_some_and(|seq| header.seq >= *seq);
+        let occupied: BTreeSet<ChangeHash> =
+            headers.headers().iter().filter(|header| in_place(header)).map(|header| header.hash).collect();
+        let numbers = self.pending.get(&hash).into_iter().flatten();
+        let again: BTreeSet<ChangeHash> = numbers
+            .filter_map(|number| self.outbox.get(number))
+            .map(|pending| pending.hash)
+            .filter(|pending| occupied.contains(pending))
+            .collect();
+        if again.is_empty() {
+            return Ok(());
+        }
+        self.rebuild(batch, now, hash, &BTreeSet::new(), &again, None, &BTreeMap::new(), false)?;
+        touched.entry(hash).or_default().rewritten = true;
+        Ok(())
     }
 
     /// Own changes that the relay admitted. `false` if one of them is not known here.
@@ -177,6 +221,7 @@ impl Replica {
 
     pub(super) fn on_ack(&mut self, now: Now, ack: Ack) -> Result<(), StoreError> {
         let Some((numbers, entities)) = self.channel.in_flight.remove(&ack.unit_id) else { return Ok(()) };
+        self.channel.answered = self.channel.answered.max(ack.seq);
         self.channel.busy.retain(|entity| !entities.contains(entity));
         let mut refused: BTreeMap<ChangeHash, Refused> =
             ack.refused.into_iter().map(|refused| (ChangeHash(refused.hash), refused)).collect();
@@ -465,6 +510,11 @@ impl Replica {
         if !self.channel.granted || caught_up.epoch != self.state.epoch {
             return Ok(());
         }
+        // An answer has overtaken the feed: what it admitted counts in the digest here, and not
+        // in this one. The next comes with the entries that lie between.
+        if caught_up.cursor < self.channel.answered {
+            return Ok(());
+        }
         // A feed only grows, so this one has lost its end.
         let went_back = caught_up.cursor < self.state.cursor;
         let differs = caught_up.cursor == self.state.cursor && caught_up.digest != self.state.digest;
@@ -489,18 +539,29 @@ impl Replica {
             self.open_feed(false);
             return Ok(());
         }
+        let mut batch = Batch::new();
+        let mut redated = Vec::new();
+        if std::mem::take(&mut self.recovering) {
+            // What the store lost has come. What is still pending has not been sent.
+            batch.delete(Keyspace::META, self.keys.recovering());
+            redated = self.redate(&mut batch, now)?;
+        }
         if self.repair.reading {
             self.offer_again()?;
         } else if !self.repair.waits_for_schema || self.channel.relay_schema == Some(self.repair.schema) {
             self.repair.waits_for_schema = false;
             self.repair.schema = self.channel.relay_schema.unwrap_or_default();
         }
+        self.channel.schema_unsure = false;
         self.channel.state = ChannelState::Live;
         if self.outbox.is_empty() {
             self.channel.refusals = 0;
         }
         self.state.synced_ms = self.relay_clock(now).0;
-        self.commit(Batch::new())?;
+        let after = self.commit(batch)?;
+        if !redated.is_empty() {
+            self.outputs.push_back(Output::Changed { after, entities: redated });
+        }
         self.outputs.push_back(Output::Status);
         Ok(())
     }

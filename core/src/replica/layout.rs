@@ -5,7 +5,8 @@
 //! | keyspace | key after the workspace | record |
 //! |---|---|---|
 //! | META | `state` | [`StateRecord`] |
-//! | META | `schema` | hash of the schema that rows and indexes follow |
+//! | META | `schema` | hash of the schema that rows and indexes follow, and the form of index keys |
+//! | META | `recovering` | nothing: the store went back, and what it lost has not all come yet |
 //! | META | `repair` | [`RepairRecord`]; none before the relay first went back |
 //! | META | `lacking`, entity hash | nothing: the relay lacks something of it that is not this device's to bring |
 //! | ENTITY | entity hash | [`EntityRecord`] |
@@ -13,7 +14,7 @@
 //! | DOC | entity hash, 1, number | an increment: changes since, each behind its length |
 //! | HEADER | entity hash, place | [`HeaderRecord`](crate::codec::HeaderRecord) |
 //! | ROW | type, 0, id | [`RowRecord`] |
-//! | INDEX | type, 0, index number, values, 0, id | nothing |
+//! | INDEX | type, 0, index number, [values](crate::rows::index_values), id | id |
 //! | OUTBOX | number | [`OutboxRecord`] |
 //! | CONFLICT | type, 0, id | [`ConflictRecord`]s |
 //! | REFUSED | number | [`RefusedRecord`] |
@@ -67,6 +68,10 @@ impl Keys {
 
     pub(crate) fn schema(&self) -> Vec<u8> {
         self.key(&[b"schema"])
+    }
+
+    pub(crate) fn recovering(&self) -> Vec<u8> {
+        self.key(&[b"recovering"])
     }
 
     pub(crate) fn repair(&self) -> Vec<u8> {

@@ -75,14 +75,17 @@ pub enum Held {
         /// What was refused.
         parent: EntityKey,
     },
-    /// The relay lacks what the changes of an entity build on. They are offered again at the
-    /// next connect.
+    /// The relay lacks what the changes of an entity build on. They are offered again when it has
+    /// more of the entity, and at the next connect.
     MissingAtRelay {
         /// What waits; others may too.
         entity: EntityKey,
     },
     /// This device and the relay hold different things although everything was fetched again.
     Diverged,
+    /// The relay went back and lost the schema. What was written by it might not fit an older one,
+    /// so nothing is sent until somebody has pushed one.
+    SchemaLost,
 }
 
 /// The channel of one replica on the current link.
@@ -97,6 +100,8 @@ pub(super) struct Link {
     /// Their entities: one unit at a time for each.
     pub(super) busy: BTreeSet<EntityHash>,
     next_unit: u64,
+    /// The newest entry of the feed that an answer told of.
+    pub(super) answered: u64,
     durable: CommitNo,
     /// The feed was asked for again in full after a fault was found.
     pub(super) repaired: bool,
@@ -118,6 +123,9 @@ pub(super) struct Link {
     retry_at: Option<MonoMs>,
     /// The relay's answers to schema requests.
     schema_answers: Vec<SchemaIs>,
+    /// The relay's schema is not the one that it had: a newer one, or it went back, which shows
+    /// when the feed was read. Until then nothing is sent.
+    pub(super) schema_unsure: bool,
     /// The schema's hash as the relay knows it.
     pub(super) relay_schema: Option<[u8; 32]>,
 }
@@ -176,6 +184,9 @@ impl Replica {
         // Pending changes make no difference to the digest, so a fault outranks what waits.
         if self.channel.diverged {
             return Ok(Some(Held::Diverged));
+        }
+        if self.repair.waits_for_schema {
+            return Ok(Some(Held::SchemaLost));
         }
         for (hash, numbers) in &self.pending {
             let first = numbers.first().and_then(|number| self.outbox.get(number));
@@ -378,16 +389,20 @@ impl Replica {
             }
             let before = self.correction_ms();
             self.state.skew_ms = self.channel.relay_ahead_ms;
-            let mut full = false;
             if granted.behind {
                 tracing::warn!("the store went back: a new incarnation begins");
-                self.state.incarnation = self.state.incarnation.max(granted.incarnation).saturating_add(1);
+                if !mutated!(ReuseIncarnation) {
+                    self.state.incarnation =
+                        self.state.incarnation.max(granted.incarnation).saturating_add(1);
+                }
                 self.state.sent = 0;
                 self.outbox.values_mut().for_each(|pending| pending.mark = 0);
-                full = true;
+                self.recovering = true;
+                batch.put(Keyspace::META, self.keys.recovering(), []);
             }
-            if before != self.correction_ms() || self.outbox.values().any(|pending| !pending.sent) {
-                redated = self.redate(&mut batch, now, granted.behind)?;
+            let unsent = self.outbox.values().any(|pending| !pending.sent);
+            if !self.recovering && (before != self.correction_ms() || unsent) {
+                redated = self.redate(&mut batch, now)?;
             }
             self.channel.granted = true;
             self.channel.state =
@@ -395,13 +410,15 @@ impl Replica {
             // A relay that lost its schema gets that one or none: what was written by it might not fit
             // an older one, and would be refused for good.
             let lost = self.repair.schema;
+            self.channel.schema_unsure =
+                granted.schema != [0; 32] && ![[0; 32], granted.schema].contains(&lost);
             if granted.schema == [0; 32]
                 && matches!(self.role(), GrantRole::Authority | GrantRole::Admin)
                 && (lost == [0; 32] || lost == self.config.schema.hash())
             {
                 self.exchange_schema(true);
             }
-            if full {
+            if self.recovering {
                 self.open_feed(true);
             }
         }
@@ -426,23 +443,24 @@ impl Replica {
     }
 
     /// Dates pending changes again whose clock was off by more than is tolerated. They have
-    /// never left the device, so their places in the actor's sequence are free. `all` are dated
-    /// again where the store went back: what it lost has their places at the relay, so they
-    /// make room for it under the new incarnation before it comes.
-    fn redate(&mut self, batch: &mut Batch, now: Now, all: bool) -> Result<Vec<EntityKey>, StoreError> {
+    /// never left the device, so their places in the actor's sequence are free.
+    pub(super) fn redate(&mut self, batch: &mut Batch, now: Now) -> Result<Vec<EntityKey>, StoreError> {
+        if mutated!(SkipRestamp) {
+            return Ok(Vec::new());
+        }
         let correction = self.correction_ms();
         let mut entities: BTreeSet<EntityHash> = BTreeSet::new();
         for (number, pending) in &self.outbox {
-            if !pending.sent {
+            if !pending.sent || mutated!(ApplyTwice) {
                 let record = self.read_outbox(*number)?;
-                if all || (correction - record.skew_ms).unsigned_abs() > SKEW_TOLERATED_MS {
+                if (correction - record.skew_ms).unsigned_abs() > SKEW_TOLERATED_MS || mutated!(ApplyTwice) {
                     entities.insert(pending.entity);
                 }
             }
         }
         let mut redated = Vec::with_capacity(entities.len());
         for hash in entities {
-            redated.extend(self.write_again(batch, now, hash, |sent| !sent)?);
+            redated.extend(self.write_again(batch, now, hash, |sent| !sent || mutated!(ApplyTwice))?);
         }
         Ok(redated)
     }
@@ -458,7 +476,9 @@ impl Replica {
 
     /// Sends what may be sent.
     pub(super) fn pump(&mut self) -> Result<(), StoreError> {
-        if !self.channel.granted || self.repair.reading || self.repair.waits_for_schema {
+        let repairs = self.recovering || self.repair.reading;
+        let waits = repairs || self.repair.waits_for_schema || self.channel.schema_unsure;
+        if !self.channel.granted || waits {
             return Ok(());
         }
         while self.channel.in_flight.len() < UNITS_IN_FLIGHT_MAX {
@@ -558,6 +578,9 @@ impl Replica {
         hash: EntityHash,
         waiting: &mut BTreeSet<EntityHash>,
     ) -> Result<Option<BTreeSet<EntityHash>>, StoreError> {
+        if mutated!(SplitTransaction) {
+            return Ok(Some(BTreeSet::from([hash])));
+        }
         // Who is waited for by whom, as far as one can come from `hash`.
         let mut waited_for: BTreeMap<EntityHash, Vec<EntityHash>> = BTreeMap::new();
         let mut transactions = BTreeSet::new();
@@ -674,10 +697,7 @@ impl Replica {
         }
         let found = self.store.get(View::Latest, Keyspace::ENTITY, &self.keys.entity(hash))?;
         match found {
-            Some(bytes) => {
-                let record: super::EntityRecord = crate::codec::decode(&bytes, "an entity")?;
-                Ok(record.generation == self.repair.generation && !record.admitted_heads.is_empty())
-            }
+            Some(bytes) => Ok(!self.read_entity(&bytes)?.admitted_heads.is_empty()),
             None => Ok(false),
         }
     }

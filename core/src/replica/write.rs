@@ -264,7 +264,7 @@ impl Replica {
             type_name: key.type_name().to_owned(),
             id: key.id().to_owned(),
             hash: edited.change.hash().0,
-            intents: edited.intents.clone(),
+            intents: kept(&edited.intents),
             authority: edited.change.note().role == crate::change::Role::Authority,
             tx: tx.map(|tx| (tx.id, tx.members)),
             skew_ms: self.correction_ms(),
@@ -351,6 +351,12 @@ impl Replica {
         let edit = Edit { key, intents: record.intents.clone(), based_on: None, expect: Expect::Any };
         self.write(now, &[edit], true)
     }
+}
+
+/// What the outbox keeps of what was meant: all of it.
+fn kept(intents: &[Intent]) -> Vec<Intent> {
+    let forgotten = usize::from(mutated!(ForgetIntent));
+    intents[..intents.len().saturating_sub(forgotten).max(1)].to_vec()
 }
 
 /// Merges edits of one entity; their order stays.

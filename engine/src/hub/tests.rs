@@ -1,7 +1,5 @@
 //! Hubs and a relay in one thread, on stores that fail to order.
 
-#![expect(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
-
 use anabranch_core::id::DeviceId;
 use anabranch_core::intent::Intent;
 use anabranch_core::relay::{Claims, ConnId, Input, Output as Told, Relay, RelayConfig, TokenVerifier};
@@ -74,7 +72,7 @@ impl Device {
         };
         let disk = disk();
         let (commands, inbox) = std::sync::mpsc::channel();
-        let config = HubConfig { template, clock: Clock::new(0) };
+        let config = HubConfig { template, clock: Clock::new(0), scrub_every: None };
         let hub = Hub::new(config, disk.clone(), Arc::new(Wanted::default()), &commands);
         let mut device = Self { hub, disk, inbox, conn: ConnId(0), frames: None };
         device.ask(|reply| Command::Open { workspace: home(), reply }).unwrap();
@@ -271,4 +269,66 @@ fn a_store_that_failed_answers_every_call_with_why() {
     let status = device.status();
     assert_eq!((status.state, status.error_category), (SyncState::Offline, Some(Category::Storage)));
     assert!(status.last_error.unwrap().contains("the disk is gone"));
+}
+
+#[test]
+fn what_is_missing_from_a_store_is_found_by_looking_and_fetched_again() {
+    use anabranch_core::store::{Batch, Keyspace, View};
+    for keyspace in [Keyspace::ENTITY, Keyspace::DOC, Keyspace::HEADER, Keyspace::ROW] {
+        let mut net = Net::new();
+        for id in ["a", "b", "c"] {
+            net.devices[0].write(id).unwrap();
+        }
+        net.run();
+        net.agree();
+        let device = &mut net.devices[1];
+        let (lost, _) = device.disk.scan(View::Latest, keyspace, &[], &[], 1).unwrap().remove(0);
+        let mut batch = Batch::new();
+        batch.delete(keyspace, lost);
+        device.disk.commit(batch).unwrap();
+        let verify = |device: &mut Device, mend| {
+            let mut faults = Vec::new();
+            for step in 0.. {
+                let from_start = step == 0;
+                let ask = |reply| Command::Verify { workspace: home(), from_start, mend, reply };
+                let verified = device.ask(ask).unwrap();
+                faults.extend(verified.faults);
+                if verified.done {
+                    break;
+                }
+            }
+            faults
+        };
+        let faults = verify(device, true);
+        assert!(!faults.is_empty() && faults.iter().all(|fault| fault.mended), "{keyspace:?}: {faults:?}");
+        assert_eq!(device.status().damage, faults.len() as u64);
+        net.connect(1);
+        net.run();
+        net.agree();
+        assert_eq!(verify(&mut net.devices[1], false), [], "{keyspace:?}");
+        let device = &net.devices[1];
+        assert_eq!(device.disk.scan(View::Latest, Keyspace::ROW, &[], &[], 9).unwrap().len(), 3);
+    }
+}
+
+#[test]
+fn the_slow_look_finds_by_itself_what_is_wrong() {
+    use anabranch_core::store::{Batch, Keyspace, View};
+    let mut net = Net::new();
+    let device = &mut net.devices[0];
+    device.write("a").unwrap();
+    device.hub.scrubbing = scrub::Schedule::new(Some(Duration::from_secs(1)), MonoMs(0));
+    let (lost, _) = device.disk.scan(View::Latest, Keyspace::ROW, &[], &[], 1).unwrap().remove(0);
+    let mut batch = Batch::new();
+    batch.delete(Keyspace::ROW, lost);
+    device.disk.commit(batch).unwrap();
+    for _ in 0..8 {
+        // As time does.
+        device.hub.config.clock.start -= Duration::from_secs(61);
+        assert!(device.hub.sleep() < Duration::from_secs(1));
+        device.hub.scrub();
+    }
+    device.settle();
+    assert_eq!(device.status().damage, 1);
+    assert_eq!(device.disk.scan(View::Latest, Keyspace::ROW, &[], &[], 9).unwrap().len(), 1);
 }

@@ -9,6 +9,7 @@ use anabranch_core::store::{CommitNo, StoreError};
 
 use super::pending::Queued;
 use super::seal::seal;
+use super::watch::{self, Caller};
 use super::{Shadow, Shared, open};
 use crate::backend::{Backend, Bytes, Changes, panic_words};
 use crate::durability::lock;
@@ -33,8 +34,9 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<Vec<JoinHandle<()>>, StoreEr
         spawn("anabranch-store-write", shared, move |shared| write_groups(shared, &*to_write, &to_sync))?;
     let syncer =
         spawn("anabranch-store-sync", shared, move |shared| sync_groups(shared, &*backend, &applied));
-    match syncer {
-        Ok(syncer) => Ok(vec![writer, syncer]),
+    let watcher = syncer.and_then(|syncer| Ok((syncer, watch_over(shared)?)));
+    match watcher {
+        Ok((syncer, _)) => Ok(vec![writer, syncer]),
         Err(e) => {
             shared.pending.stop();
             let _ = writer.join();
@@ -43,18 +45,37 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<Vec<JoinHandle<()>>, StoreEr
     }
 }
 
+/// Starts the thread that stops the store when the backend does not answer. It ends by itself.
+fn watch_over(shared: &Arc<Shared>) -> Result<JoinHandle<()>, StoreError> {
+    let shared = Arc::clone(shared);
+    let body = move || {
+        if shared.watch.wait() {
+            shared.poison(watch::WORDS);
+        }
+    };
+    let name = "anabranch-store-watch".to_owned();
+    thread::Builder::new().name(name).spawn(body).map_err(io_error("start a thread"))
+}
+
 fn spawn(
     name: &str,
     shared: &Arc<Shared>,
     run: impl FnOnce(&Shared) -> Result<(), StoreError> + Send + 'static,
 ) -> Result<JoinHandle<()>, StoreError> {
     let shared = Arc::clone(shared);
-    let body = move || match catch_unwind(AssertUnwindSafe(|| run(&shared))) {
-        Ok(Ok(())) => {}
-        Ok(Err(e)) => shared.poison(e.to_string()),
-        Err(panic) => shared.poison(format!("panic: {}", panic_words(&*panic))),
+    shared.watch.begin();
+    let thread = thread::Builder::new().name(name.to_owned());
+    let watched = Arc::clone(&shared);
+    let body = move || {
+        match catch_unwind(AssertUnwindSafe(|| run(&shared))) {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => shared.poison(e.to_string()),
+            Err(panic) => shared.poison(format!("panic: {}", panic_words(&*panic))),
+        }
+        shared.watch.end();
     };
-    thread::Builder::new().name(name.to_owned()).spawn(body).map_err(io_error("start a thread"))
+    let started = thread.spawn(body).map_err(io_error("start a thread"));
+    started.inspect_err(|_| watched.watch.end())
 }
 
 fn write_groups(
@@ -77,7 +98,7 @@ fn write_groups(
             Bytes::from(&open::COMMIT_KEY[..]),
             Some(seal(&open::COMMIT_KEY, last.to_be_bytes().to_vec())),
         );
-        backend.apply(&changes)?;
+        shared.watch.over(Caller::Writer, || backend.apply(&changes))?;
         if to_sync.send(Applied { last, keys }).is_err() {
             // The sync thread has failed and said so.
             return Ok(());
@@ -106,7 +127,7 @@ fn sync_groups(
         let mut groups = vec![first];
         groups.extend(applied.try_iter().take(APPLIED_GROUPS_MAX));
         let Some(last) = groups.last().map(|group| group.last) else { continue };
-        backend.sync()?;
+        shared.watch.over(Caller::Syncer, || backend.sync())?;
         if shared.durability.check().is_err() {
             return Ok(());
         }

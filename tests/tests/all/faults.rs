@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anabranch_core::clock::{MonoMs, Now, WallMs};
 use anabranch_core::id::{DeviceId, EntityKey, WorkspaceId};
 use anabranch_core::intent::Intent;
-use anabranch_core::replica::{Edit, Expect, Output, Replica, ReplicaConfig, WriteError};
+use anabranch_core::replica::{ChannelState, Edit, Expect, Output, Replica, ReplicaConfig, WriteError};
 use anabranch_core::rows::Rows;
 use anabranch_core::schema::Schema;
 use anabranch_core::store::{Batch, CommitNo, DurableHook, Entry, Keyspace, StoreError, StoreStats, View};
@@ -248,6 +248,78 @@ fn a_sync_on_a_link_that_is_still_catching_up_is_an_exchange_too() {
     }
     assert!(net.is_complete(1));
     assert_eq!(count(&net, 1, "a"), json!(1));
+}
+
+/// What a backup had as never sent may have been sent since. It was made again under another
+/// name, and counted twice.
+#[test]
+fn what_a_restored_store_had_pending_counts_once() {
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.flush(1);
+    let backup = net.backup(1);
+    net.connect(1);
+    net.quiet();
+    net.restore(1, &backup);
+    net.agree();
+    for node in [0, 1] {
+        assert_eq!(count(&net, node, "a"), json!(1), "device {node}");
+    }
+    assert_eq!(net.set_back(), 1);
+}
+
+#[test]
+fn what_a_restored_store_lost_and_what_was_written_since_count_once_each() {
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.flush(1);
+    let backup = net.backup(1);
+    net.connect(1);
+    net.quiet();
+    // Lost by the device, and at the relay.
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.quiet();
+    net.restore(1, &backup);
+    // In the place of what was lost.
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.flush(1);
+    net.connect(1);
+    net.flush(1);
+    // Power is lost while what was lost comes back.
+    for _ in 0..3 {
+        net.deliver(1, true);
+        net.flush_relay();
+        net.deliver(1, false);
+    }
+    net.flush(1);
+    net.crash(1);
+    net.agree();
+    for node in [0, 1] {
+        assert_eq!(count(&net, node, "a"), json!(3), "device {node}");
+    }
+    assert_eq!(net.look(1, "a").1, 0);
+}
+
+/// Asking once more while an answer waited for the relay's disk made a device fetch the whole
+/// feed: it held the digest of an older place against what it had been told since.
+#[test]
+fn an_answer_that_overtakes_the_feed_is_no_difference() {
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.connect(1);
+    net.quiet();
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.flush(1);
+    net.deliver(1, true);
+    // The answer waits for the relay's disk, and so does what is asked now.
+    net.confirm(1);
+    net.deliver(1, true);
+    net.flush_relay();
+    for _ in 0..2 {
+        net.deliver(1, false);
+    }
+    assert!(!matches!(net.state(1), ChannelState::CatchingUp { cursor: 0, .. }), "{:?}", net.state(1));
+    net.quiet();
+    assert!(net.is_complete(1));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Edits of any type, drawn from a few bytes, so that a failing schedule shrinks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_core::entity::Row;
 use anabranch_core::intent::Intent;
@@ -14,6 +14,22 @@ pub type Draw = [u8; 4];
 
 /// Keys of maps. Few, so that devices meet.
 const KEYS: [&str; 3] = ["a", "b", "c d"];
+
+/// The sequences of a row.
+pub fn screen_of(ty: &EntityType, row: &BTreeMap<String, Json>) -> Screen {
+    let sequences =
+        ty.fields.values().filter(|field| matches!(field.kind(), FieldKind::Text | FieldKind::List));
+    sequences
+        .map(|field| {
+            let items = match &row[&field.name] {
+                Json::String(text) => characters(text),
+                Json::Array(items) => items.clone(),
+                other => panic!("{other}"),
+            };
+            (field.name.clone(), items)
+        })
+        .collect()
+}
 
 /// Draws intents for someone who sees `row`. `unique` numbers the items of sequences.
 pub fn intents(

@@ -1,0 +1,211 @@
+//! What `cargo xtask sim` runs: see the chapter on testing in `docs/`.
+
+use std::collections::BTreeSet;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anabranch_sim::{Fault, Options, Outcome, Report, keep_panics, minimise, run};
+
+const USAGE: &str = "\
+usage: cargo xtask sim [--seeds A..B] [--minutes M] [--devices N] [--steps N]
+           [--faults a,b | --without a,b] [--only STEPS] [--absent DEVICES]
+           [--trace] [--no-minimise] [--mutate NAME|all]
+
+Runs the seeds A to B (B not included), or as many from A on as M minutes allow, and holds each to
+the reference model. A seed that fails is made small, and printed with the command that runs it
+again. --mutate builds a known fault in and reports how many seeds it takes to see it.";
+/// Runs that making a plan small may take.
+const MINIMISE_RUNS: usize = 400;
+/// Seeds within which a known fault must be seen.
+#[cfg(feature = "mutations")]
+const MUTATION_SEEDS: u64 = 400;
+
+struct Args {
+    seeds: std::ops::Range<u64>,
+    minutes: Option<u64>,
+    options: Options,
+    minimise: bool,
+    mutate: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let args = match parse(std::env::args().skip(1)) {
+        Ok(args) => args,
+        Err(wrong) => {
+            eprintln!("{wrong}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    keep_panics();
+    match &args.mutate {
+        Some(name) => mutate(name, &args),
+        None => simulate(&args),
+    }
+}
+
+fn simulate(args: &Args) -> ExitCode {
+    let started = Instant::now();
+    let limit = args.minutes.map(|minutes| Duration::from_secs(60 * minutes));
+    let (mut total, mut failed) = (Report::default(), 0u64);
+    for seed in args.seeds.clone() {
+        if limit.is_some_and(|limit| started.elapsed() >= limit) {
+            break;
+        }
+        let outcome = run(seed, &args.options);
+        print!("{}", outcome.trace);
+        total.add(&outcome.report);
+        if !outcome.wrong.is_empty() {
+            failed += 1;
+            report_failure(&outcome, args);
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    println!("{total}");
+    println!("{} runs in {seconds:.0} s, {failed} with violations; per core-minute:", total.get("runs"));
+    for what in ["admitted changes", "syncs", "events"] {
+        println!("  {what} {:.0}", total.get(what) as f64 * 60.0 / seconds);
+    }
+    println!("  crashes {:.0}", (total.get("crash") + total.get("crash-relay")) as f64 * 60.0 / seconds);
+    println!("  faults {:.0}", total.all_faults() as f64 * 60.0 / seconds);
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn report_failure(outcome: &Outcome, args: &Args) {
+    let Outcome { seed, devices, steps, wrong, .. } = outcome;
+    println!("\nseed {seed} ({devices} devices, {steps} steps) at commit {}:", commit());
+    for wrong in wrong.iter().take(5) {
+        println!("  {}", wrong.chars().take(1_000).collect::<String>());
+    }
+    println!("  replay: {}", command(*seed, &args.options));
+    if args.minimise {
+        let small = minimise(*seed, &args.options, MINIMISE_RUNS);
+        println!("  short:  {}", command(*seed, &small));
+        for wrong in run(*seed, &small).wrong.iter().take(2) {
+            println!("    {}", wrong.chars().take(1_000).collect::<String>());
+        }
+    }
+}
+
+/// The command that runs a seed again, to the same byte.
+fn command(seed: u64, options: &Options) -> String {
+    let mut text = format!("cargo xtask sim --seeds {seed}..{} --no-minimise --trace", seed + 1);
+    let list =
+        |numbers: &BTreeSet<usize>| numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    for (name, number) in [("devices", options.devices), ("steps", options.steps)] {
+        if let Some(number) = number {
+            text += &format!(" --{name} {number}");
+        }
+    }
+    if options.faults != Fault::usual() {
+        let names: Vec<&str> = options.faults.iter().map(|fault| fault.name()).collect();
+        text += &format!(" --faults {}", names.join(","));
+    }
+    if !options.absent.is_empty() {
+        text += &format!(" --absent {}", list(&options.absent));
+    }
+    if let Some(only) = &options.only {
+        text += &format!(" --only {}", list(only));
+    }
+    text
+}
+
+fn commit() -> String {
+    let git = |args: &[&str]| {
+        let output = Command::new("git").args(args).output().ok()?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let hash = git(&["rev-parse", "--short", "HEAD"]).unwrap_or_default();
+    let changed =
+        git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|text| !text.is_empty());
+    if changed { format!("{hash} with local changes") } else { hash }
+}
+
+#[cfg(not(feature = "mutations"))]
+fn mutate(_: &str, _: &Args) -> ExitCode {
+    eprintln!("built without the feature `mutations`: use cargo xtask sim --mutate");
+    ExitCode::from(2)
+}
+
+#[cfg(feature = "mutations")]
+fn mutate(name: &str, args: &Args) -> ExitCode {
+    use anabranch_core::mutation::{self, Mutation};
+    let mut missed = 0;
+    for mutation in Mutation::ALL {
+        let told = format!("{mutation:?}");
+        if name != "all" && !told.eq_ignore_ascii_case(name) {
+            continue;
+        }
+        mutation::set(Some(mutation));
+        let first = args.seeds.start;
+        let found = (first..first + MUTATION_SEEDS).map(|seed| run(seed, &args.options));
+        let found = found.into_iter().find(|outcome| !outcome.wrong.is_empty());
+        mutation::set(None);
+        match found {
+            Some(outcome) => {
+                let seeds = outcome.seed - first + 1;
+                let wrong: String = outcome.wrong[0].chars().take(160).collect();
+                println!("{told}: seen after {seeds} seeds: {wrong}");
+            }
+            None => {
+                missed += 1;
+                println!("{told}: NOT SEEN in {MUTATION_SEEDS} seeds");
+            }
+        }
+    }
+    if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
+    let mut parsed =
+        Args { seeds: 0..100, minutes: None, options: Options::default(), minimise: true, mutate: None };
+    let mut ends = None;
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
+        match arg.as_str() {
+            "--seeds" => {
+                let text = value()?;
+                let (first, end) = text.split_once("..").ok_or("--seeds needs A..B")?;
+                let first = number(first)?;
+                ends = Some(if end.is_empty() { u64::MAX } else { number(end)? });
+                parsed.seeds = first..u64::MAX;
+            }
+            "--minutes" => parsed.minutes = Some(number(&value()?)?),
+            "--devices" => parsed.options.devices = Some(number(&value()?)? as usize),
+            "--steps" => parsed.options.steps = Some(number(&value()?)? as usize),
+            "--faults" => parsed.options.faults = faults(&value()?)?,
+            "--without" => {
+                let without = faults(&value()?)?;
+                parsed.options.faults.retain(|fault| !without.contains(fault));
+            }
+            "--only" => parsed.options.only = Some(numbers(&value()?)?),
+            "--absent" => parsed.options.absent = numbers(&value()?)?,
+            "--trace" => parsed.options.trace = true,
+            "--no-minimise" => parsed.minimise = false,
+            "--mutate" => parsed.mutate = Some(value()?),
+            other => return Err(format!("{other:?} is no option")),
+        }
+    }
+    // With a time limit alone there is no last seed.
+    parsed.seeds.end = match (ends, parsed.minutes) {
+        (Some(end), _) => end,
+        (None, Some(_)) => u64::MAX,
+        (None, None) => 100,
+    };
+    Ok(parsed)
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("{text:?} is no number"))
+}
+
+fn numbers(text: &str) -> Result<BTreeSet<usize>, String> {
+    text.split(',').filter(|part| !part.is_empty()).map(|part| number(part).map(|n| n as usize)).collect()
+}
+
+fn faults(text: &str) -> Result<BTreeSet<Fault>, String> {
+    let known = || Fault::ALL.map(Fault::name).join(", ");
+    let names = text.split(',').filter(|name| !name.is_empty());
+    names
+        .map(|name| Fault::from_name(name).ok_or_else(|| format!("{name:?} is none of {}", known())))
+        .collect()
+}

@@ -1,0 +1,680 @@
+//! What must hold when everything is healed and quiet.
+//!
+//! *Healed*: no way is closed, every disk has room, everything is switched on, tokens are new, and
+//! every device has connected anew. Clocks stay as wrong as they are. *Quiet*: nothing is
+//! under way, every disk has flushed, and only timers wait. That must be reached within a
+//! bounded number of events, or something is stuck.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anabranch_core::admission::Judge;
+use anabranch_core::change::{Change, Role};
+use anabranch_core::digest::Digest;
+use anabranch_core::entity::{Conflict, Entity, Row};
+use anabranch_core::id::{EntityHash, EntityKey};
+use anabranch_core::intent::Intent;
+use anabranch_core::replica::version_token;
+use anabranch_core::rows::ConflictRecord;
+use anabranch_core::schema::{EntityType, FieldKind};
+use anabranch_core::wire::{FeedBody, GrantRole};
+use automerge::ChangeHash;
+use serde_json::Value as Json;
+
+use crate::cluster::{Cluster, Event};
+use crate::device::{Device, START_MS};
+use crate::dice::Dice;
+use crate::draft::screen_of;
+use crate::ledger::{Fate, Made, Promise};
+use crate::model::{Edit, EditId, Effects, Log, Seen};
+
+/// Times that all connect anew until nothing is left to do: the second takes what the relay
+/// could not take before, the third what waited for what was refused.
+const ROUNDS_MAX: usize = 5;
+/// How far a change may be dated before it was written: the skew that is tolerated, and what
+/// the handshake can't measure.
+const BEFORE_MS_MAX: u64 = 60_000 + 5_000;
+
+/// One entity as the relay's feed has it.
+#[derive(Default)]
+struct Admitted {
+    changes: Vec<Change>,
+    genesis: Vec<(String, u8)>,
+}
+
+impl Cluster {
+    /// Ends all faults and lets everything come to rest. `false` if it does not.
+    pub(crate) fn heal(&mut self) -> bool {
+        self.healing = true;
+        self.tell(format_args!("all is healed"));
+        for device in &mut self.devices {
+            device.blocked_ms = [0; 2];
+            device.slow_until_ms = 0;
+            device.full_until_ms = 0;
+            device.stale_tokens = 0;
+            device.away = false;
+            device.disk.set_full(false);
+        }
+        self.relay_disk.set_full(false);
+        let strangers: Vec<_> = self.strangers_links();
+        for conn in strangers {
+            self.cut_off(conn);
+        }
+        self.after(0, 10, Event::StartRelay);
+        for device in 0..self.devices.len() {
+            self.after(0, 10, Event::Start(device));
+        }
+        if !self.rest() {
+            return false;
+        }
+        // What only a newer schema knows waits until the relay has that.
+        if self.devices.iter().any(|device| device.upgraded) {
+            self.upgrade(0);
+            if !self.rest() {
+                return false;
+            }
+            self.devices[0].brings_schema = true;
+        }
+        for round in 0..ROUNDS_MAX {
+            for device in 0..self.devices.len() {
+                if let Some(conn) = self.devices[device].link {
+                    self.cut_off(conn);
+                }
+                self.after(1, 100, Event::Dial(device));
+            }
+            if !self.rest() {
+                return false;
+            }
+            self.report.peak("rounds of healing", round as u64 + 1);
+            let open: Vec<usize> = (0..self.devices.len()).filter(|device| !self.is_done(*device)).collect();
+            if open.is_empty() {
+                return true;
+            }
+            for device in open {
+                self.let_go(device);
+            }
+            if !self.rest() {
+                return false;
+            }
+        }
+        for device in 0..self.devices.len() {
+            if !self.is_done(device) {
+                let replica = self.devices[device].replica.as_ref();
+                let state = replica.map(|replica| (replica.channel_state().clone(), replica.status()));
+                let pending: Vec<String> = self
+                    .ledger
+                    .pending_on(device)
+                    .map(|promise| format!("{} as {:?}", promise.key, promise.changes.last()))
+                    .collect();
+                self.wrong(format!("device {device} is stuck: {state:?}, pending {pending:?}"));
+            }
+        }
+        true
+    }
+
+    /// Both ends of a link let go of it, at once.
+    fn cut_off(&mut self, conn: anabranch_core::relay::ConnId) {
+        if let Some(link) = self.links.get_mut(&conn) {
+            link.broken = true;
+            link.up.under_way.clear();
+            link.down.under_way.clear();
+        }
+        self.relay_hangs_up(conn);
+        self.device_hangs_up(conn);
+    }
+
+    fn is_done(&self, device: usize) -> bool {
+        let Some(replica) = &self.devices[device].replica else { return self.devices[device].absent };
+        replica.is_complete() && replica.status().pending == 0
+    }
+
+    /// What still waits has a reason, and the device says so. The user lets go of what was refused.
+    fn let_go(&mut self, device: usize) {
+        self.flush_all(device);
+        let Ok(refused) = self.devices[device].rows().refused() else { return };
+        let waits = self.ledger.pending_on(device).count();
+        let held = self.devices[device].replica.as_ref().and_then(|replica| replica.held().ok().flatten());
+        if waits > 0 && held.is_none() {
+            let what: Vec<String> = self.ledger.pending_on(device).map(|p| p.key.to_string()).collect();
+            self.wrong(format!("on device {device} {what:?} wait, and it does not say why"));
+        }
+        self.report.count("edits that waited for a refused one", waits as u64);
+        for (number, _) in refused {
+            self.dismiss(device, number);
+        }
+    }
+
+    /// Runs until only timers wait. `false` if that takes more events than it may.
+    fn rest(&mut self) -> bool {
+        let changes = self.ledger.made.len() as u64;
+        let bound = self.events + 20_000 + (200 + 20 * changes) * self.devices.len() as u64;
+        while self.step() {
+            if self.events > bound {
+                let waiting = self.waiting();
+                self.wrong(format!("it never rests: {waiting:?}"));
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Holds everything to the model. Called when all is quiet.
+    pub(crate) fn check(&mut self) {
+        let Some(log) = self.audit() else { return };
+        let entities = self.read_feed(&log);
+        self.check_promises(&entities);
+        let mut digest = Digest::default();
+        for (key, admitted) in &entities {
+            if let Some(heads) = self.check_entity(key, admitted) {
+                digest.replace(EntityHash::of(&Self::workspace(), key), &[], &heads);
+            }
+        }
+        self.check_digests(digest);
+        self.check_strays(&entities);
+        self.report.count("entities", entities.len() as u64);
+    }
+
+    /// A device that was never there before gets the whole feed.
+    fn audit(&mut self) -> Option<Vec<anabranch_core::wire::FeedEntry>> {
+        let number = self.devices.len();
+        let (schema, source) = self.schemas[1].clone();
+        self.devices.push(Device::new(number, GrantRole::Reader, &schema, &source));
+        self.auditor = Some(number);
+        self.start(number);
+        if !self.rest() || !self.is_done(number) {
+            self.wrong("a new device does not get the feed".into());
+            return None;
+        }
+        Some(std::mem::take(&mut self.audited))
+    }
+
+    fn read_feed(&mut self, log: &[anabranch_core::wire::FeedEntry]) -> BTreeMap<EntityKey, Admitted> {
+        let mut entities: BTreeMap<EntityKey, Admitted> = BTreeMap::new();
+        let mut refused = BTreeSet::new();
+        let mut known: BTreeSet<ChangeHash> = BTreeSet::new();
+        for (place, entry) in log.iter().enumerate() {
+            if entry.seq != place as u64 + 1 {
+                self.wrong(format!("entry {} of the feed stands at {}", entry.seq, place + 1));
+            }
+            match &entry.body {
+                FeedBody::Changes { author, unit } => {
+                    for part in &unit.entities {
+                        let Ok(key) = EntityKey::new(part.type_name.clone(), part.id.clone()) else {
+                            self.wrong("the feed names an entity that has no name".into());
+                            continue;
+                        };
+                        let admitted = entities.entry(key.clone()).or_default();
+                        admitted.genesis.extend(part.genesis.iter().cloned());
+                        for bytes in &part.changes {
+                            let change = match Change::parse(bytes) {
+                                Ok(change) => change,
+                                Err(error) => {
+                                    self.ledger
+                                        .wrong
+                                        .push(format!("the feed has what is no change: {error}"));
+                                    continue;
+                                }
+                            };
+                            if !known.insert(change.hash()) {
+                                self.ledger.wrong.push(format!("the feed has {} twice", change.hash()));
+                            }
+                            self.check_author(&key, author, &change);
+                            if let Some(admitted) = entities.get_mut(&key) {
+                                admitted.changes.push(change);
+                            }
+                        }
+                    }
+                    self.check_transactions(unit);
+                }
+                FeedBody::Refused(one) => {
+                    refused.insert(one.hash);
+                }
+                FeedBody::Own(_) => self.wrong("a reader is told of own changes".into()),
+                FeedBody::Device { .. } | FeedBody::Schema { .. } => {}
+            }
+        }
+        for hash in known.iter().filter(|hash| refused.contains(&hash.0)) {
+            self.ledger.wrong.push(format!("{hash} was refused and is in the feed"));
+        }
+        self.report.count("admitted changes", known.len() as u64);
+        self.report.count("refused changes", refused.len() as u64);
+        entities
+    }
+
+    /// A transaction is in one entry, whole.
+    fn check_transactions(&mut self, unit: &anabranch_core::wire::Unit) {
+        let mut seen: BTreeMap<[u8; 16], (u32, BTreeSet<(&str, &str)>)> = BTreeMap::new();
+        for part in &unit.entities {
+            for change in part.changes.iter().filter_map(|bytes| Change::parse(bytes).ok()) {
+                if let Some(tx) = change.note().tx {
+                    let members = seen.entry(tx.id).or_insert((tx.members, BTreeSet::new()));
+                    members.1.insert((&part.type_name, &part.id));
+                }
+            }
+        }
+        for (members, found) in seen.values() {
+            if *members as usize != found.len() {
+                self.ledger.wrong.push(format!("a transaction of {members} comes as {found:?}"));
+            }
+        }
+    }
+
+    /// Whoever wrote an admitted change was who they say, and it was meant.
+    fn check_author(&mut self, key: &EntityKey, author: &[u8; 32], change: &Change) {
+        if self.strangers.get(&change.hash()) == Some(key) {
+            return;
+        }
+        let Some(made) = self.ledger.made.get(&change.hash()) else {
+            self.ledger.wrong.push(format!("a change of {key} was admitted that nobody made"));
+            return;
+        };
+        let promise = &self.ledger.promises[made.promise];
+        let device = &self.devices[promise.device];
+        let role = if device.role == GrantRole::Authority { Role::Authority } else { Role::Device };
+        if promise.key != *key || device.config.device.0 != *author || change.note().role != role {
+            self.ledger.wrong.push(format!("a change of {key} was admitted as another's"));
+        }
+        if !promise.changes.iter().any(|(hash, _)| *hash == change.hash()) {
+            self.ledger.wrong.push(format!("a change of {key} left its device before it was durable there"));
+        }
+    }
+
+    fn check_promises(&mut self, entities: &BTreeMap<EntityKey, Admitted>) {
+        let admitted: BTreeSet<ChangeHash> =
+            entities.values().flat_map(|entity| &entity.changes).map(Change::hash).collect();
+        let tainted = self.tainted();
+        let mut wrong = Vec::new();
+        let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
+        for promise in &self.ledger.promises {
+            let Promise { device, key, fate, void, excused, .. } = promise;
+            let times = promise.changes.iter().filter(|(hash, _)| admitted.contains(hash)).count();
+            let told = format!("device {device}'s edit of {key} at {} ms", promise.meant.at_ms);
+            let mut count = |what| *counts.entry(what).or_default() += 1;
+            // Known: an edit that the lost life had dated again, and sent, is no longer known by
+            // its change when an older backup has it as it was.
+            let dated_again = promise.changes.iter().any(|(hash, _)| {
+                admitted.contains(hash) && self.ledger.made.get(hash).is_some_and(|made| made.again)
+            });
+            if times > 1 && promise.revived && dated_again {
+                count("edits applied twice: dated again, sent, and restored from before");
+            } else if times > 1 {
+                wrong.push(format!("{told} was applied {times} times: {:?}", promise.changes));
+            }
+            match fate {
+                _ if *void => {
+                    count("edits never promised");
+                    if times > 0 {
+                        wrong.push(format!("{told} was admitted, and was never durable at its author"));
+                    }
+                }
+                Some((Fate::Refused { code, message, intents }, _)) => {
+                    count("edits refused");
+                    if times > 0 {
+                        wrong.push(format!("{told} counts as refused, and was admitted"));
+                    }
+                    // A clock that was set while connected is found out by the relay only.
+                    let clock = self.devices[*device].loose_clock
+                        && ["clock_ahead", "depends_on_refused", "transaction"].contains(&code.as_str());
+                    if promise.meant.checked && !clock && !tainted.contains(&(*device, key.clone())) {
+                        wrong.push(format!("{told} was refused without a cause ({code}: {message})"));
+                    }
+                    let asked = promise.changes.iter().filter_map(|(hash, _)| self.ledger.made.get(hash));
+                    if !asked.into_iter().any(|made| made.intents == *intents) {
+                        wrong.push(format!("{told} was refused and kept as something else: {intents:?}"));
+                    }
+                }
+                _ if times > 0 => count("edits kept"),
+                _ if *excused => count("edits lost with a restored disk"),
+                Some((Fate::Forgotten, _)) => count("edits forgotten by their author"),
+                Some((Fate::Admitted, _)) => wrong
+                    .push(format!("{told} was acknowledged, and is not in the feed: {:?}", promise.changes)),
+                None => wrong.push(format!("{told} is lost: {:?}", promise.changes)),
+            }
+        }
+        self.ledger.wrong.extend(wrong);
+        for (what, times) in counts {
+            self.report.count(what, times);
+        }
+    }
+
+    /// Entities of a device in which something may be refused: those that software without
+    /// checks wrote to, or an app with a schema that the relay did not know, and what such a
+    /// refusal takes with it.
+    fn tainted(&self) -> BTreeSet<(usize, EntityKey)> {
+        let mut tainted: BTreeSet<(usize, EntityKey)> = self
+            .ledger
+            .promises
+            .iter()
+            .filter(|promise| !promise.meant.checked || self.devices[promise.device].upgraded)
+            .map(|promise| (promise.device, promise.key.clone()))
+            .collect();
+        let mut transactions: BTreeMap<[u8; 16], Vec<&Promise>> = BTreeMap::new();
+        for promise in &self.ledger.promises {
+            if let Some(tx) = promise.tx {
+                transactions.entry(tx).or_default().push(promise);
+            }
+        }
+        loop {
+            let before = tainted.len();
+            for members in transactions.values() {
+                if members.iter().any(|p| tainted.contains(&(p.device, p.key.clone()))) {
+                    tainted.extend(members.iter().map(|p| (p.device, p.key.clone())));
+                }
+            }
+            if tainted.len() == before {
+                return tainted;
+            }
+        }
+    }
+
+    /// Holds one entity, and what every device shows of it, to the model. Returns its heads.
+    fn check_entity(&mut self, key: &EntityKey, admitted: &Admitted) -> Option<Vec<ChangeHash>> {
+        let ty = self.schemas[1].0.types.get(key.type_name())?.clone();
+        let mut entity = Entity::new(&Self::workspace(), key, Some(&ty));
+        entity.name_containers(&admitted.genesis);
+        let received = entity.receive(admitted.changes.clone(), Some(&ty), Judge::Admitted, true);
+        if received.applied.len() != admitted.changes.len() {
+            self.wrong(format!("not all admitted changes of {key} can be applied: {:?}", received.refused));
+            return None;
+        }
+        let foreign =
+            admitted.changes.iter().filter(|change| self.strangers.contains_key(&change.hash())).count();
+        self.report.count("admitted changes of strangers", foreign as u64);
+        if foreign > 0 {
+            // What strangers do within their rights has no user whom the model could ask.
+            self.check_orders(key, &ty, &entity, admitted);
+            return Some(entity.heads());
+        }
+        match self.model(&ty, &entity, &admitted.changes) {
+            Ok((log, ids)) => {
+                let all: Seen = ids.values().copied().collect();
+                let row = entity.row(&ty);
+                if let Err(wrong) = log.check(&all, &row) {
+                    self.wrong(format!("{key} is not what its users made of it: {wrong}"));
+                }
+                self.check_tries(key, &log, &ids);
+                self.report.count("open conflicts", row.conflicts.len() as u64);
+                self.report.peak("changes of one entity", all.len() as u64);
+            }
+            Err(wrong) => self.wrong(format!("{key}: {wrong}")),
+        }
+        self.check_orders(key, &ty, &entity, admitted);
+        for device in 0..self.devices.len() {
+            if let Err(wrong) = self.check_device(device, key, &entity) {
+                self.wrong(format!("{key} on device {device}: {wrong}"));
+            }
+        }
+        Some(entity.heads())
+    }
+
+    /// The reference model's log of an entity, from what users meant.
+    fn model(
+        &self,
+        ty: &EntityType,
+        entity: &Entity,
+        changes: &[Change],
+    ) -> Result<(Log, BTreeMap<ChangeHash, EditId>), String> {
+        let mut log = Log::new(ty);
+        let mut ids: BTreeMap<ChangeHash, EditId> = BTreeMap::new();
+        for change in changes {
+            let Some(made) = self.ledger.made.get(&change.hash()) else {
+                return Err("it has a change that is no user's".into());
+            };
+            let saw = past(&log, &ids, change.deps());
+            let promise = &self.ledger.promises[made.promise];
+            let (intents, screen) = match made.again {
+                false => {
+                    let base = past(&log, &ids, &promise.meant.base);
+                    if base != saw {
+                        return Err(format!(
+                            "{} says that its author saw {saw:?}, who saw {base:?}",
+                            change.hash()
+                        ));
+                    }
+                    (&promise.meant.intents, promise.meant.screen.clone())
+                }
+                true => {
+                    let first = promise.changes.first().and_then(|(hash, _)| self.ledger.made.get(hash));
+                    if let Some(first) = first {
+                        same_intents(ty, first, made)?;
+                    }
+                    (&made.intents, self.screen_at(ty, entity, made, change))
+                }
+            };
+            self.check_time(promise, change)?;
+            let device = self.devices[promise.device].config.device;
+            let role = change.note().role;
+            let deeds = log.understand(&saw, &screen, intents);
+            let effects = log.judge(role, &saw, &deeds);
+            let effects = match effects {
+                Ok(effects) if effects.any() => effects,
+                other => return Err(format!("{intents:?} was admitted, which is {other:?} after {saw:?}")),
+            };
+            if !made.again {
+                // What the outbox keeps is what was meant.
+                let kept = log.judge(role, &saw, &log.understand(&saw, &screen, &made.intents));
+                if kept.as_ref() != Ok(&effects) {
+                    return Err(format!("{intents:?} was kept as {:?}", made.intents));
+                }
+            }
+            let (time, actor) = (change.time(), change.actor().to_bytes().to_vec());
+            ids.insert(change.hash(), log.push(Edit { device, role, time, actor, saw, deeds, effects }));
+        }
+        Ok((log, ids))
+    }
+
+    /// What lists and texts showed where a change was made again.
+    fn screen_at(
+        &self,
+        ty: &EntityType,
+        entity: &Entity,
+        made: &Made,
+        change: &Change,
+    ) -> crate::model::Screen {
+        let reads = |intent: &Intent| intent.field().is_some_and(|name| is_sequence(ty, name));
+        if !made.intents.iter().any(reads) {
+            return BTreeMap::new();
+        }
+        let base: Vec<ChangeHash> =
+            change.deps().iter().filter(|dep| entity.headers().contains(dep)).copied().collect();
+        if base.is_empty() {
+            let empty = ty.fields.values().map(|field| (field.name.clone(), field.empty_value())).collect();
+            return screen_of(ty, &empty);
+        }
+        screen_of(ty, &entity.row_at(ty, &base).fields)
+    }
+
+    /// Nothing is dated before it was written, by more than clocks are allowed to be off.
+    fn check_time(&self, promise: &Promise, change: &Change) -> Result<(), String> {
+        let written = START_MS + promise.meant.at_ms;
+        let dated = change.time().wall().0;
+        let device = &self.devices[promise.device];
+        // Who sets the clock between writing and connecting, or while connected, can't be helped.
+        if promise.meant.jumps != device.jumps || device.loose_clock {
+            return Ok(());
+        }
+        if dated + BEFORE_MS_MAX < written {
+            return Err(format!(
+                "{} is dated {} s before device {} wrote it",
+                change.hash(),
+                (written - dated) / 1_000,
+                promise.device
+            ));
+        }
+        Ok(())
+    }
+
+    /// What was not made must not be right.
+    fn check_tries(&mut self, key: &EntityKey, log: &Log, ids: &BTreeMap<ChangeHash, EditId>) {
+        let mut wrong = Vec::new();
+        let mut checked = 0;
+        for tried in self.tries.iter().filter(|tried| tried.key == *key) {
+            if tried.meant.base.iter().any(|head| !ids.contains_key(head)) {
+                continue;
+            }
+            checked += 1;
+            let saw = past(log, ids, &tried.meant.base);
+            let role = if tried.role == GrantRole::Authority { Role::Authority } else { Role::Device };
+            let deeds = log.understand(&saw, &tried.meant.screen, &tried.meant.intents);
+            let judged = log.judge(role, &saw, &deeds);
+            let fits = match &judged {
+                Ok(effects) => !tried.denied && *effects == Effects::none(),
+                Err(_) => tried.denied,
+            };
+            if !fits {
+                wrong.push(format!("{key}: {:?} was not made, it is {judged:?}", tried.meant.intents));
+            }
+        }
+        self.report.count("denials checked", checked);
+        self.ledger.wrong.extend(wrong);
+    }
+
+    /// The row follows from the changes, not from their order; and what is saved loads as the
+    /// same.
+    fn check_orders(&mut self, key: &EntityKey, ty: &EntityType, entity: &Entity, admitted: &Admitted) {
+        let row = entity.row(ty);
+        let mut dice = Dice::of(self.seed, 3 + admitted.changes.len() as u64);
+        let mut open = admitted.changes.clone();
+        dice.shuffle(&mut open);
+        let mut fresh = Entity::new(&Self::workspace(), key, Some(ty));
+        let mut held: Vec<Change> = Vec::new();
+        while !open.is_empty() || !held.is_empty() {
+            let part = (1 + dice.roll(open.len().max(1))).min(open.len());
+            held.extend(open.drain(..part));
+            let received = fresh.receive(held.clone(), Some(ty), Judge::Admitted, dice.once_in(2));
+            let before = held.len();
+            held.retain(|change| !fresh.headers().contains(&change.hash()));
+            if part == 0 && before == held.len() {
+                return self.wrong(format!("{key} can't be put together in another order: {received:?}"));
+            }
+        }
+        if fresh.row(ty) != row || fresh.heads() != entity.heads() {
+            self.wrong(format!("{key} depends on the order in which its changes arrive"));
+        }
+        let loaded = entity.save_proved().and_then(|snapshot| {
+            let named = entity.named_containers();
+            Entity::load(&Self::workspace(), key, Some(ty), &snapshot, &[], entity.headers().clone(), &named)
+        });
+        match loaded {
+            Ok(loaded) if loaded.row(ty) == row && loaded.heads() == entity.heads() => {}
+            Ok(_) => self.wrong(format!("{key} changes by being saved")),
+            Err(error) => self.wrong(format!("{key} can't be saved: {error}")),
+        }
+    }
+
+    /// What a device shows of an entity is what it is.
+    fn check_device(&self, device: usize, key: &EntityKey, entity: &Entity) -> Result<(), String> {
+        let this = &self.devices[device];
+        let Some(ty) = this.ty(key).filter(|_| !this.absent) else { return Ok(()) };
+        let row: Row = entity.row(ty);
+        let record = this.rows().get(key).map_err(|error| error.to_string())?;
+        let Some(record) = record else { return Err("it is missing".into()) };
+        if record.deleted != row.deleted {
+            return Err(format!("it says deleted {}, it is {}", record.deleted, row.deleted));
+        }
+        for (name, value) in &row.fields {
+            if record.fields.get(name) != Some(value) {
+                return Err(format!("{name} shows {:?}, it is {value}", record.fields.get(name)));
+            }
+        }
+        if record.version != version_token(&entity.heads()) {
+            return Err("it has another version".into());
+        }
+        let shown = this.rows().conflicts().map_err(|error| error.to_string())?;
+        let shown: Vec<_> = shown
+            .into_iter()
+            .filter(|(entity, _)| entity == key)
+            .map(|(_, conflict)| told(&conflict))
+            .collect();
+        let wanted: Vec<_> = row.conflicts.iter().map(meant).collect();
+        if shown != wanted {
+            return Err(format!("its inbox has {shown:?}, it must have {wanted:?}"));
+        }
+        Ok(())
+    }
+
+    fn check_digests(&mut self, digest: Digest) {
+        let at_relay = self.relay.as_ref().and_then(|relay| relay.digest(&Self::workspace()).ok().flatten());
+        match at_relay {
+            Some((_, found)) if found == digest => {}
+            found => self.wrong(format!("the relay's digest is {found:?}, it must be {digest}")),
+        }
+        for device in 0..self.devices.len() {
+            let Some(replica) = &self.devices[device].replica else { continue };
+            let found = replica.status().digest;
+            if found != digest {
+                self.wrong(format!("device {device}'s digest is {found}, it must be {digest}"));
+            }
+        }
+    }
+
+    /// No device shows what the relay does not have.
+    fn check_strays(&mut self, entities: &BTreeMap<EntityKey, Admitted>) {
+        for device in 0..self.devices.len() {
+            let rows = self.devices[device].rows();
+            let names: Vec<String> = self.devices[device].config.schema.types.keys().cloned().collect();
+            let mut strays = Vec::new();
+            for name in names {
+                let mut after = None;
+                while let Ok((page, more)) = rows.page(&name, after.as_deref()) {
+                    after = page.last().map(|(key, _)| key.id().to_owned());
+                    strays.extend(
+                        page.into_iter().map(|(key, _)| key).filter(|key| !entities.contains_key(key)),
+                    );
+                    if !more {
+                        break;
+                    }
+                }
+            }
+            if !strays.is_empty() {
+                self.wrong(format!("device {device} shows {strays:?}, which the relay does not have"));
+            }
+        }
+    }
+}
+
+/// A version's edits.
+fn past(log: &Log, ids: &BTreeMap<ChangeHash, EditId>, heads: &[ChangeHash]) -> Seen {
+    let mut past = Seen::new();
+    // What has no id is a container's beginning.
+    for id in heads.iter().filter_map(|head| ids.get(head)) {
+        past.extend(&log.edit(*id).saw);
+        past.insert(*id);
+    }
+    past
+}
+
+fn is_sequence(ty: &EntityType, name: &str) -> bool {
+    ty.fields.get(name).is_some_and(|field| matches!(field.kind(), FieldKind::Text | FieldKind::List))
+}
+
+/// A change that was made again means what it meant, apart from positions.
+fn same_intents(ty: &EntityType, first: &Made, again: &Made) -> Result<(), String> {
+    let plain = |made: &Made| -> Vec<Intent> {
+        let is_plain = |intent: &&Intent| !intent.field().is_some_and(|name| is_sequence(ty, name));
+        made.intents.iter().filter(is_plain).cloned().collect()
+    };
+    if plain(first) != plain(again) || first.authority != again.authority {
+        return Err(format!("{:?} was made again as {:?}", first.intents, again.intents));
+    }
+    Ok(())
+}
+
+/// Field, kind, sides by device, time and value, and what they started from. A record does not
+/// tell null from nothing there.
+type Told = (String, String, Vec<([u8; 32], u64, Json)>, Json);
+
+fn told(conflict: &ConflictRecord) -> Told {
+    let sides = conflict.sides.iter().map(|side| (side.device, side.time_ms, side.value.clone())).collect();
+    (conflict.field.clone(), conflict.kind.clone(), sides, conflict.base.clone().unwrap_or_default())
+}
+
+fn meant(conflict: &Conflict) -> Told {
+    let sides = conflict.sides.iter();
+    let sides = sides.map(|side| (side.device.0, side.time.wall().0, side.value.clone())).collect();
+    (
+        conflict.field.clone(),
+        conflict.kind.name().to_owned(),
+        sides,
+        conflict.base.clone().unwrap_or_default(),
+    )
+}

@@ -1,0 +1,68 @@
+//! Figures of runs.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// What happened, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Injected faults by class.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Everything else that was counted.
+    pub counts: BTreeMap<&'static str, u64>,
+    /// The largest of what was measured.
+    pub peaks: BTreeMap<&'static str, u64>,
+}
+
+impl Report {
+    /// Counts a fault.
+    pub fn fault(&mut self, class: &'static str) {
+        *self.faults.entry(class).or_default() += 1;
+    }
+
+    /// Counts something else.
+    pub fn count(&mut self, what: &'static str, times: u64) {
+        *self.counts.entry(what).or_default() += times;
+    }
+
+    /// Keeps the largest.
+    pub fn peak(&mut self, what: &'static str, value: u64) {
+        let peak = self.peaks.entry(what).or_default();
+        *peak = value.max(*peak);
+    }
+
+    /// How often something was counted.
+    pub fn get(&self, what: &str) -> u64 {
+        self.counts.get(what).or(self.faults.get(what)).copied().unwrap_or_default()
+    }
+
+    /// All faults.
+    pub fn all_faults(&self) -> u64 {
+        self.faults.values().sum()
+    }
+
+    /// Adds another run's.
+    pub fn add(&mut self, other: &Report) {
+        for (class, times) in &other.faults {
+            *self.faults.entry(class).or_default() += times;
+        }
+        for (what, times) in &other.counts {
+            *self.counts.entry(what).or_default() += times;
+        }
+        for (what, value) in &other.peaks {
+            self.peak(what, *value);
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |map: &BTreeMap<&'static str, u64>| {
+            let parts: Vec<String> = map.iter().map(|(name, times)| format!("{name} {times}")).collect();
+            parts.join(", ")
+        };
+        writeln!(f, "{}", list(&self.counts))?;
+        writeln!(f, "{} faults: {}", self.all_faults(), list(&self.faults))?;
+        write!(f, "at most: {}", list(&self.peaks))
+    }
+}

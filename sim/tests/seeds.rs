@@ -1,0 +1,41 @@
+//! A few short runs in every test run; `cargo xtask sim` runs as many as one likes.
+
+use anabranch_sim::{Fault, Options, run};
+
+fn short() -> Options {
+    Options { devices: Some(4), steps: Some(90), ..Options::default() }
+}
+
+#[test]
+fn some_seeds_keep_every_promise() {
+    for seed in 0..8 {
+        let outcome = run(seed, &short());
+        assert!(outcome.wrong.is_empty(), "seed {seed}: {:#?}", outcome.wrong);
+        assert!(outcome.report.get("admitted changes") > 20, "seed {seed} proves little: {}", outcome.report);
+    }
+}
+
+#[test]
+fn the_same_seed_tells_the_same_to_the_byte() {
+    let options = Options { trace: true, ..short() };
+    let (first, second) = (run(3, &options), run(3, &options));
+    assert!(first.trace.lines().count() > 100);
+    assert_eq!(first.trace, second.trace);
+    assert_eq!(first.report, second.report);
+    assert_ne!(first.trace, run(4, &options).trace);
+}
+
+#[test]
+fn every_class_of_faults_is_injected() {
+    let mut faults = std::collections::BTreeMap::new();
+    for fault in Fault::usual() {
+        // One class alone, so that a run is about it.
+        let options = Options { faults: [fault].into(), ..short() };
+        for seed in 100..104 {
+            let outcome = run(seed, &options);
+            assert!(outcome.wrong.is_empty(), "{} in seed {seed}: {:#?}", fault.name(), outcome.wrong);
+            *faults.entry(fault).or_insert(0) += outcome.report.all_faults();
+        }
+    }
+    assert!(faults.values().all(|times| *times > 0), "{faults:?}");
+}
