@@ -8,7 +8,7 @@ use anabranch_core::clock::{Hlc, WallMs};
 use anabranch_core::entity::{EditContext, EditError, Entity, Row};
 use anabranch_core::id::{Author, DeviceId, EntityKey, Incarnation, WorkspaceId};
 use anabranch_core::intent::Intent;
-use anabranch_core::schema::{EntityType, FieldKind, Schema};
+use anabranch_core::schema::{EntityType, Schema};
 use automerge::transaction::{CommitOptions, Transaction};
 use automerge::{Automerge, ChangeHash, ReadDoc};
 
