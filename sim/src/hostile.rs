@@ -222,7 +222,8 @@ impl Cluster {
         if count == 0 {
             return;
         }
-        let role = *dice.pick(&[GrantRole::Writer, GrantRole::Authority, GrantRole::Reader]);
+        // An authority or an admin would be within its rights.
+        let role = *dice.pick(&[GrantRole::Writer, GrantRole::Reader]);
         let (conn, _) = self.insider(role, dice);
         let mut entities = Vec::new();
         for _ in 0..1 + dice.roll(6) {
