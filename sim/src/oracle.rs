@@ -246,12 +246,12 @@ impl Cluster {
 
     /// A transaction is in one entry, whole.
     fn check_transactions(&mut self, unit: &anabranch_core::wire::Unit) {
-        let mut seen: BTreeMap<[u8; 16], (u32, BTreeSet<(&str, &str)>)> = BTreeMap::new();
+        let mut seen: BTreeMap<[u8; 16], (u32, BTreeSet<_>)> = BTreeMap::new();
         for part in &unit.entities {
             for change in part.changes.iter().filter_map(|bytes| Change::parse(bytes).ok()) {
                 if let Some(tx) = change.note().tx {
                     let members = seen.entry(tx.id).or_insert((tx.members, BTreeSet::new()));
-                    members.1.insert((&part.type_name, &part.id));
+                    members.1.insert((part.type_name.as_str(), part.id.as_str()));
                 }
             }
         }

@@ -637,6 +637,26 @@ mod tests {
             self.inner.verify()
         }
 
+        fn stored(&self) -> &dyn Backend {
+            self.inner.stored()
+        }
+
+        fn sealed_entry(
+            &self,
+            key: &[u8],
+            value: Option<&[u8]>,
+        ) -> Result<(Bytes, Option<Bytes>), StoreError> {
+            self.inner.sealed_entry(key, value)
+        }
+
+        fn opened_entry(&self, key: &Bytes, stored: &Bytes) -> Result<(Bytes, Bytes), StoreError> {
+            self.inner.opened_entry(key, stored)
+        }
+
+        fn trim(&self) -> Result<(), StoreError> {
+            self.inner.trim()
+        }
+
         fn disk_bytes(&self) -> u64 {
             self.inner.disk_bytes()
         }
