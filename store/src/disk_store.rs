@@ -633,6 +633,10 @@ mod tests {
             self.inner.sync()
         }
 
+        fn verify(&self) -> Result<(), StoreError> {
+            self.inner.verify()
+        }
+
         fn stored(&self) -> &dyn Backend {
             self.inner.stored()
         }
@@ -651,10 +655,6 @@ mod tests {
 
         fn trim(&self) -> Result<(), StoreError> {
             self.inner.trim()
-        }
-
-        fn verify(&self) -> Result<(), StoreError> {
-            self.inner.verify()
         }
 
         fn disk_bytes(&self) -> u64 {

@@ -14,7 +14,7 @@ const MEMORY_MIB_MAX: u32 = 3000;
 ///
 /// # Errors
 /// Which targets found something, and where the inputs are; or what could not be started.
-pub fn run(minutes: u64) -> Result<(), String> {
+pub(crate) fn run(minutes: u64) -> Result<(), String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let targets = targets(&root)?;
     let seconds = (minutes * 60 / targets.len() as u64).max(1);

@@ -129,7 +129,7 @@ async fn attack(number: usize, url: &RelayUrl, token: &str) -> Option<Held> {
     let key = DeviceKey::generate().ok()?;
     let connection = connect(url, &key, Duration::from_secs(20)).await.ok()?;
     // The first kind says nothing at all.
-    if number % 6 == 0 {
+    if number.is_multiple_of(6) {
         return Some(Held { connection, _stream: None });
     }
     let (mut sender, receiver) = connection.open_control().await.ok()?;
