@@ -45,13 +45,11 @@ pub enum Fault {
     Forbidden,
     /// Someone attacks the relay.
     Hostile,
-    /// Someone writes what the relay takes and no document can hold.
-    Unappliable,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 18] = {
+    pub const ALL: [Fault; 17] = {
         use Fault::*;
         [
             Partition,
@@ -71,7 +69,6 @@ impl Fault {
             Months,
             Forbidden,
             Hostile,
-            Unappliable,
         ]
     };
 
@@ -95,7 +92,6 @@ impl Fault {
             Fault::Months => "months",
             Fault::Forbidden => "forbidden",
             Fault::Hostile => "hostile",
-            Fault::Unappliable => "unappliable",
         }
     }
 
@@ -104,12 +100,10 @@ impl Fault {
         Self::ALL.into_iter().find(|fault| fault.name() == name)
     }
 
-    /// Those that happen unless told otherwise: all but two that nothing is done about yet. A
-    /// relay that gets an older backup loses what it had acknowledged. And as it holds no
-    /// documents, it takes what names operations that are not there, which devices can't.
+    /// Those that happen unless told otherwise: all but relays that get an older backup, which
+    /// is a matter of its own.
     pub fn usual() -> BTreeSet<Fault> {
-        let unsolved = [Fault::RestoreRelay, Fault::Unappliable];
-        Self::ALL.into_iter().filter(|fault| !unsolved.contains(fault)).collect()
+        Self::ALL.into_iter().filter(|fault| *fault != Fault::RestoreRelay).collect()
     }
 
     /// How often it is chosen, beside the others.
@@ -118,7 +112,7 @@ impl Fault {
             Fault::Cut => 8,
             Fault::Crash | Fault::Partition | Fault::OneWay | Fault::Damage | Fault::Forbidden => 4,
             Fault::Hostile => 6,
-            Fault::Drift | Fault::Schema | Fault::RestoreRelay | Fault::Unappliable => 1,
+            Fault::Drift | Fault::Schema | Fault::RestoreRelay => 1,
             _ => 2,
         }
     }
@@ -246,7 +240,7 @@ impl Plan {
                 if act == Act::Fault(Fault::Months) {
                     at_ms += dice.between(40, 150) * 24 * 60 * 60 * 1000;
                 }
-                Step { at_ms, device: dice.roll(devices), act, dice: dice.word() }
+                Step { at_ms, device: dice.roll(devices), act, dice: dice.draw() }
             })
             .collect();
         Self { seed, devices, steps }
