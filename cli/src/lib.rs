@@ -1,10 +1,11 @@
 //! The program `anabranch`: a relay, a demo, and a scriptable client.
 //!
 //! Every command prints for people, or with `--json` for programs. What JSON there is, is a
-//! contract, and so are the exit codes (see [`failure::Category`] and `anabranch --help`).
+//! contract, and so are the exit codes (see `failure::Category` and `anabranch --help`).
 //!
-//! Commands on a device's data run in the process that owns the directory: usually their own;
-//! while `watch` runs, that one, reached over a socket ([`owner`]).
+//! Commands on a device's data, and on the stores of devices and relays, run in the process that
+//! owns the directory: usually their own; while `watch` or a relay runs, that one, reached over a
+//! socket (`owner`).
 
 mod args;
 mod assign;
@@ -14,6 +15,7 @@ mod demo;
 mod failure;
 mod output;
 mod owner;
+mod secret;
 
 use std::process::ExitCode;
 
@@ -60,6 +62,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Init(args) => commands::init(global, args, &mut output).await,
         Command::Demo(args) => demo::demo(args, &mut output).await,
         Command::Schema(command) => commands::schema(global, command, &mut output).await,
+        Command::Store(args) => commands::store(global, args, &mut output).await,
         Command::Watch => commands::watch(global, &mut output).await,
         Command::Data(command) => commands::data(global, command, &mut output).await,
     };

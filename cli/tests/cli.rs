@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "tests and their helpers fail by panicking")]
 
+#[path = "cli/store.rs"]
+mod store;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;

@@ -246,6 +246,12 @@ pub enum StoreError {
         /// Bytes that must stay free.
         floor_bytes: u64,
     },
+    /// Something is where a backup, a restored directory or a rewritten store was to be made.
+    #[error("{path} exists already; nothing is overwritten: choose another place, or move it away")]
+    Exists {
+        /// What is there.
+        path: String,
+    },
     /// A key or value exceeds its bound.
     #[error("a {what} of {bytes} bytes exceeds the bound of {max_bytes}")]
     TooLarge {

@@ -177,6 +177,7 @@ impl From<StoreError> for Error {
             StoreError::KeyNeeded { .. } => (Category::Storage, "key_needed"),
             StoreError::NotEncrypted { .. } => (Category::Storage, "not_encrypted"),
             StoreError::WrongKey { .. } => (Category::Storage, "wrong_key"),
+            StoreError::Exists { .. } => (Category::Usage, "exists"),
             StoreError::NoSpace { .. } => (Category::Quota, "no_space"),
             StoreError::TooLarge { .. } => (Category::Quota, "too_large"),
             _ => (Category::Storage, "store"),

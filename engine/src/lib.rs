@@ -9,6 +9,7 @@ mod error;
 mod hub;
 mod link;
 mod status;
+mod storage;
 mod transaction;
 mod typed;
 mod workspace;
@@ -40,6 +41,14 @@ pub use anabranch_transport::RelayUrl;
 /// Schemas: the types of a workspace, their fields, and the policy of each.
 pub mod schema {
     pub use anabranch_core::schema::*;
+}
+/// The upkeep of stores: what takes the space, backups, and stores written anew. The store of an
+/// engine lies in `store` in its directory.
+pub mod store {
+    pub use anabranch_store::{
+        BackupReport, CompactOptions, CompactReport, CompactStep, Encryption, Kept, KindFigures,
+        StorageFigures, StorageKind, StoreError, Upkeep, compact, peek, rekey, restore,
+    };
 }
 pub use anabranch_derive::Entity;
 pub use error::{Category, Error};
@@ -175,7 +184,8 @@ impl EngineBuilder {
         let dir = self.dir.clone();
         let (store, key, seed) = run_blocking(move || prepare(&dir, self.store)).await?;
         let store_life = store_life(&store)?;
-        let store: Arc<dyn Store> = Arc::new(store);
+        let disk = Arc::new(store);
+        let store: Arc<dyn Store> = disk.clone();
         let device = DeviceId(key.public().0);
         let schema = Arc::new(schema);
         let template = ReplicaConfig {
@@ -211,6 +221,8 @@ impl EngineBuilder {
         let shared = Arc::new(Shared {
             commands,
             store,
+            upkeep: store::Upkeep::of(&disk),
+            dir: self.dir,
             schema,
             device,
             wanted,

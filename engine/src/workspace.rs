@@ -148,6 +148,8 @@ pub type BoxStream<T> = Pin<Box<dyn Stream<Item = T> + Send>>;
 pub(crate) struct Shared {
     pub(crate) commands: Sender<Command>,
     pub(crate) store: Arc<dyn Store>,
+    pub(crate) upkeep: anabranch_store::Upkeep,
+    pub(crate) dir: std::path::PathBuf,
     pub(crate) schema: Arc<Schema>,
     pub(crate) device: DeviceId,
     pub(crate) wanted: Arc<Wanted>,

@@ -115,7 +115,7 @@ async fn work(dir: &Path, backend: BackendKind, passphrase: Option<&str>) {
     };
     devices[0].1.push_schema(Duration::from_secs(10)).await.unwrap();
     let edits = (0..20).map(|n| Edit {
-        key: EntityKey::new(dossier, &format!("entity-called-{n}")).unwrap(),
+        key: EntityKey::new(dossier, format!("entity-called-{n}")).unwrap(),
         intents: vec![set("nickname_of_it", json!("value-before-deletion")), set("size", json!(n))],
         based_on: None,
         expect: Expect::Any,

@@ -226,14 +226,18 @@ impl Cluster {
                     self.check_transactions(unit);
                 }
                 FeedBody::Refused(one) => {
-                    refused.insert(one.hash);
+                    refused.insert((one.type_name.clone(), one.id.clone(), ChangeHash(one.hash)));
                 }
                 FeedBody::Own(_) => self.wrong("a reader is told of own changes".into()),
                 FeedBody::Device { .. } | FeedBody::Schema { .. } => {}
             }
         }
-        for hash in known.iter().filter(|hash| refused.contains(&hash.0)) {
-            self.ledger.wrong.push(format!("{hash} was refused and is in the feed"));
+        for (key, admitted) in &entities {
+            for hash in admitted.changes.iter().map(Change::hash) {
+                if refused.contains(&(key.type_name().to_owned(), key.id().to_owned(), hash)) {
+                    self.ledger.wrong.push(format!("{hash} of {key} was refused and is in the feed"));
+                }
+            }
         }
         self.report.count("admitted changes", known.len() as u64);
         self.report.count("refused changes", refused.len() as u64);
@@ -242,12 +246,12 @@ impl Cluster {
 
     /// A transaction is in one entry, whole.
     fn check_transactions(&mut self, unit: &anabranch_core::wire::Unit) {
-        let mut seen: BTreeMap<[u8; 16], (u32, BTreeSet<(&str, &str)>)> = BTreeMap::new();
+        let mut seen: BTreeMap<[u8; 16], (u32, BTreeSet<_>)> = BTreeMap::new();
         for part in &unit.entities {
             for change in part.changes.iter().filter_map(|bytes| Change::parse(bytes).ok()) {
                 if let Some(tx) = change.note().tx {
                     let members = seen.entry(tx.id).or_insert((tx.members, BTreeSet::new()));
-                    members.1.insert((&part.type_name, &part.id));
+                    members.1.insert((part.type_name.as_str(), part.id.as_str()));
                 }
             }
         }

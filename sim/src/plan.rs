@@ -246,7 +246,7 @@ impl Plan {
                 if act == Act::Fault(Fault::Months) {
                     at_ms += dice.between(40, 150) * 24 * 60 * 60 * 1000;
                 }
-                Step { at_ms, device: dice.roll(devices), act, dice: dice.next() }
+                Step { at_ms, device: dice.roll(devices), act, dice: dice.word() }
             })
             .collect();
         Self { seed, devices, steps }

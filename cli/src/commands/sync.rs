@@ -12,7 +12,7 @@ use crate::args::{DataCommand, Global};
 use crate::config::{DeviceDir, Opened};
 use crate::failure::{Category, Failure};
 use crate::output::Output;
-use crate::owner::{self, Forwarded, Listener, Parting, Request};
+use crate::owner::{self, Forwarded, Listener, Owner, Parting, Request};
 
 /// How often `watch` looks whether its own state changed.
 const STATE_PERIOD: Duration = Duration::from_millis(200);
@@ -189,7 +189,7 @@ pub(crate) async fn watch(global: Global, output: &mut Output) -> Result<(), Fai
                     result = follow(&device.workspace, again, output) => result,
                 }
             };
-            listener.serve_during(&device, Parting::Soon, work).await
+            listener.serve_during(&Owner::Device(device.clone()), Parting::Soon, work).await
         }
         Err(failure) => Err(failure),
     };

@@ -140,7 +140,7 @@ impl Noise {
     }
 
     /// The next number (splitmix64).
-    pub fn number(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -150,12 +150,12 @@ impl Noise {
 
     /// A number below a bound.
     pub fn below(&mut self, bound: usize) -> usize {
-        (self.number() % bound.max(1) as u64) as usize
+        (self.word() % bound.max(1) as u64) as usize
     }
 
     /// Some bytes.
     pub fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| (self.number() >> 32) as u8).collect()
+        (0..count).map(|_| (self.word() >> 32) as u8).collect()
     }
 }
 

@@ -1,8 +1,8 @@
 //! The two threads of a store: one writes groups of batches to the backend, one syncs them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use anabranch_core::store::{CommitNo, StoreError};
@@ -87,11 +87,14 @@ fn write_groups(
         let Some(last) = group.last().map(|batch| batch.commit) else { continue };
         lock(&shared.commits).reserve(last)?;
         let mut changes = merged(group);
-        if backend.shows_unsynced() {
-            // Up before the backend is touched: from here on it differs from what is published.
+        let applying = lock(&shared.applying);
+        if backend.shows_unsynced() || shared.snapshots.is_active() {
             let shadow = Arc::new(before(backend, &changes)?);
-            let mut published = shared.published.write().unwrap_or_else(PoisonError::into_inner);
-            published.shadows.push_back(shadow);
+            shared.snapshots.keep(backend, &shadow)?;
+            if backend.shows_unsynced() {
+                // Up before the backend is touched: from here on it differs from what is published.
+                shared.publishing().shadows.push_back(shadow);
+            }
         }
         let keys = changes.keys().cloned().collect();
         changes.insert(
@@ -99,6 +102,10 @@ fn write_groups(
             Some(seal(&open::COMMIT_KEY, last.to_be_bytes().to_vec())),
         );
         shared.watch.over(Caller::Writer, || backend.apply(&changes))?;
+        if !backend.shows_unsynced() {
+            shared.publishing().last = last;
+        }
+        drop(applying);
         if to_sync.send(Applied { last, keys }).is_err() {
             // The sync thread has failed and said so.
             return Ok(());
@@ -132,8 +139,9 @@ fn sync_groups(
             return Ok(());
         }
         if backend.shows_unsynced() {
-            let mut published = shared.published.write().unwrap_or_else(PoisonError::into_inner);
+            let mut published = shared.publishing();
             published.shadows.drain(..groups.len());
+            published.last = last;
         }
         shared.pending.forget(groups.iter().flat_map(|group| &group.keys), last);
         lock(&shared.commits).note_durable(last)?;
