@@ -3,7 +3,7 @@
 //! ratios are what counts.
 //!
 //! `cargo bench -p anabranch-benches --bench store`. Sizes by environment:
-//! `ANABRANCH_BENCH_DIR` (the volume to measure), `ANABRANCH_BENCH_ROUNDS` (5),
+//! `ANABRANCH_BENCH_DIR` (the volume to measure), `ANABRANCH_BENCH_ROUNDS` (5; 0 leaves commits out),
 //! `ANABRANCH_BENCH_KEYS` (100000, for reads and opening).
 
 #![expect(clippy::unwrap_used, reason = "a bench has no one to report to")]
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anabranch_store::{Batch, Keyspace, Store, StoreOptions, View, open};
+use anabranch_store::{BackendKind, Batch, Keyspace, Store, StoreKey, StoreOptions, View, open};
 
 /// How long each contender writes in each round.
 const SLICE: Duration = Duration::from_millis(600);
@@ -30,7 +30,7 @@ fn main() {
         None => tempfile::tempdir().unwrap(),
     };
     println!("{VALUE_BYTES} B a commit, medians of {rounds} rounds, contenders in turn\n");
-    for writers in WRITERS {
+    for writers in WRITERS.into_iter().filter(|_| rounds > 0) {
         commits(dir.path(), writers, rounds);
     }
     reads(dir.path(), keys);
@@ -120,8 +120,27 @@ impl Contender for Append {
     }
 }
 
-/// The limit of many writers on sled: batches that are merged already, written by one thread
-/// that does nothing else. `write` counts for as many values as a batch holds.
+/// The limit of many writers on a backend: batches that are merged already, written by one
+/// thread that does nothing else.
+trait Raw {
+    fn write_merged(&self, keys: std::ops::Range<u64>, value: &[u8]);
+}
+
+struct RawRedb(redb::Database);
+
+const RAW_TABLE: redb::TableDefinition<&[u8], &[u8]> = redb::TableDefinition::new("raw");
+
+impl Raw for RawRedb {
+    fn write_merged(&self, keys: std::ops::Range<u64>, value: &[u8]) {
+        let write = self.0.begin_write().unwrap();
+        {
+            let mut table = write.open_table(RAW_TABLE).unwrap();
+            keys.for_each(|key| drop(table.insert(&key_bytes(key)[..], value).unwrap()));
+        }
+        write.commit().unwrap();
+    }
+}
+
 struct RawSled {
     db: sled::Db,
     file: File,
@@ -133,7 +152,9 @@ impl RawSled {
         let file = File::open(dir.join("db")).unwrap();
         Self { db, file }
     }
+}
 
+impl Raw for RawSled {
     fn write_merged(&self, keys: std::ops::Range<u64>, value: &[u8]) {
         let mut batch = sled::Batch::default();
         for key in keys {
@@ -159,31 +180,40 @@ fn commits(dir: &Path, writers: usize, rounds: usize) {
         let store = open(sub(name), options).unwrap();
         contenders.push(Box::new(Ours { name, store }));
     }
-    let raw = RawSled::new(&sub("raw-sled"));
-    let mut figures: Vec<Vec<f64>> = vec![Vec::new(); contenders.len() + 1];
+    let raws: [(&str, Box<dyn Raw>); 2] = [
+        ("sled", Box::new(RawSled::new(&sub("raw-sled")))),
+        ("redb", Box::new(RawRedb(redb::Database::create(sub("raw-redb").join("db")).unwrap()))),
+    ];
+    let mut figures: Vec<Vec<f64>> = vec![Vec::new(); contenders.len()];
+    let mut merged: Vec<Vec<f64>> = vec![Vec::new(); raws.len()];
+    // In turn, so that a slow moment of the machine meets all.
     for _ in 0..rounds {
         for (contender, figures) in contenders.iter().zip(&mut figures) {
             figures.push(run(&**contender, writers));
         }
-        if let Some(figures) = figures.last_mut() {
-            figures.push(run_merged(&raw, writers as u64));
+        for ((_, raw), figures) in raws.iter().zip(&mut merged) {
+            figures.push(run_merged(&**raw, writers as u64));
         }
     }
     println!("{writers} writer(s), durable commits/s:");
     let limit = median(&figures[0]);
-    let merged = median(figures.last().unwrap());
-    let line = |name: &str, figure: f64| {
-        let times_limit = limit / figure;
-        println!(
-            "  {name:<44} {figure:>9.0}/s   time per commit {times_limit:>5.2} x append + fdatasync   {:>5.2} x \
-             raw merged sled batches",
-            figure / merged
-        );
-    };
     for (contender, figures) in contenders.iter().zip(&figures) {
-        line(&contender.name(), median(figures));
+        let (name, figure) = (contender.name(), median(figures));
+        print!("  {name:<40} {figure:>9.0}/s   {:>6.2} x the time of append + fdatasync", limit / figure);
+        for ((backend, _), merged) in raws.iter().zip(&merged) {
+            if name.contains(backend) {
+                print!("   {:.2} x {backend} alone with {writers} merged", figure / median(merged));
+            }
+        }
+        println!();
     }
-    line(&format!("sled alone, {writers} merged into one batch"), merged);
+    for ((backend, _), merged) in raws.iter().zip(&merged) {
+        println!(
+            "  {:<40} {:>9.0}/s",
+            format!("{backend} alone, {writers} merged into one batch"),
+            median(merged)
+        );
+    }
     println!();
 }
 
@@ -206,7 +236,7 @@ fn run(contender: &dyn Contender, writers: usize) -> f64 {
     done.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64()
 }
 
-fn run_merged(raw: &RawSled, size: u64) -> f64 {
+fn run_merged(raw: &dyn Raw, size: u64) -> f64 {
     let value = value();
     let mut next = 1 << 40;
     let start = Instant::now();
@@ -268,7 +298,14 @@ fn reads(dir: &Path, keys: u64) {
 
 /// Every kind of store that can be opened.
 fn kinds() -> Vec<(&'static str, StoreOptions)> {
-    vec![("sled", StoreOptions::default())]
+    let plain = |kind| StoreOptions::default().backend(kind);
+    let encrypted = |kind| plain(kind).encryption(StoreKey::from_bytes([7; 32]));
+    vec![
+        ("sled", plain(BackendKind::Sled)),
+        ("sled encrypted", encrypted(BackendKind::Sled)),
+        ("redb", plain(BackendKind::Redb)),
+        ("redb encrypted", encrypted(BackendKind::Redb)),
+    ]
 }
 
 fn key_bytes(n: u64) -> [u8; 16] {

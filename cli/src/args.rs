@@ -70,6 +70,8 @@ pub(crate) enum Command {
     /// Check, push and show schemas
     #[command(subcommand)]
     Schema(SchemaCommand),
+    /// Look after the store of a device or a relay
+    Store(StoreArgs),
     /// Stay connected and print every change; other commands go through this process meanwhile
     Watch,
     #[command(flatten)]
@@ -194,6 +196,73 @@ pub(crate) enum SchemaCommand {
     },
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct StoreArgs {
+    /// The relay's configuration file, if that says where the key of its store is
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: StoreCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Print what the store holds, by kind, and what it takes on disk
+    Stats,
+    /// Read everything and compare checksums
+    Verify,
+    /// Back the directory up into a new one, also while `watch` or `relay` runs
+    Backup {
+        /// What is made; it must not exist
+        #[arg(value_name = "BACKUP")]
+        to: PathBuf,
+    },
+    /// Make the directory given by --data of a backup
+    Restore {
+        /// What `backup` made
+        #[arg(value_name = "BACKUP")]
+        from: PathBuf,
+        /// What keeps the store from now on [default: what kept it]
+        #[arg(long, value_name = "sled|redb", value_parser = backend)]
+        backend: Option<BackendKind>,
+    },
+    /// Write the store anew, without the space that it no longer needs; nobody may have it open
+    Compact {
+        /// What keeps the store from now on
+        #[arg(long, value_name = "sled|redb", value_parser = backend)]
+        backend: Option<BackendKind>,
+        /// Encrypt it, with a new passphrase, also if it is encrypted already
+        #[arg(long, conflicts_with = "decrypt")]
+        encrypt: bool,
+        /// Encrypt it no longer
+        #[arg(long)]
+        decrypt: bool,
+        #[command(flatten)]
+        new: NewPassphrase,
+    },
+    /// Change the passphrase of an encrypted store; nobody may have it open
+    Rekey {
+        #[command(flatten)]
+        new: NewPassphrase,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NewPassphrase {
+    /// The file that holds the new passphrase. In place of a file: the variable ANABRANCH_NEW_PASSPHRASE, or
+    /// what is typed on a terminal
+    #[arg(long, value_name = "FILE", env = "ANABRANCH_NEW_PASSPHRASE_FILE")]
+    pub(crate) new_passphrase_file: Option<PathBuf>,
+}
+
+/// What the process that has a store open does for others.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum StoreTask {
+    Stats,
+    Verify,
+    Backup { to: PathBuf },
+}
+
 /// Commands that work on a device's data. Where another process owns the directory, they are
 /// carried out by it.
 #[derive(Clone, Debug, Serialize, Deserialize, Subcommand)]
@@ -244,6 +313,9 @@ pub(crate) enum DataCommand {
         #[command(subcommand)]
         action: Option<RefusedAction>,
     },
+    /// The upkeep of the store
+    #[command(skip)]
+    Store(StoreTask),
     /// Follow changes through the process that owns the directory
     #[command(skip)]
     Follow {

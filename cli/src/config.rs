@@ -94,6 +94,26 @@ impl DeviceDir {
         write_private(&path, &text)
     }
 
+    /// Whether `init` made it.
+    pub(crate) fn is_configured(&self) -> bool {
+        self.config_path().exists()
+    }
+
+    /// Sets lines of the configuration, or takes them out; the others stay as they are.
+    pub(crate) fn set(&self, lines: &[(&str, Option<toml_edit::Value>)]) -> Result<(), Failure> {
+        let path = self.config_path();
+        let mut document: toml_edit::DocumentMut = read_text(&path)?
+            .parse()
+            .map_err(|error| Failure::usage("bad_config", format!("{}: {error}", path.display())))?;
+        for (key, value) in lines {
+            match value {
+                Some(value) => document[key] = toml_edit::value(value.clone()),
+                None => drop(document.remove(key)),
+            }
+        }
+        write_private(&path, &document.to_string())
+    }
+
     /// Replaces the schema.
     pub(crate) fn write_schema(&self, source: &str) -> Result<(), Failure> {
         write_private(&self.schema_path(), source)
@@ -208,7 +228,12 @@ impl DeviceDir {
             let failure = match builder.open().await {
                 Ok(engine) => {
                     let workspace = engine.workspace(&config.workspace).await?;
-                    return Ok(Opened::Here(Device { engine, workspace, clock_offset_ms }));
+                    return Ok(Opened::Here(Device {
+                        root: self.root.clone(),
+                        engine,
+                        workspace,
+                        clock_offset_ms,
+                    }));
                 }
                 Err(error) => Failure::from(error),
             };
@@ -232,6 +257,7 @@ pub(crate) enum Opened {
 /// An open device.
 #[derive(Clone)]
 pub(crate) struct Device {
+    pub(crate) root: PathBuf,
     pub(crate) engine: Engine,
     pub(crate) workspace: Workspace,
     pub(crate) clock_offset_ms: i64,
@@ -244,7 +270,7 @@ pub(crate) fn parse_schema(source: &str, path: &Path) -> Result<Schema, Failure>
     })
 }
 
-fn read_passphrase(path: &Path) -> Result<StoreKey, Failure> {
+pub(crate) fn read_passphrase(path: &Path) -> Result<StoreKey, Failure> {
     StoreKey::from_passphrase_file(path).map_err(|error| {
         Failure::usage("bad_passphrase", error.to_string()).help("give a file that holds the passphrase")
     })

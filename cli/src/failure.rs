@@ -167,6 +167,12 @@ impl From<anabranch::Error> for Failure {
     }
 }
 
+impl From<anabranch::store::StoreError> for Failure {
+    fn from(error: anabranch::store::StoreError) -> Self {
+        anabranch::Error::from(error).into()
+    }
+}
+
 impl From<anabranch_relay::ConfigError> for Failure {
     fn from(error: anabranch_relay::ConfigError) -> Self {
         use anabranch_relay::ConfigError;

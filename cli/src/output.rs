@@ -77,7 +77,8 @@ impl Output {
         self.frame(Frame::Note { text: text.into() }).await
     }
 
-    /// How far a long command is: a bar on a terminal, and with `lines` a line of JSON.
+    /// How far a long command is: a bar on a terminal, and with `lines` a line of JSON. `total` is 0
+    /// where it is not known.
     pub(crate) async fn progress(&mut self, done: u64, total: u64, lines: bool) -> Result<(), Failure> {
         self.frame(Frame::Progress { done, total, lines }).await
     }
@@ -113,8 +114,9 @@ impl Output {
                     eprint_line(&json!({ "progress": { "done": done, "total": total } }).to_string());
                 } else if !self.json && std::io::stderr().is_terminal() {
                     let bar = bar.get_or_insert_with(|| new_bar(total));
+                    bar.set_length(total.max(done));
                     bar.set_position(done);
-                    if done >= total {
+                    if total > 0 && done >= total {
                         bar.finish_and_clear();
                     }
                 }

@@ -3,7 +3,9 @@
 //!
 //! A request is one line of JSON, each frame of the answer too. The socket is as private as
 //! the directory; whoever may connect may do what the commands do, and nothing else: a request
-//! carries the contents of files and standard input, never a path to be opened here.
+//! carries the contents of files and standard input, and no path but that of a backup to make.
+//!
+//! A relay listens in its directory in the same way, for the upkeep of its store.
 //!
 //! The first frame says that the command is taken: an owner that ends before has done nothing of
 //! it, and whoever asked looks for the next owner, or becomes it. From then on frames come at
@@ -16,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
+use anabranch::store::Upkeep;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, BufWriter};
 use tokio::net::unix::OwnedWriteHalf;
@@ -194,6 +197,13 @@ pub(crate) enum Parting {
     Idle,
 }
 
+/// Who owns the directory.
+#[derive(Clone)]
+pub(crate) enum Owner {
+    Device(Device),
+    Relay { upkeep: Upkeep, root: PathBuf },
+}
+
 /// The owner's end of the socket. Dropping it removes the socket.
 pub(crate) struct Listener {
     listener: UnixListener,
@@ -222,7 +232,7 @@ impl Listener {
     /// the work came to when no command is left that was taken.
     pub(crate) async fn serve_during<T>(
         self,
-        device: &Device,
+        owner: &Owner,
         parting: Parting,
         work: impl Future<Output = T>,
     ) -> T {
@@ -235,7 +245,7 @@ impl Listener {
                 biased;
                 result = &mut work => break result,
                 stream = self.accept(), if commands.len() < COMMANDS_MAX => {
-                    commands.spawn(serve_one(stream, device.clone(), closed.clone()));
+                    commands.spawn(serve_one(stream, owner.clone(), closed.clone()));
                 }
                 Some(_) = commands.join_next() => {}
             }
@@ -248,7 +258,7 @@ impl Listener {
                     // First: who has just come shall not be cut off by the end.
                     biased;
                     stream = self.accept(), if parting == Parting::Idle && commands.len() < COMMANDS_MAX => {
-                        commands.spawn(serve_one(stream, device.clone(), closed.clone()));
+                        commands.spawn(serve_one(stream, owner.clone(), closed.clone()));
                     }
                     done = commands.join_next() => if done.is_none() { break },
                 }
@@ -281,7 +291,7 @@ impl Drop for Listener {
     }
 }
 
-async fn serve_one(stream: UnixStream, device: Device, mut closed: watch::Receiver<bool>) {
+async fn serve_one(stream: UnixStream, owner: Owner, mut closed: watch::Receiver<bool>) {
     let (from, to) = stream.into_split();
     let mut from = BufReader::new(from);
     let Some(line) = read_request(&mut from).await else { return };
@@ -293,7 +303,7 @@ async fn serve_one(stream: UnixStream, device: Device, mut closed: watch::Receiv
         if told.await.is_err() {
             return;
         }
-        let end = match carry_out(line, &device, frames.clone(), &mut closed).await {
+        let end = match carry_out(line, &owner, frames.clone(), &mut closed).await {
             Ok(Carried::Out) => Frame::End { failure: None },
             Ok(Carried::Elsewhere) => Frame::Leaving,
             Err(failure) => Frame::End { failure: Some(failure) },
@@ -378,7 +388,7 @@ enum Carried {
 
 async fn carry_out(
     line: Vec<u8>,
-    device: &Device,
+    owner: &Owner,
     frames: mpsc::Sender<Frame>,
     closed: &mut watch::Receiver<bool>,
 ) -> Result<Carried, Failure> {
@@ -388,14 +398,24 @@ async fn carry_out(
     drop(line);
     if request.version != VERSION {
         let message = format!("the owner of the directory speaks version {VERSION}, not {}", request.version);
-        return Err(Failure::usage("other_version", message).help("restart `anabranch watch`"));
+        return Err(Failure::usage("other_version", message).help("restart the process that owns it"));
     }
+    let mut output = Output::socket(request.json, frames);
+    let device = match (owner, &request.command) {
+        (Owner::Device(device), _) => device,
+        (Owner::Relay { upkeep, root }, DataCommand::Store(task)) => {
+            let done = commands::look_after(upkeep.clone(), root, task.clone(), &mut output).await;
+            return done.map(|()| Carried::Out);
+        }
+        (Owner::Relay { .. }, _) => {
+            return Err(Failure::usage("not_a_device", "this is the directory of a relay"));
+        }
+    };
     if request.clock_offset_ms != 0 && request.clock_offset_ms != device.clock_offset_ms {
         let message = "another process owns the directory, and its clock counts";
         return Err(Failure::usage("clock_of_owner", message)
             .help("give --clock-offset to `anabranch watch`, or stop it first"));
     }
-    let mut output = Output::socket(request.json, frames);
     let follows = matches!(request.command, DataCommand::Follow { .. });
     let command = commands::carry_out(device, request.command, request.input, &mut output);
     tokio::select! {

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "tests and their helpers fail by panicking")]
 
+#[path = "cli/store.rs"]
+mod store;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -251,7 +254,10 @@ fn what_json_prints_is_a_contract() {
     assert_eq!(export, world.plain("a", &["export", "note"]).ok().out);
 
     let status = world.run("a", &["status"]).ok().json();
-    assert_eq!(keys(&status), ["clock_skew_ms", "conflicts", "digest", "pending", "refused", "state"]);
+    assert_eq!(
+        keys(&status),
+        ["clock_skew_ms", "conflicts", "digest", "lacking", "pending", "refused", "state"]
+    );
     assert_eq!(status["pending"], 2);
     assert_eq!(status["state"], "offline");
     assert_eq!(world.run("a", &["conflicts"]).ok().out, "");
@@ -651,7 +657,7 @@ fn without_a_relay_a_sync_ends_in_time_and_loses_nothing() {
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     assert_eq!(sync.error(6)["category"], "network");
     let report = sync.json();
-    assert_eq!(keys(&report), ["digest", "outcome", "pending", "received", "refused", "sent"]);
+    assert_eq!(keys(&report), ["digest", "lacking", "outcome", "pending", "received", "refused", "sent"]);
     assert_eq!((&report["outcome"], &report["pending"]), (&json!("offline"), &json!(1)));
     assert_eq!(world.run("a", &["get", "note", "n1"]).ok().json()["status"], "pending_create");
 }
@@ -758,6 +764,35 @@ fn a_conflict_settled_on_one_device_is_settled_on_both() {
         world.run("phone", &["export", "note"]).ok().out,
         world.run("tablet", &["export", "note"]).ok().out
     );
+}
+
+/// As the book says: for texts, equal values are not one candidate.
+#[test]
+fn what_merges_edit_by_edit_stands_there_twice_where_two_create_it() {
+    let world = World::new();
+    let relay = world.relay();
+    for device in ["phone", "tablet"] {
+        world.join(device, &relay.url, "writer");
+        let fields = ["title=Legs", "body=Legs", "log=[\"x\"]", "views=3", "tags=[\"y\"]"];
+        world.run(device, &[&["set", "note", "monday"], &fields[..]].concat()).ok();
+    }
+    for device in ["phone", "tablet", "phone", "tablet"] {
+        world.sync(device);
+    }
+    let fields = world.run("phone", &["get", "note", "monday"]).ok().json()["fields"].clone();
+    assert_eq!((&fields["title"], &fields["body"]), (&json!("Legs"), &json!("LegsLegs")));
+    assert_eq!((&fields["log"], &fields["views"]), (&json!(["x", "x"]), &json!(6)));
+    assert_eq!(fields["tags"], json!(["y"]));
+    // Set as a whole, it becomes the difference to what was seen: edits of both stay.
+    world.run("phone", &["set", "note", "monday", "body=My LegsLegs"]).ok();
+    world.run("tablet", &["set", "note", "monday", "body=LegsLegs!"]).ok();
+    for device in ["phone", "tablet", "phone"] {
+        world.sync(device);
+    }
+    for device in ["phone", "tablet"] {
+        let fields = world.run(device, &["get", "note", "monday"]).ok().json()["fields"].clone();
+        assert_eq!((&fields["title"], &fields["body"]), (&json!("Legs"), &json!("My LegsLegs!")), "{device}");
+    }
 }
 
 /// Equal values are one side, and it is the side of all who wrote it.

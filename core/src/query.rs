@@ -8,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value as Json;
 
 use crate::id::EntityKey;
-use crate::rows::{RowRecord, Rows, index_value};
+use crate::rows::{RowRecord, Rows, index_value, index_values};
 use crate::schema::{EntityType, Field, FieldType, ScalarType};
 use crate::store::StoreError;
 
@@ -346,15 +346,15 @@ fn equal_index(ty: &EntityType, query: &Query) -> Option<(u8, Vec<u8>)> {
         .iter()
         .enumerate()
         .filter_map(|(number, fields)| {
-            let mut values = Vec::new();
-            let mut bound = 0;
-            for name in fields {
-                let equal = query.filters.iter().find(|f| f.field == *name && f.op == Op::Eq);
-                let (Some(equal), Some(field)) = (equal, ty.fields.get(name)) else { break };
-                index_value(field, &equal.value, &mut values);
-                bound += 1;
-            }
-            (bound > 0).then_some((bound, number as u8, values))
+            let bound: Vec<(&Field, &Json)> = fields
+                .iter()
+                .map_while(|name| {
+                    let equal = query.filters.iter().find(|f| f.field == *name && f.op == Op::Eq)?;
+                    Some((ty.fields.get(name)?, &equal.value))
+                })
+                .collect();
+            let count = bound.len();
+            (count > 0).then(|| (count, number as u8, index_values(bound.into_iter())))
         })
         .max_by_key(|(bound, ..)| *bound)
         .map(|(_, number, values)| (number, values))

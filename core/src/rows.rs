@@ -6,10 +6,10 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 
 use crate::codec;
-use crate::id::{DeviceId, EntityKey, WorkspaceId};
+use crate::id::{DeviceId, EntityKey, ID_BYTES_MAX, NAME_BYTES_MAX, WorkspaceId};
 use crate::replica::layout::{DeviceRecord, Keys, from_json};
 use crate::schema::{EntityType, Field, FieldType, ScalarType, Schema, timestamp_to_ms};
-use crate::store::{Keyspace, Store, StoreError, View};
+use crate::store::{KEY_BYTES_MAX, Keyspace, Store, StoreError, View};
 
 pub use crate::replica::layout::{ConflictRecord, RefusedRecord, RowRecord, SideRecord, SyncStatus};
 
@@ -66,19 +66,15 @@ impl Rows {
         let mut rows = Vec::with_capacity(found.len());
         for (key, head) in found {
             let Some(entity) = self.keys.parse_row(&key) else { continue };
-            let row = match self.keys.whole(&*self.store, View::Published, &head) {
-                Ok(bytes) => Some(from_json(&bytes, "a row")?),
-                // A spilled row was replaced since the scan: read it as it is now.
-                Err(StoreError::Damaged { .. }) => self.get(&entity)?,
-                Err(error) => return Err(error),
-            };
-            rows.extend(row.map(|row| (entity, row)));
+            if let Some(bytes) = self.found(Keyspace::ROW, &key, &head)? {
+                rows.push((entity, from_json(&bytes, "a row")?));
+            }
         }
         Ok((rows, more))
     }
 
     /// Ids of a type from an index, in order of the indexed values. `range` bounds the encoded
-    /// values; see [`index_value`]. At most one page after the index key `after`.
+    /// values. At most one page after the index key `after`.
     pub fn index_page(
         &self,
         type_name: &str,
@@ -145,6 +141,15 @@ impl Rows {
         }
     }
 
+    /// The value that a scan found. Where it was spilled and replaced since, as it is now; none
+    /// where it is gone.
+    fn found(&self, keyspace: Keyspace, key: &[u8], head: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.keys.whole(&*self.store, View::Published, head) {
+            Err(StoreError::Damaged { .. }) => self.keys.get(&*self.store, View::Published, keyspace, key),
+            whole => whole.map(Some),
+        }
+    }
+
     fn each(
         &self,
         keyspace: Keyspace,
@@ -155,7 +160,9 @@ impl Rows {
         loop {
             let page = self.store.scan(View::Published, keyspace, &prefix, &from, PAGE_ROWS)?;
             for (key, head) in &page {
-                visit(key, self.keys.whole(&*self.store, View::Published, head)?)?;
+                if let Some(bytes) = self.found(keyspace, key, head)? {
+                    visit(key, bytes)?;
+                }
             }
             match page.last() {
                 Some((key, _)) if page.len() == PAGE_ROWS => from = [&key[..], &[0]].concat(),
@@ -165,12 +172,38 @@ impl Rows {
     }
 }
 
-/// Bytes of a text that an index orders by: keys are bounded.
-pub const INDEX_TEXT_BYTES_MAX: usize = 256;
+/// Counts up when the keys of indexes change their form: stores of an earlier one are indexed
+/// anew.
+pub(crate) const INDEX_FORM: u8 = 2;
+/// Bytes of a text, escaped, that an index orders by; a hash stands for the rest.
+const INDEX_TEXT_BYTES_MAX: usize = 256;
+/// Bytes of that hash.
+const INDEX_HASH_BYTES: usize = 16;
+/// Bytes of all values of an index entry. The workspace, the longest name of a type and the
+/// longest id leave this much of a key.
+const INDEX_VALUES_BYTES_MAX: usize = KEY_BYTES_MAX - 16 - NAME_BYTES_MAX - 2 - ID_BYTES_MAX;
 
-/// Encodes a value so that byte order is value order within a field (for texts as far as
-/// [`INDEX_TEXT_BYTES_MAX`]): null first, then the values. Strings end with a zero pair, so that a prefix sorts before what it begins.
-pub fn index_value(field: &Field, value: &Json, out: &mut Vec<u8>) {
+/// Encodes the values of an index entry, or of the leading fields that a query binds, one after
+/// the other; see [`index_value`]. What no key holds is left out: from there on entries stand in
+/// the order of their ids, and whoever looks something up compares the row.
+pub(crate) fn index_values<'a>(values: impl Iterator<Item = (&'a Field, &'a Json)>) -> Vec<u8> {
+    let mut all = Vec::new();
+    let mut one = Vec::new();
+    for (field, value) in values {
+        one.clear();
+        index_value(field, value, &mut one);
+        if all.len() + one.len() > INDEX_VALUES_BYTES_MAX {
+            break;
+        }
+        all.extend_from_slice(&one);
+    }
+    all
+}
+
+/// Encodes a value so that byte order is value order within a field: null first, then the values.
+/// Texts end with a zero pair, so that a prefix sorts before what it begins; long ones are cut
+/// and end with a hash of the whole, so that equal encodings mean equal texts.
+pub(crate) fn index_value(field: &Field, value: &Json, out: &mut Vec<u8>) {
     let FieldType::Scalar(ty) = &field.ty else { return };
     match (ty, value) {
         (_, Json::Null) => out.push(0),
@@ -186,18 +219,25 @@ pub fn index_value(field: &Field, value: &Json, out: &mut Vec<u8>) {
             out.push(1);
             out.extend(ordered.to_be_bytes());
         }
-        (_, Json::String(text)) => {
-            out.push(1);
-            for byte in text.bytes().take(INDEX_TEXT_BYTES_MAX) {
-                out.push(byte);
-                if byte == 0 {
-                    out.push(0xff);
-                }
-            }
-            out.extend([0, 0]);
-        }
+        (_, Json::String(text)) => push_text(text, out),
         _ => out.push(0),
     }
+}
+
+fn push_text(text: &str, out: &mut Vec<u8>) {
+    out.push(1);
+    let start = out.len();
+    for byte in text.bytes() {
+        let escaped: &[u8] = if byte == 0 { &[0, 0xff] } else { &[byte] };
+        if out.len() - start + escaped.len() > INDEX_TEXT_BYTES_MAX {
+            let hash = blake3::hash(text.as_bytes());
+            out.extend([0, 1]);
+            out.extend_from_slice(&hash.as_bytes()[..INDEX_HASH_BYTES]);
+            return;
+        }
+        out.extend_from_slice(escaped);
+    }
+    out.extend([0, 0]);
 }
 
 /// A number as the integer that it equals. What equals none is found by no integer.
@@ -220,11 +260,10 @@ pub(crate) fn index_keys(keys: &Keys, ty: &EntityType, entity: &EntityKey, row: 
         .enumerate()
         .map(|(number, fields)| {
             let mut key = keys.index(&ty.name, number as u8);
-            for name in fields {
-                if let Some(field) = ty.fields.get(name) {
-                    index_value(field, row.fields.get(name).unwrap_or(&Json::Null), &mut key);
-                }
-            }
+            let values = fields
+                .iter()
+                .filter_map(|name| Some((ty.fields.get(name)?, row.fields.get(name).unwrap_or(&Json::Null))));
+            key.extend(index_values(values));
             key.extend_from_slice(entity.id().as_bytes());
             key
         })

@@ -246,6 +246,12 @@ pub enum StoreError {
         /// Bytes that must stay free.
         floor_bytes: u64,
     },
+    /// Something is where a backup, a restored directory or a rewritten store was to be made.
+    #[error("{path} exists already; nothing is overwritten: choose another place, or move it away")]
+    Exists {
+        /// What is there.
+        path: String,
+    },
     /// A key or value exceeds its bound.
     #[error("a {what} of {bytes} bytes exceeds the bound of {max_bytes}")]
     TooLarge {
@@ -340,4 +346,37 @@ pub trait Store: Send + Sync {
 
     /// Makes everything queued durable and stops. Later calls return [`StoreError::Closed`].
     fn shut_down(&self) -> Result<(), StoreError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The numbers are part of the stored format, and so is how keys are hidden: a change to
+    /// this table makes encrypted stores unreadable.
+    #[test]
+    fn keyspaces_and_their_key_forms_stay_as_they_are() {
+        let table: Vec<String> = Keyspace::ALL
+            .iter()
+            .map(|(keyspace, name)| format!("{} {name} {:?}", keyspace.0, keyspace.key_form()))
+            .collect();
+        let expected = [
+            "1 META Secret",
+            "2 ENTITY Secret",
+            "3 DOC Hashes([16, 32])",
+            "4 HEADER Hashes([16, 32])",
+            "5 ROW Secret",
+            "6 INDEX Secret",
+            "7 OUTBOX Hashes([16])",
+            "8 CONFLICT Secret",
+            "9 REFUSED Secret",
+            "10 DEVICE Secret",
+            "11 FEED Hashes([16])",
+            "12 GRANT Secret",
+            "13 SCHEMA Secret",
+            "14 SPILL Hashes([16])",
+        ];
+        assert_eq!(table, expected);
+        assert_eq!(Keyspace(200).key_form(), KeyForm::Secret, "what is not known is hidden whole");
+    }
 }

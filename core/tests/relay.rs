@@ -832,6 +832,36 @@ fn nobody_writes_as_another_device_role_or_actor() {
 }
 
 #[test]
+fn authorities_and_admins_bring_what_others_wrote_and_writers_do_not() {
+    let mut world = World::with_schema();
+    let (mut ada, mut backend) = (Device::new(1), Device::new(2));
+    let (writer, admin, authority) = (Device::new(3), Device::new(4), Device::new(5));
+    let by_ada = [ada.edit("n1"), ada.edit("n1")];
+    let country = key("country", "ch");
+    let by_backend = backend.write_in(&country, Draft { field: "name", ..as_authority() });
+    let notes = || unit([of("n1", &[&by_ada[0], &by_ada[1]])]);
+    let reference = || unit([of_entity(&country, &[&by_backend])]);
+    let conn = world.join(&writer, "writer");
+    let commits = world.store.commits();
+    assert_eq!(codes(&world.submit(conn, notes())), [RefusalCode::ForgedAuthor; 2]);
+    assert_eq!(codes(&world.submit(conn, reference())), [RefusalCode::ForgedAuthor]);
+    let conn = world.join(&admin, "admin");
+    assert_eq!(codes(&world.submit(conn, reference())), [RefusalCode::ForgedRole]);
+    assert_eq!(world.store.commits(), commits + 1, "none of these refusals lasts");
+    // Out of its place, or without what it builds on, nobody's word helps.
+    assert_eq!(codes(&world.submit(conn, unit([of("n2", &[&by_ada[0]])]))), [RefusalCode::ForgedActor]);
+    assert_eq!(codes(&world.submit(conn, unit([of("n1", &[&by_ada[1]])]))), [RefusalCode::MissingDependency]);
+    assert_eq!(world.submit(conn, notes()).refused, []);
+    let conn = world.join(&authority, "authority");
+    assert_eq!(world.submit(conn, reference()).refused, []);
+    assert_eq!(digest_of(&world.whole_feed()), world.digest().1);
+    // It is Ada's as before.
+    let conn = world.join(&ada, "writer");
+    assert_eq!(world.submit(conn, notes()).refused, [], "it is known");
+    assert_eq!(world.submit(conn, unit([of("n1", &[&ada.edit("n1")])])).refused, []);
+}
+
+#[test]
 fn reference_data_is_written_by_authorities_only() {
     let mut world = World::with_schema();
     let (mut person, mut backend) = (Device::new(1), Device::new(2));

@@ -148,7 +148,7 @@ impl From<&Held> for Error {
                 format!("the relay lacks what the changes of {entity} build on"),
             )
             .with_help(
-                "they are offered again at the next connect; if that stays, tell the relay's operator",
+                "other devices may have to bring it; it is offered again then, and at the next connect",
             ),
             Held::Diverged => Self::new(
                 Category::Server,
@@ -156,6 +156,12 @@ impl From<&Held> for Error {
                 "this device and the relay hold different things although everything was fetched again",
             )
             .with_help("tell the relay's operator; what was written here is kept"),
+            Held::SchemaLost => Self::new(
+                Category::Server,
+                "schema_lost",
+                "the relay went back and lost the workspace's schema",
+            )
+            .with_help("let an admin or authority of the workspace push it; nothing written here is lost"),
             _ => Self::new(Category::Server, "held", "something is still to be exchanged"),
         }
     }
@@ -171,6 +177,7 @@ impl From<StoreError> for Error {
             StoreError::KeyNeeded { .. } => (Category::Storage, "key_needed"),
             StoreError::NotEncrypted { .. } => (Category::Storage, "not_encrypted"),
             StoreError::WrongKey { .. } => (Category::Storage, "wrong_key"),
+            StoreError::Exists { .. } => (Category::Usage, "exists"),
             StoreError::NoSpace { .. } => (Category::Quota, "no_space"),
             StoreError::TooLarge { .. } => (Category::Quota, "too_large"),
             _ => (Category::Storage, "store"),

@@ -640,6 +640,7 @@ impl Hub {
                 digest: figures.digest.to_string(),
                 clock_skew_ms: figures.clock_skew_ms,
                 damage: slot.damage,
+                lacking: figures.lacking,
                 last_error: error.as_ref().map(ToString::to_string),
                 error_category: error.as_ref().map(Error::category),
                 synced_ms: figures.synced.map(|wall| wall.0),
@@ -694,6 +695,7 @@ impl Hub {
             received: figures.received - waiter.received,
             pending: figures.pending,
             refused: figures.refused,
+            lacking: figures.lacking,
             digest: figures.digest.to_string(),
             error,
         };

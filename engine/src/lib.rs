@@ -9,6 +9,8 @@ mod error;
 mod hub;
 mod link;
 mod status;
+mod storage;
+mod transaction;
 mod typed;
 mod workspace;
 
@@ -40,11 +42,20 @@ pub use anabranch_transport::RelayUrl;
 pub mod schema {
     pub use anabranch_core::schema::*;
 }
+/// The upkeep of stores: what takes the space, backups, and stores written anew. The store of an
+/// engine lies in `store` in its directory.
+pub mod store {
+    pub use anabranch_store::{
+        BackupReport, CompactOptions, CompactReport, CompactStep, Encryption, Kept, KindFigures,
+        StorageFigures, StorageKind, StoreError, Upkeep, compact, peek, rekey, restore,
+    };
+}
 pub use anabranch_derive::Entity;
 pub use error::{Category, Error};
 pub use link::TokenSource;
 pub use schema::Schema;
 pub use status::{Held, SyncOutcome, SyncReport, SyncState, WorkspaceStatus};
+pub use transaction::Transaction;
 pub use typed::{Entities, Entity, FieldName, Find, Loaded};
 pub use workspace::{
     BoxStream, ChangeEvent, ChangeStream, ConflictItem, ConflictSide, Page, Record, Resolution, Verification,
@@ -173,7 +184,8 @@ impl EngineBuilder {
         let dir = self.dir.clone();
         let (store, key, seed) = run_blocking(move || prepare(&dir, self.store)).await?;
         let store_life = store_life(&store)?;
-        let store: Arc<dyn Store> = Arc::new(store);
+        let disk = Arc::new(store);
+        let store: Arc<dyn Store> = disk.clone();
         let device = DeviceId(key.public().0);
         let schema = Arc::new(schema);
         let template = ReplicaConfig {
@@ -209,6 +221,8 @@ impl EngineBuilder {
         let shared = Arc::new(Shared {
             commands,
             store,
+            upkeep: store::Upkeep::of(&disk),
+            dir: self.dir,
             schema,
             device,
             wanted,

@@ -76,6 +76,9 @@ pub struct WorkspaceStatus {
     pub error_category: Option<Category>,
     /// When everything was last in sync, milliseconds since 1970 by the relay's clock.
     pub synced_ms: Option<u64>,
+    /// Entities of which the relay lost something, as it went back, that other devices have to bring
+    /// it: nothing is lost as long as they do.
+    pub lacking: u64,
     /// The role of this device: `reader`, `writer`, `authority` or `admin`.
     pub role: &'static str,
 }
@@ -120,6 +123,8 @@ pub struct SyncReport {
     pub pending: u64,
     /// Refused changes that wait to be dealt with.
     pub refused: u64,
+    /// Entities of which the relay lost something that other devices have to bring it.
+    pub lacking: u64,
     /// Digest of what the relay admitted, in hex.
     pub digest: String,
     /// Why it was not complete.

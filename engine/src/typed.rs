@@ -110,7 +110,7 @@ impl Workspace {
 impl<T: Entity> Entities<T> {
     /// Creates an entity under a new id, which is given back. Durable when this returns.
     pub async fn create(&self, value: &T) -> Result<String, Error> {
-        let id = uuid::Uuid::now_v7().simple().to_string();
+        let id = new_id();
         self.create_with_id(&id, value).await?;
         Ok(id)
     }
@@ -254,20 +254,30 @@ fn to_values<T: Entity>(page: Page) -> Result<Vec<Loaded<T>>, Error> {
 
 fn to_loaded<T: Entity>(record: Record) -> Result<Loaded<T>, Error> {
     let Record { id, fields, version, type_name, .. } = record;
-    // Fields that were never written are left out, so that the type's own defaults apply.
-    let fields = fields.into_iter().filter(|(_, value)| !value.is_null()).collect();
-    let value = serde_json::from_value(Json::Object(fields)).map_err(|error| {
-        Error::new(
-            Category::Validation,
-            "wrong_type",
-            format!("{type_name}/{id} does not fit the app's type: {error}"),
-        )
-        .with_help("mark fields that may be missing with #[serde(default)] or as Option")
-    })?;
-    Ok(Loaded { id, value, version })
+    let key = EntityKey::new(type_name, id)?;
+    let value = from_fields(&key, fields.into_iter().collect())?;
+    Ok(Loaded { id: key.id().to_owned(), value, version })
 }
 
-fn to_fields<T: Entity>(value: &T) -> Result<serde_json::Map<String, Json>, Error> {
+/// Ids that sort by when they were made.
+pub(crate) fn new_id() -> String {
+    uuid::Uuid::now_v7().simple().to_string()
+}
+
+pub(crate) fn from_fields<T: Entity>(
+    key: &EntityKey,
+    fields: serde_json::Map<String, Json>,
+) -> Result<T, Error> {
+    // Fields that were never written are left out, so that the type's own defaults apply.
+    let fields = fields.into_iter().filter(|(_, value)| !value.is_null()).collect();
+    serde_json::from_value(Json::Object(fields)).map_err(|error| {
+        let message = format!("{key} does not fit the app's type: {error}");
+        Error::new(Category::Validation, "wrong_type", message)
+            .with_help("mark fields that may be missing with #[serde(default)] or as Option")
+    })
+}
+
+pub(crate) fn to_fields<T: Entity>(value: &T) -> Result<serde_json::Map<String, Json>, Error> {
     match serde_json::to_value(value) {
         Ok(Json::Object(fields)) => Ok(fields),
         Ok(_) => {

@@ -148,6 +148,8 @@ pub type BoxStream<T> = Pin<Box<dyn Stream<Item = T> + Send>>;
 pub(crate) struct Shared {
     pub(crate) commands: Sender<Command>,
     pub(crate) store: Arc<dyn Store>,
+    pub(crate) upkeep: anabranch_store::Upkeep,
+    pub(crate) dir: std::path::PathBuf,
     pub(crate) schema: Arc<Schema>,
     pub(crate) device: DeviceId,
     pub(crate) wanted: Arc<Wanted>,
@@ -254,27 +256,27 @@ impl Workspace {
         Ok(Filter::parse(&self.shared.schema.types[type_name], text)?)
     }
 
-    /// A live query: yields the result, then the whole result again after each change to it.
-    /// Ends when the engine shuts down.
+    /// A live query: yields the result, then the whole result again after each change to it. An
+    /// error does not end it: the next change to an entity of the type is a new try. Ends when
+    /// the engine shuts down.
     pub fn watch(&self, query: Query) -> BoxStream<Result<Page, Error>> {
-        let start = (self.clone(), self.changes(), query, None::<Page>);
-        Box::pin(futures_util::stream::unfold(start, |(workspace, mut changes, query, last)| async move {
-            loop {
-                if last.is_some() {
-                    match changes.next().await? {
-                        ChangeEvent::Changed(key) if key.type_name() != query.type_name => continue,
-                        _ => {}
+        let start = (self.clone(), self.changes(), query, Live::default());
+        Box::pin(futures_util::stream::unfold(
+            start,
+            |(workspace, mut changes, query, mut live)| async move {
+                loop {
+                    if live.begun {
+                        match changes.next().await? {
+                            ChangeEvent::Changed(key) if key.type_name() != query.type_name => continue,
+                            _ => {}
+                        }
+                    }
+                    if let Some(news) = live.news(workspace.query(&query).await) {
+                        return Some((news, (workspace, changes, query, live)));
                     }
                 }
-                match workspace.query(&query).await {
-                    Ok(page) if last.as_ref() == Some(&page) => {}
-                    Ok(page) => return Some((Ok(page.clone()), (workspace, changes, query, Some(page)))),
-                    Err(error) => {
-                        return Some((Err(error), (workspace, changes, query, Some(Page::default()))));
-                    }
-                }
-            }
-        }))
+            },
+        ))
     }
 
     /// Every change from now on, each when it is durable.
@@ -512,6 +514,28 @@ impl Workspace {
     }
 }
 
+/// What a live query has shown.
+#[derive(Default)]
+struct Live {
+    begun: bool,
+    /// None after an error: whatever comes next is news.
+    shown: Option<Page>,
+}
+
+impl Live {
+    /// The result, unless it is what was shown last.
+    fn news(&mut self, result: Result<Page, Error>) -> Option<Result<Page, Error>> {
+        self.begun = true;
+        if let (Ok(page), Some(shown)) = (&result, &self.shown)
+            && page == shown
+        {
+            return None;
+        }
+        self.shown = result.as_ref().ok().cloned();
+        Some(result)
+    }
+}
+
 /// Ends a timer's task when it is not waited for any more.
 struct Timer(tokio::task::JoinHandle<()>);
 
@@ -570,4 +594,20 @@ fn numbered(sides: &[ConflictSide]) -> String {
 fn parse_device(text: &str) -> Option<DeviceId> {
     let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text).ok()?;
     Some(DeviceId(bytes.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_result_after_an_error_is_news() {
+        let failed = || Err(Error::closed());
+        let mut live = Live::default();
+        assert_eq!(live.news(Ok(Page::default())).map(|news| news.is_ok()), Some(true));
+        assert!(live.news(Ok(Page::default())).is_none());
+        assert_eq!(live.news(failed()).map(|news| news.is_ok()), Some(false));
+        assert_eq!(live.news(Ok(Page::default())).map(|news| news.is_ok()), Some(true));
+        assert!(live.news(Ok(Page::default())).is_none());
+    }
 }

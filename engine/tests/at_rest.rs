@@ -114,11 +114,15 @@ async fn work(dir: &Path, backend: BackendKind, passphrase: Option<&str>) {
         assert_eq!(report.outcome, SyncOutcome::Complete, "{report:?}");
     };
     devices[0].1.push_schema(Duration::from_secs(10)).await.unwrap();
-    for n in 0..20 {
-        let intents = vec![set("nickname_of_it", json!("value-before-deletion")), set("size", json!(n))];
-        write(&devices[0].1, dossier, &format!("entity-called-{n}"), intents).await;
-    }
-    let story = "once upon a time ".repeat(900);
+    let edits = (0..20).map(|n| Edit {
+        key: EntityKey::new(dossier, format!("entity-called-{n}")).unwrap(),
+        intents: vec![set("nickname_of_it", json!("value-before-deletion")), set("size", json!(n))],
+        based_on: None,
+        expect: Expect::Any,
+    });
+    devices[0].1.write(edits.collect()).await.unwrap();
+    sync(0).await;
+    let story = "once upon a time ".repeat(9000);
     let splice = Intent::Splice { field: "long_story".into(), at: 0, delete: 0, insert: story };
     write(&devices[0].1, dossier, "entity-called-0", vec![splice]).await;
     sync(0).await;
@@ -134,19 +138,15 @@ async fn work(dir: &Path, backend: BackendKind, passphrase: Option<&str>) {
     assert_eq!(devices[0].1.conflicts().await.unwrap().len(), 1);
     let found = devices[0].1.query(&Query { type_name: dossier.into(), ..Query::default() }).await.unwrap();
     assert_eq!(found.records.len(), 19);
-    for n in 0..2 {
-        let value = set("nickname_of_it", json!(format!("value-of-device-{n}, not sent")));
-        write(&devices[n].1, dossier, "entity-called-3", vec![value]).await;
-    }
     let key = EntityKey::new("guarded_ledger", "entity-called-forbidden").unwrap();
     let intents = vec![set("nickname_of_it", json!("refused-secret"))];
     let edit = Edit { key, intents, based_on: None, expect: Expect::Any };
     devices[0].1.write_unchecked(vec![edit]).await.unwrap();
     sync(0).await;
     assert_eq!(devices[0].1.refused().await.unwrap().len(), 1);
-    for n in 0..2 {
+    for (n, (_, workspace)) in devices.iter().enumerate() {
         let value = set("nickname_of_it", json!(format!("value-of-device-{n}, never sent")));
-        write(&devices[n].1, dossier, "entity-called-4", vec![value]).await;
+        write(workspace, dossier, "entity-called-4", vec![value]).await;
     }
     for (engine, _) in devices {
         engine.shutdown().await.unwrap();

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use anabranch_core::relay::{ConnId, Input, Relay, RelayConfig};
 use anabranch_core::store::{Store as _, StoreError};
 use anabranch_core::wire::FaultCode;
-use anabranch_store::{DiskStore, StoreOptions};
+use anabranch_store::{DiskStore, StoreOptions, Upkeep};
 use anabranch_transport::{DeviceKey, Endpoint, Limits, PublicKey, RelayUrl, TransportError};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -150,6 +151,8 @@ fn end_signal() -> Result<impl Future<Output = &'static str>, RelayError> {
 pub struct RelayHandle {
     url: RelayUrl,
     local_addr: SocketAddr,
+    dir: PathBuf,
+    upkeep: Upkeep,
     stop: watch::Sender<bool>,
     ended: watch::Receiver<Option<Result<(), RelayError>>>,
 }
@@ -163,6 +166,16 @@ impl RelayHandle {
     /// The address that it listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Figures, checks and backups of the relay's store while it runs.
+    pub fn upkeep(&self) -> &Upkeep {
+        &self.upkeep
     }
 
     /// Stops the relay: devices are told to go away and get what was acknowledged to them,
@@ -229,6 +242,7 @@ impl Opened {
         let epoch_seed = random_epoch()?;
         let keys = verifier.key_count();
         let durable = watch_durable(&*store)?;
+        let upkeep = Upkeep::of(&store);
         let relay = Relay::open(store.clone(), Box::new(verifier), relay_config(&settings), epoch_seed)?;
 
         let endpoint = Endpoint::bind(settings.listen, &key, Limits::default())?;
@@ -262,7 +276,8 @@ impl Opened {
         if settings.clock_offset_ms != 0 {
             tracing::warn!(offset_ms = settings.clock_offset_ms, "the wall clock is shifted");
         }
-        Ok(RelayHandle { url, local_addr, stop, ended })
+        let dir = settings.dir.root().to_owned();
+        Ok(RelayHandle { url, local_addr, dir, upkeep, stop, ended })
     }
 }
 

@@ -7,6 +7,7 @@
 //! DIR/issuers/*.pub.pem    a trusted issuer's ed25519 key (SubjectPublicKeyInfo PEM)
 //! DIR/issuers/*.jwks.json  a trusted issuer's keys as a JWK set (RFC 7517)
 //! DIR/store/               the store, and its lock
+//! DIR/anabranch.sock       (command line only) where `anabranch store` finds the running relay
 //! ```
 //!
 //! Keys are plain files, so that tokens are made beside a running relay without asking it.

@@ -31,6 +31,8 @@ pub mod token;
 
 /// What a grant allows.
 pub use anabranch_core::wire::GrantRole;
+/// Figures, checks and backups of a running relay's store.
+pub use anabranch_store::Upkeep;
 pub use config::{ConfigError, KeySource, RelayOptions, RelaySettings};
 pub use daemon::{RelayDaemon, RelayError, RelayHandle};
 pub use keys::{KeyError, RelayDir};

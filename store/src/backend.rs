@@ -68,6 +68,14 @@ impl BackendKind {
         }
     }
 
+    /// Waits until a backend that was dropped has let go of its files.
+    pub(crate) fn wait_released(self, dir: &Path) -> Result<(), StoreError> {
+        match self {
+            BackendKind::Sled => sled::wait_released(dir),
+            BackendKind::Redb => Ok(()),
+        }
+    }
+
     /// Opens the backend's files in `dir`, or makes them. What it then shows is durable.
     ///
     /// May panic where the files are damaged.
@@ -100,8 +108,20 @@ pub(crate) trait Backend: Send + Sync {
     /// When this returns, every group whose `apply` returned before survives power loss.
     fn sync(&self) -> Result<(), StoreError>;
 
+    /// The backend that holds the entries as they are stored: below encryption, or itself.
+    fn stored(&self) -> &dyn Backend;
+
+    /// A key and its value as [`Backend::stored`] holds them.
+    fn sealed_entry(&self, key: &[u8], value: Option<&[u8]>) -> Result<(Bytes, Option<Bytes>), StoreError>;
+
+    /// What was given to this backend to be stored as this entry.
+    fn opened_entry(&self, key: &Bytes, stored: &Bytes) -> Result<(Bytes, Bytes), StoreError>;
+
     /// Looks for damage that reading every entry would not show. Others may have to wait.
     fn verify(&self) -> Result<(), StoreError>;
+
+    /// Gives space inside of the files back where the backend can. Others may have to wait.
+    fn trim(&self) -> Result<(), StoreError>;
 
     /// Bytes on disk.
     fn disk_bytes(&self) -> u64;

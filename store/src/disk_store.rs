@@ -27,13 +27,19 @@
 //! An encrypted store has another backend between these and the engine; see
 //! [`encrypt`](crate::encrypt).
 
+mod archive;
 mod commits;
+mod compact;
 mod format;
 mod lock;
 mod open;
 mod pending;
 mod seal;
+mod snapshot;
 mod space;
+mod swap;
+mod usage;
+mod watch;
 mod worker;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -47,14 +53,21 @@ use anabranch_core::store::{
 };
 
 use crate::backend::{Backend, BackendKind, Bytes, Reader, panic_words, release};
+use crate::backup::BackupReport;
 use crate::durability::{Durability, lock};
 use crate::encrypt::{self, StoreKey};
 use crate::keys::{KeyRange, OWN, check_batch, check_keyspace, logical, physical};
 use crate::merge::{Source, merge_page, source};
 use crate::options::StoreOptions;
+pub use archive::restore;
 use commits::Commits;
+pub use compact::{CompactOptions, CompactReport, CompactStep, Encryption, compact};
+use format::Format;
 use pending::Pending;
+use snapshot::Snapshots;
 use space::Space;
+pub use usage::{KeyspaceUsage, Usage};
+use watch::Watch;
 
 /// Opens the store in the directory `dir`, or makes one there. See [`DiskStore::open`].
 pub fn open(dir: impl AsRef<Path>, options: StoreOptions) -> Result<Arc<DiskStore>, StoreError> {
@@ -72,6 +85,26 @@ pub fn rekey(dir: impl AsRef<Path>, old: &StoreKey, new: &StoreKey) -> Result<()
     open::rekey(dir.as_ref(), old, new)
 }
 
+/// How a directory keeps its store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Kept {
+    /// What keeps the bytes.
+    pub backend: BackendKind,
+    /// Whether it is encrypted.
+    pub encrypted: bool,
+}
+
+/// Says how the store in `dir` is kept, without opening it; `None` if there is none.
+///
+/// # Errors
+/// [`StoreError::Damaged`] or [`StoreError::NewerFormat`] if that can't be read. Nothing is changed.
+pub fn peek(dir: impl AsRef<Path>) -> Result<Option<Kept>, StoreError> {
+    swap::finish(dir.as_ref())?;
+    let format = Format::load(dir.as_ref())?;
+    Ok(format.map(|format| Kept { backend: format.backend, encrypted: format.encrypted }))
+}
+
 /// A durable store in a directory of its own, which one process at a time may have open.
 ///
 /// Besides the backend's files the directory holds `LOCK` (the owner's process id), `FORMAT`
@@ -86,8 +119,7 @@ pub struct DiskStore {
     /// Held while the store is open, let go last.
     dir_lock: Mutex<Option<lock::DirLock>>,
     rolled_back: bool,
-    kind: BackendKind,
-    encrypted: bool,
+    format: Format,
 }
 
 /// What the threads of a store share. Locks are taken in the order of the fields.
@@ -95,9 +127,13 @@ struct Shared {
     dir: PathBuf,
     space: Mutex<Space>,
     pending: Pending,
+    /// Held while a group is applied.
+    applying: Mutex<()>,
     published: RwLock<Published>,
+    snapshots: Snapshots,
     commits: Mutex<Commits>,
     durability: Durability,
+    watch: Watch,
 }
 
 struct Published {
@@ -105,6 +141,8 @@ struct Published {
     backend: Option<Arc<dyn Backend>>,
     /// Of the groups that are not yet durable, the oldest first.
     shadows: VecDeque<Arc<Shadow>>,
+    /// The newest commit that is published.
+    last: u64,
 }
 
 /// For each key a group touches, what it was before (values as stored).
@@ -126,13 +164,29 @@ impl DiskStore {
     ///   may succeed once the cause is gone.
     pub fn open(dir: impl AsRef<Path>, options: StoreOptions) -> Result<DiskStore, StoreError> {
         let opened = open::open(dir.as_ref(), &options)?;
+        Self::start(dir.as_ref(), &options, opened, watch::STUCK_AFTER)
+    }
+
+    fn start(
+        dir: &Path,
+        options: &StoreOptions,
+        opened: open::Opened,
+        stuck_after: std::time::Duration,
+    ) -> Result<DiskStore, StoreError> {
         let shared = Arc::new(Shared {
-            space: Mutex::new(Space::new(dir.as_ref(), options.free_space_floor_bytes)),
-            dir: dir.as_ref().to_path_buf(),
+            space: Mutex::new(Space::new(dir, options.free_space_floor_bytes)),
+            dir: dir.to_path_buf(),
             pending: Pending::new(opened.last),
-            published: RwLock::new(Published { backend: Some(opened.backend), shadows: VecDeque::new() }),
+            applying: Mutex::default(),
+            published: RwLock::new(Published {
+                backend: Some(opened.backend),
+                shadows: VecDeque::new(),
+                last: opened.last,
+            }),
+            snapshots: Snapshots::default(),
             commits: Mutex::new(opened.commits),
             durability: Durability::new(CommitNo(opened.last)),
+            watch: Watch::new(stuck_after),
         });
         let workers = worker::start(&shared)?;
         Ok(DiskStore {
@@ -140,19 +194,23 @@ impl DiskStore {
             workers: Mutex::new(workers),
             dir_lock: Mutex::new(Some(opened.lock)),
             rolled_back: opened.rolled_back,
-            kind: opened.format.backend,
-            encrypted: opened.format.encrypted,
+            format: opened.format,
         })
     }
 
     /// What keeps the bytes.
     pub fn backend(&self) -> BackendKind {
-        self.kind
+        self.format.backend
+    }
+
+    /// The version of the stored format.
+    pub fn format_version(&self) -> u32 {
+        self.format.version
     }
 
     /// Whether the store is encrypted.
     pub fn is_encrypted(&self) -> bool {
-        self.encrypted
+        self.format.encrypted
     }
 
     /// Makes `new` the key of the open store in place of `old`; see [`rekey`].
@@ -199,6 +257,36 @@ impl DiskStore {
             backend.verify()?;
             Ok(values)
         })
+    }
+
+    /// Counts what the store holds, in the state that is published now. Reads everything;
+    /// meanwhile writing goes on.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], and what any read answers.
+    pub fn usage(&self) -> Result<Usage, StoreError> {
+        Usage::count(&self.shared)
+    }
+
+    /// Writes a backup of the state that is published now into the new directory `target`,
+    /// and with it `files`: the name that each shall have there, and where it lies. Meanwhile
+    /// reading and writing go on; only a writer that changes more than 64 MB ahead of the
+    /// backup waits for it. Calls `progress` with the number of entries so far.
+    ///
+    /// When this returns, the backup is complete and durable. It holds what the files hold and
+    /// what the store holds, as secret as that: that of an encrypted store opens with the key that the
+    /// store has now. [`restore`] makes a directory of it.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`], [`StoreError::Damaged`] if the store is damaged,
+    /// [`StoreError::Io`]. Then nothing is left in `target`.
+    pub fn backup(
+        &self,
+        target: impl AsRef<Path>,
+        files: &[(PathBuf, PathBuf)],
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<BackupReport, StoreError> {
+        archive::backup(&self.shared, self.format, target.as_ref(), files, progress)
     }
 
     fn page(
@@ -251,8 +339,16 @@ impl DiskStore {
         let mut workers = lock(&self.workers);
         let shared = &*self.shared;
         shared.pending.close();
+        // A worker may drop the last handle inside the hook; it can't wait for itself.
+        let own = |worker: &JoinHandle<()>| worker.thread().id() == std::thread::current().id();
+        if !workers.iter().any(own) && shared.watch.wait() {
+            // Whoever opened the directory now would meet the call that is still under way.
+            std::mem::forget(lock(&self.dir_lock).take());
+            workers.clear();
+            shared.poison(watch::WORDS);
+            return shared.durability.check();
+        }
         for worker in workers.drain(..) {
-            // A worker may drop the last handle inside the hook; it can't wait for itself.
             if worker.thread().id() != std::thread::current().id() && worker.join().is_err() {
                 shared.poison("a thread of the store panicked");
             }
@@ -261,7 +357,7 @@ impl DiskStore {
         if outcome.is_ok() {
             outcome = lock(&shared.commits).sync_durable(shared.durability.newest().0);
         }
-        let backend = shared.published.write().unwrap_or_else(PoisonError::into_inner).backend.take();
+        let backend = shared.publishing().backend.take();
         release(backend);
         shared.durability.close();
         drop(lock(&self.dir_lock).take());
@@ -288,6 +384,10 @@ fn in_backend<'a>(
 impl Shared {
     fn published(&self) -> std::sync::RwLockReadGuard<'_, Published> {
         self.published.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publishing(&self) -> std::sync::RwLockWriteGuard<'_, Published> {
+        self.published.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stops the store for good and wakes everyone who waits for it.
@@ -508,6 +608,84 @@ mod tests {
         assert_eq!(store.durable().unwrap(), commit);
     }
 
+    /// A backend whose writes end only when it is told so.
+    struct Hanging {
+        inner: Box<dyn Backend>,
+        free: Arc<(Mutex<bool>, std::sync::Condvar)>,
+    }
+
+    impl Backend for Hanging {
+        fn shows_unsynced(&self) -> bool {
+            self.inner.shows_unsynced()
+        }
+
+        fn reader(&self) -> Result<Box<dyn Reader + '_>, StoreError> {
+            self.inner.reader()
+        }
+
+        fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
+            let (free, told) = &*self.free;
+            drop(told.wait_while(lock(free), |free| !*free).unwrap());
+            self.inner.apply(changes)
+        }
+
+        fn sync(&self) -> Result<(), StoreError> {
+            self.inner.sync()
+        }
+
+        fn verify(&self) -> Result<(), StoreError> {
+            self.inner.verify()
+        }
+
+        fn stored(&self) -> &dyn Backend {
+            self.inner.stored()
+        }
+
+        fn sealed_entry(
+            &self,
+            key: &[u8],
+            value: Option<&[u8]>,
+        ) -> Result<(Bytes, Option<Bytes>), StoreError> {
+            self.inner.sealed_entry(key, value)
+        }
+
+        fn opened_entry(&self, key: &Bytes, stored: &Bytes) -> Result<(Bytes, Bytes), StoreError> {
+            self.inner.opened_entry(key, stored)
+        }
+
+        fn trim(&self) -> Result<(), StoreError> {
+            self.inner.trim()
+        }
+
+        fn disk_bytes(&self) -> u64 {
+            self.inner.disk_bytes()
+        }
+    }
+
+    #[test]
+    fn a_backend_that_does_not_answer_is_an_error_for_everyone_who_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut opened = open::open(dir.path(), &redb()).unwrap();
+        let free = Arc::new((Mutex::new(false), std::sync::Condvar::new()));
+        let inner: Box<dyn Backend> = BackendKind::Redb.open(&other_dir(), &redb()).unwrap();
+        opened.backend = Arc::new(Hanging { inner, free: Arc::clone(&free) });
+        let limit = std::time::Duration::from_millis(50);
+        let store = DiskStore::start(dir.path(), &redb(), opened, limit).unwrap();
+        let commit = store.commit(put("a", "1")).unwrap();
+        assert!(matches!(store.wait_durable(commit), Err(StoreError::Poisoned { .. })));
+        assert!(matches!(store.commit(put("a", "2")), Err(StoreError::Poisoned { .. })));
+        let error = store.shut_down().unwrap_err().to_string();
+        assert!(error.contains("does not answer"), "{error}");
+        assert!(matches!(DiskStore::open(dir.path(), redb()), Err(StoreError::InUse { .. })));
+        *lock(&free.0) = true;
+        free.1.notify_all();
+    }
+
+    /// A directory that outlives the test, as a thread that hangs does.
+    fn other_dir() -> PathBuf {
+        tempfile::tempdir().unwrap().keep()
+    }
+
     /// Writes to the backend what the store would never write.
     fn plant(store: &DiskStore, key: &[u8], value: &[u8]) {
         let changes = Changes::from([(Bytes::from(key), Some(Bytes::from(value)))]);
@@ -583,7 +761,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let large = |n: u8| vec![n; anabranch_core::store::VALUE_BYTES_MAX];
         let store = DiskStore::open(dir.path(), options.clone()).unwrap();
-        for round in 0..4 {
+        for round in 0..2 {
             for n in 0..60_u8 {
                 let mut batch = Batch::new();
                 batch.put(Keyspace::DOC, [n], large(n ^ round));
@@ -594,7 +772,7 @@ mod tests {
         let store = DiskStore::open(dir.path(), options.clone()).unwrap();
         assert_eq!(store.verify().unwrap(), 60);
         for n in 0..60_u8 {
-            assert_eq!(store.get(View::Published, Keyspace::DOC, &[n]).unwrap().unwrap(), large(n ^ 3));
+            assert_eq!(store.get(View::Published, Keyspace::DOC, &[n]).unwrap().unwrap(), large(n ^ 1));
         }
     }
 }

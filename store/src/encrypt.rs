@@ -34,7 +34,7 @@ use crate::durability::lock;
 use crate::keys::{KeyRange, successor};
 use hide::Hider;
 pub use key_file::StoreKey;
-pub(crate) use key_file::{DataKey, create_data_key, load_data_key, rekey};
+pub(crate) use key_file::{DataKey, FILE as KEY_FILE, create_data_key, load_data_key, rekey};
 
 /// Version of the form of values and keys; part of what is authenticated.
 const VERSION: u8 = 1;
@@ -144,7 +144,7 @@ impl Encrypted {
     }
 
     /// The key and value as they are stored.
-    fn stored(&self, key: &[u8], value: Option<&[u8]>) -> Result<(Bytes, Option<Bytes>), StoreError> {
+    fn sealed(&self, key: &[u8], value: Option<&[u8]>) -> Result<(Bytes, Option<Bytes>), StoreError> {
         let stored_key = self.hider.hide(key);
         let sealed = match value {
             None => None,
@@ -192,7 +192,7 @@ impl Backend for Encrypted {
     fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
         let mut stored = Changes::new();
         for (key, value) in changes {
-            let (key, value) = self.stored(key, value.as_deref())?;
+            let (key, value) = self.sealed(key, value.as_deref())?;
             stored.insert(key, value);
         }
         let secret = |put: bool| {
@@ -219,8 +219,28 @@ impl Backend for Encrypted {
         self.inner.sync()
     }
 
+    fn stored(&self) -> &dyn Backend {
+        &*self.inner
+    }
+
+    fn sealed_entry(&self, key: &[u8], value: Option<&[u8]>) -> Result<(Bytes, Option<Bytes>), StoreError> {
+        self.sealed(key, value)
+    }
+
+    fn opened_entry(&self, key: &Bytes, stored: &Bytes) -> Result<(Bytes, Bytes), StoreError> {
+        if is_secret(keyspace_of(key)) {
+            let (key, value) = self.open_secret(key, stored)?;
+            return Ok((key.into(), value));
+        }
+        Ok((self.hider.reveal(key).into(), self.open_value(key, stored)?.into()))
+    }
+
     fn verify(&self) -> Result<(), StoreError> {
         self.inner.verify()
+    }
+
+    fn trim(&self) -> Result<(), StoreError> {
+        self.inner.trim()
     }
 
     fn disk_bytes(&self) -> u64 {
@@ -258,11 +278,8 @@ impl Reader for Look<'_> {
 
     fn walk(&self, visit: &mut Visit<'_>) -> Result<(), StoreError> {
         self.inner.walk(&mut |stored_key, stored| {
-            if is_secret(keyspace_of(stored_key)) {
-                let (key, value) = self.store.open_secret(stored_key, stored)?;
-                return visit(&key, &value);
-            }
-            visit(&self.store.hider.reveal(stored_key), &self.store.open_value(stored_key, stored)?)
+            let (key, value) = self.store.opened_entry(&stored_key.into(), &stored.into())?;
+            visit(&key, &value)
         })
     }
 }

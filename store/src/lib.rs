@@ -17,19 +17,26 @@ mod merge;
 mod options;
 
 mod backend;
+mod backup;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 mod disk_store;
 mod encrypt;
 mod fault;
 mod memory;
+mod upkeep;
 
 pub use anabranch_core::store::{
     Batch, CommitNo, DurableHook, Entry, Keyspace, Op, Store, StoreError, StoreStats, View,
 };
 pub use backend::BackendKind;
-pub use disk_store::{DiskStore, open, rekey};
+pub use backup::BackupReport;
+pub use disk_store::{
+    CompactOptions, CompactReport, CompactStep, DiskStore, Encryption, Kept, KeyspaceUsage, Usage, compact,
+    open, peek, rekey, restore,
+};
 pub use encrypt::StoreKey;
 pub use fault::FaultStore;
 pub use memory::MemoryStore;
 pub use options::StoreOptions;
+pub use upkeep::{KindFigures, StorageFigures, StorageKind, Upkeep};

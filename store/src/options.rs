@@ -17,8 +17,8 @@ pub struct StoreOptions {
     /// wants 512 MB or more.
     pub cache_bytes: u64,
     /// Commits are refused with [`StoreError::NoSpace`](crate::StoreError::NoSpace) while fewer
-    /// bytes than this are free on the volume. 16 MiB by default; it has to hold what is queued
-    /// and what the backend rewrites.
+    /// bytes than this are free on the volume. 16 MiB by default, 4 MiB at least: it has to hold
+    /// what is queued and what the backend rewrites.
     pub free_space_floor_bytes: u64,
     /// Whether opening checks every page, so that damage done while the store was closed is
     /// found before anything is read. On by default. sled does so in any case. redb reads its
@@ -26,6 +26,9 @@ pub struct StoreOptions {
     /// sense or a value fails its checksum, and [`DiskStore::verify`](crate::DiskStore::verify)
     /// has to find the rest.
     pub check_on_open: bool,
+    /// Whether commits are synced. Only tests say no.
+    #[cfg(any(test, feature = "contract"))]
+    pub(crate) syncs: bool,
 }
 
 impl Default for StoreOptions {
@@ -36,6 +39,8 @@ impl Default for StoreOptions {
             cache_bytes: 48_000_000,
             free_space_floor_bytes: 16 << 20,
             check_on_open: true,
+            #[cfg(any(test, feature = "contract"))]
+            syncs: true,
         }
     }
 }
@@ -73,6 +78,16 @@ impl StoreOptions {
     #[must_use]
     pub fn check_on_open(mut self, check: bool) -> Self {
         self.check_on_open = check;
+        self
+    }
+
+    /// Leaves out the syncs of commits, so that a test of power loss can show that it would
+    /// notice that. Such a store does not keep its word.
+    #[cfg(any(test, feature = "contract"))]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn without_syncs_for_tests(mut self) -> Self {
+        self.syncs = false;
         self
     }
 }

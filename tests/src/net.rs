@@ -405,6 +405,28 @@ impl Net {
         self.relay = open_relay(&self.relay_store);
     }
 
+    /// A device gets an app with a newer schema.
+    pub fn upgrade(&mut self, node: usize, source: &str) {
+        self.disconnect(node);
+        let Node { config, store, replica, .. } = &mut self.nodes[node];
+        config.schema = Arc::new(crate::world::schema(source));
+        config.schema_source = source.to_owned();
+        *replica = Replica::open(store.clone(), config.clone()).unwrap();
+        self.flush(node);
+        self.connect(node);
+    }
+
+    /// A device pushes its schema.
+    pub fn push_schema(&mut self, node: usize) {
+        self.nodes[node].replica.exchange_schema(true);
+        self.collect(node);
+    }
+
+    /// How many entities of a device wait to be sent.
+    pub fn pending(&self, node: usize) -> u64 {
+        self.nodes[node].replica.status().pending
+    }
+
     /// Gives a device another role from its next sign-in on.
     pub fn appoint(&mut self, node: usize, role: GrantRole) {
         self.nodes[node].role = role;

@@ -1,17 +1,48 @@
 //! Chores of the workspace, each a cargo command with the right profile and features.
 
+mod fuzz;
+
 use std::process::{Command, ExitCode};
 
 const USAGE: &str = "\
-usage: cargo xtask sim [OPTIONS]    simulate the whole system; cargo xtask sim --help says more";
+usage: cargo xtask sim [OPTIONS]           simulate the whole system; cargo xtask sim --help says more
+       cargo xtask fuzz [--minutes M]      run all fuzz targets, which share M minutes, 13 unless given";
+
+/// A minute for each target.
+const FUZZ_MINUTES: u64 = 13;
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     match args.next().as_deref() {
         Some("sim") => sim(&args.collect::<Vec<String>>()),
+        Some("fuzz") => match fuzz_minutes(&args.collect::<Vec<String>>()) {
+            Some(minutes) => fuzz(minutes),
+            None => {
+                eprintln!("{USAGE}");
+                ExitCode::from(2)
+            }
+        },
         _ => {
             eprintln!("{USAGE}");
             ExitCode::from(2)
+        }
+    }
+}
+
+fn fuzz_minutes(args: &[String]) -> Option<u64> {
+    match args {
+        [] => Some(FUZZ_MINUTES),
+        [flag, minutes] if flag == "--minutes" => minutes.parse().ok().filter(|minutes| *minutes > 0),
+        _ => None,
+    }
+}
+
+fn fuzz(minutes: u64) -> ExitCode {
+    match fuzz::run(minutes) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(found) => {
+            eprintln!("{found}");
+            ExitCode::FAILURE
         }
     }
 }

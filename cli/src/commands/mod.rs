@@ -5,11 +5,13 @@ mod import;
 mod read;
 mod schema;
 mod setup;
+mod store;
 mod sync;
 mod write;
 
 pub(crate) use schema::schema;
 pub(crate) use setup::{init, relay, token};
+pub(crate) use store::{carry_out as look_after, store};
 pub(crate) use sync::{follow, watch};
 
 use std::io::Read as _;
@@ -20,7 +22,7 @@ use crate::args::{DataCommand, Global};
 use crate::config::{Device, DeviceDir, Opened, read_text};
 use crate::failure::{Category, Failure};
 use crate::output::Output;
-use crate::owner::{self, Forwarded, Listener, Parting, Request};
+use crate::owner::{self, Forwarded, Listener, Owner, Parting, Request};
 
 /// Carries out a command on a directory: through the process that owns it, or by owning it
 /// for as long as the command takes.
@@ -61,7 +63,7 @@ async fn own(dir: &DeviceDir, device: &Device, request: Request, output: &mut Ou
         let flushed = output.flush().await;
         result.and(flushed)
     };
-    listener.serve_during(device, Parting::Idle, work).await
+    listener.serve_during(&Owner::Device(device.clone()), Parting::Idle, work).await
 }
 
 fn takes_long(command: &DataCommand) -> bool {
@@ -123,6 +125,9 @@ pub(crate) async fn carry_out(
         DataCommand::Conflicts => conflicts::conflicts(workspace, output).await,
         DataCommand::Resolve(args) => conflicts::resolve(workspace, &args, output).await,
         DataCommand::Refused { action } => conflicts::refused(workspace, action, output).await,
+        DataCommand::Store(task) => {
+            store::carry_out(device.engine.upkeep(), &device.root, task, output).await
+        }
         DataCommand::Follow { again } => follow(workspace, again, output).await,
         DataCommand::RelaySchema { push, deadline } => {
             schema::with_relay(workspace, push, deadline, output).await

@@ -88,7 +88,7 @@ fn incompatible(breaking: usize) -> Failure {
 
 /// Makes a file the device's schema, if it may follow the present one.
 async fn replace(global: &Global, file: &std::path::Path) -> Result<(), Failure> {
-    let dir = DeviceDir::new(&global)?;
+    let dir = DeviceDir::new(global)?;
     dir.config()?;
     let source = read_text(file)?;
     let newer = parse_schema(&source, file)?;

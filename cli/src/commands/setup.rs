@@ -11,6 +11,7 @@ use crate::args::{Global, InitArgs, RelayArgs, Role, TokenArgs};
 use crate::config::{DeviceConfig, DeviceDir, parse_schema, read_text};
 use crate::failure::{Category, Failure};
 use crate::output::Output;
+use crate::owner::{Listener, Owner, Parting};
 
 pub(crate) async fn relay(global: Global, args: RelayArgs, output: &mut Output) -> Result<(), Failure> {
     let mut options = RelayOptions::new();
@@ -40,10 +41,22 @@ pub(crate) async fn relay(global: Global, args: RelayArgs, output: &mut Output) 
     let (started, listening) = tokio::sync::oneshot::channel();
     let run = RelayDaemon::run_until_signal(options, |handle| {
         let key = handle.url().key().map(|key| key.to_string());
-        let _ = started.send((handle.url().to_string(), key));
+        let _ =
+            started.send((handle.url().to_string(), key, handle.upkeep().clone(), handle.dir().to_owned()));
     });
     let announce = async {
-        if let Ok((url, key)) = listening.await {
+        if let Ok((url, key, upkeep, root)) = listening.await {
+            match Listener::bind(&root) {
+                Ok(listener) => {
+                    let owner = Owner::Relay { upkeep, root };
+                    let forever = std::future::pending::<()>();
+                    drop(tokio::spawn(async move {
+                        listener.serve_during(&owner, Parting::Soon, forever).await;
+                    }));
+                }
+                // Without it the relay has to be stopped for a backup.
+                Err(failure) => tracing::warn!(error = failure.message, "no commands are taken"),
+            }
             let object = json!({ "event": "listening", "url": url, "key": key });
             let text = format!("devices reach this relay at {url}\nCtrl-C stops it");
             // The relay goes on without whoever started it.

@@ -12,7 +12,7 @@ use crate::args::{DataCommand, Global};
 use crate::config::{DeviceDir, Opened};
 use crate::failure::{Category, Failure};
 use crate::output::Output;
-use crate::owner::{self, Forwarded, Listener, Parting, Request};
+use crate::owner::{self, Forwarded, Listener, Owner, Parting, Request};
 
 /// How often `watch` looks whether its own state changed.
 const STATE_PERIOD: Duration = Duration::from_millis(200);
@@ -25,22 +25,24 @@ pub(crate) async fn sync(
     deadline_ms: u64,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    let (outcome, sent, received, pending, refused, digest, error) =
+    let (outcome, sent, received, pending, refused, lacking, digest, error) =
         match workspace.sync(Duration::from_millis(deadline_ms)).await {
             Ok(report) => {
-                let SyncReport { outcome, sent, received, pending, refused, digest, error, .. } = report;
-                (outcome, sent, received, pending, refused, digest, error)
+                let SyncReport { outcome, sent, received, pending, refused, lacking, digest, error, .. } =
+                    report;
+                (outcome, sent, received, pending, refused, lacking, digest, error)
             }
             // Without a relay a device is offline for good, which loses nothing either.
             Err(error) if error.code() == "no_relay" => {
                 let status = figures(workspace).await;
-                (SyncOutcome::Offline, 0, 0, status.pending, status.refused, status.digest, Some(error))
+                let WorkspaceStatus { pending, refused, lacking, digest, .. } = status;
+                (SyncOutcome::Offline, 0, 0, pending, refused, lacking, digest, Some(error))
             }
             Err(error) => return Err(error.into()),
         };
     let mut object = json!({
         "outcome": outcome.name(), "sent": sent, "received": received, "pending": pending,
-        "refused": refused, "digest": digest,
+        "refused": refused, "lacking": lacking, "digest": digest,
     });
     let error = error.map(failure);
     if let (SyncOutcome::Partial, Some(cause)) = (outcome, &error) {
@@ -49,6 +51,9 @@ pub(crate) async fn sync(
     let mut text = format!("{}: {sent} sent, {received} received, {pending} still to send", outcome.name());
     if refused > 0 {
         text.push_str(&format!("; {refused} refused: see `anabranch refused`"));
+    }
+    if lacking > 0 {
+        text.push_str(&format!("; the relay lost something of {lacking} that other devices have to bring"));
     }
     output.result(object, text).await?;
     let (category, code, message) = match outcome {
@@ -130,6 +135,7 @@ fn status_json(status: &WorkspaceStatus) -> Json {
         "pending": status.pending,
         "conflicts": status.conflicts,
         "refused": status.refused,
+        "lacking": status.lacking,
         "digest": status.digest,
         "clock_skew_ms": status.clock_skew_ms,
     });
@@ -183,7 +189,7 @@ pub(crate) async fn watch(global: Global, output: &mut Output) -> Result<(), Fai
                     result = follow(&device.workspace, again, output) => result,
                 }
             };
-            listener.serve_during(&device, Parting::Soon, work).await
+            listener.serve_during(&Owner::Device(device.clone()), Parting::Soon, work).await
         }
         Err(failure) => Err(failure),
     };

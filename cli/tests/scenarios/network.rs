@@ -193,3 +193,24 @@ fn garbage_does_not_stop_a_relay() {
     assert_eq!(crate::world::terminate(&mut relay.child), 0);
     let _: Value = world.status("tablet");
 }
+
+/// A device whose relay is killed and started again learns so from the new one, with the next thing
+/// that it sends, and not by the silence of the old one.
+#[test]
+fn a_relay_that_was_killed_and_started_again_is_found_at_once() {
+    let Some(world) = World::new() else { return };
+    let mut relay = world.relay();
+    let address = relay.address().to_owned();
+    world.join("phone", &relay, "writer");
+    let mut watch = world.watch("phone");
+    let done = |event: &Value| event["state"] == "up_to_date" && event["pending"] == 0;
+    let empty = "0".repeat(64);
+    world.set("phone", &["note", "n", "tags+=old"]);
+    let before = watch.event(|event| done(event) && event["digest"] != empty.as_str());
+    relay.kill();
+    let _relay = world.relay_at(&address);
+    let start = std::time::Instant::now();
+    world.set("phone", &["note", "n", "tags+=new"]);
+    watch.event(|event| done(event) && event["digest"] != before["digest"]);
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+}

@@ -151,7 +151,11 @@ impl World {
     }
 
     pub(crate) fn relay_at(&self, listen: &str) -> Relay {
-        let args = ["relay", "--dev", "--listen", listen];
+        self.relay_with(listen, &[])
+    }
+
+    pub(crate) fn relay_with(&self, listen: &str, more: &[&str]) -> Relay {
+        let args = [&["relay", "--dev", "--listen", listen], more].concat();
         let mut child = self.command("relay", &args).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();

@@ -19,9 +19,10 @@ use super::layout::RefusalRecord;
 use super::workspace::{Draft, Workspace};
 use super::{RelayConfig, cut};
 use crate::admission::{self, Context, Judge, Refusal, RefusalCode, Vouches};
-use crate::change::{self, Change, MalformedChange, Role, TxMark};
+use crate::change::{self, CHANGE_OPS_MAX, Change, MalformedChange, Role, TxMark};
 use crate::clock::WallMs;
 use crate::codec;
+use crate::columns;
 use crate::genesis::Genesis;
 use crate::id::{Author, DeviceId, EntityHash, EntityKey};
 use crate::schema::EntityType;
@@ -33,6 +34,9 @@ use crate::wire::{
 
 /// Most changes of a unit; more are refused with a quota fault.
 const UNIT_CHANGES_MAX: usize = 20_000;
+/// Most operations, and items of any other column, that the changes of a unit claim together:
+/// a few bytes can stand for very many, and each is looked at.
+const UNIT_OPS_MAX: u64 = 4_000_000;
 /// Largest answer or feed entry that a unit can lead to, so that both fit a message.
 const DERIVED_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 1024 * 1024;
 /// Longest message of a refusal.
@@ -179,6 +183,17 @@ fn check_bounds(unit: &Unit) -> Result<Vec<EntityKey>, UnitFault> {
         answer_bytes += part.changes.len() * (name_bytes + 48);
         let key = EntityKey::new(part.type_name.clone(), part.id.clone());
         keys.push(key.map_err(|error| (FaultCode::Protocol, error.to_string()))?);
+    }
+    let all = || unit.entities.iter().flat_map(|part| &part.changes);
+    // What can't be counted is not looked at either.
+    let operations: u64 = all()
+        .filter_map(|bytes| columns::items_max(bytes))
+        .filter(|items| *items <= CHANGE_OPS_MAX as u64)
+        .sum();
+    if operations > UNIT_OPS_MAX {
+        let text =
+            format!("the unit has {operations} operations; {UNIT_OPS_MAX} are allowed: send less at once");
+        return Err((FaultCode::Quota, text));
     }
     let over = unit.entities.len() > UNIT_ENTITIES_MAX
         || changes > UNIT_CHANGES_MAX

@@ -552,6 +552,7 @@ impl Replica {
             self.repair.waits_for_schema = false;
             self.repair.schema = self.channel.relay_schema.unwrap_or_default();
         }
+        self.channel.schema_unsure = false;
         self.channel.state = ChannelState::Live;
         if self.outbox.is_empty() {
             self.channel.refusals = 0;

@@ -5,7 +5,7 @@
 //! | keyspace | key after the workspace | record |
 //! |---|---|---|
 //! | META | `state` | [`StateRecord`] |
-//! | META | `schema` | hash of the schema that rows and indexes follow |
+//! | META | `schema` | hash of the schema that rows and indexes follow, and the form of index keys |
 //! | META | `recovering` | nothing: the store went back, and what it lost has not all come yet |
 //! | META | `repair` | [`RepairRecord`]; none before the relay first went back |
 //! | META | `lacking`, entity hash | nothing: the relay lacks something of it that is not this device's to bring |
@@ -14,7 +14,7 @@
 //! | DOC | entity hash, 1, number | an increment: changes since, each behind its length |
 //! | HEADER | entity hash, place | [`HeaderRecord`](crate::codec::HeaderRecord) |
 //! | ROW | type, 0, id | [`RowRecord`] |
-//! | INDEX | type, 0, index number, values, 0, id | nothing |
+//! | INDEX | type, 0, index number, [values](crate::rows::index_values), id | id |
 //! | OUTBOX | number | [`OutboxRecord`] |
 //! | CONFLICT | type, 0, id | [`ConflictRecord`]s |
 //! | REFUSED | number | [`RefusedRecord`] |
@@ -240,8 +240,8 @@ impl Keys {
 fn spilled(head: &[u8]) -> Option<(u64, u32)> {
     let rest = head.strip_prefix(&[1])?;
     let (number, parts) = rest.split_first_chunk::<8>()?;
-    let parts: [u8; 4] = parts.try_into().ok()?;
-    Some((u64::from_be_bytes(*number), u32::from_be_bytes(parts)))
+    let parts = u32::from_be_bytes(parts.try_into().ok()?);
+    (parts <= codec::PARTS_MAX).then_some((u64::from_be_bytes(*number), parts))
 }
 
 /// What a replica knows of itself.
@@ -445,4 +445,20 @@ pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
 /// Reads such a record.
 pub(crate) fn from_json<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, StoreError> {
     serde_json::from_slice(bytes).map_err(|error| StoreError::Damaged { what: format!("{what}: {error}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A record whose count of parts was damaged had four thousand million keys deleted, one by
+    /// one, before the next value could be put in its place.
+    #[test]
+    fn a_damaged_count_of_parts_frees_nothing() {
+        let head = |parts: u32| [&[1][..], &7u64.to_be_bytes(), &parts.to_be_bytes()].concat();
+        assert_eq!(spilled(&head(3)), Some((7, 3)));
+        for damaged in [codec::PARTS_MAX + 1, u32::MAX] {
+            assert_eq!(spilled(&head(damaged)), None);
+        }
+    }
 }

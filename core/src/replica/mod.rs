@@ -28,7 +28,7 @@ use crate::digest::Digest;
 use crate::entity::{Entity, LoadError};
 use crate::header::{Header, HeaderIndex};
 use crate::id::{Author, DeviceId, EntityHash, EntityKey, Incarnation, WorkspaceId};
-use crate::rows::index_keys;
+use crate::rows::{INDEX_FORM, index_keys};
 use crate::schema::{EntityType, Schema};
 use crate::store::{Batch, CommitNo, Keyspace, Store, StoreError, View};
 use crate::wire::GrantRole;
@@ -243,14 +243,15 @@ impl Replica {
     }
 
     /// Writes rows and indexes anew if they follow another schema than the replica was opened
-    /// with: new fields show their defaults, new indexes hold what was written before, and
+    /// with, or another form of index keys: new fields show their defaults, new indexes hold what was written before, and
     /// what was of an unknown type is shown. Documents stay as they are. If this is cut
     /// short, it begins again at the next start.
     fn follow_schema(&mut self) -> Result<(), StoreError> {
         const PAGE: usize = 256;
         let store = Arc::clone(&self.store);
-        let (place, hash) = (self.keys.schema(), self.config.schema.hash());
-        if store.get(View::Latest, Keyspace::META, &place)?.is_some_and(|followed| followed == hash) {
+        let place = self.keys.schema();
+        let follows = [&self.config.schema.hash()[..], &[INDEX_FORM]].concat();
+        if store.get(View::Latest, Keyspace::META, &place)?.is_some_and(|followed| followed == follows) {
             return Ok(());
         }
         let prefix = self.keys.prefix();
@@ -289,7 +290,7 @@ impl Replica {
                 }
                 _ => {
                     self.reindexing = false;
-                    batch.put(Keyspace::META, place, hash);
+                    batch.put(Keyspace::META, place, follows);
                     self.commit(batch)?;
                     return Ok(());
                 }
@@ -478,17 +479,22 @@ impl Replica {
                 used: self.uses,
             },
             Some(bytes) => {
-                let mut record: EntityRecord = codec::decode(&bytes, "an entity")?;
-                let mut entity = self.load_stored(key, hash, &record, ty.as_ref())?;
-                if record.generation != self.repair.generation {
-                    entity.forget_admission();
-                    record.admitted_heads.clear();
-                }
+                let record = self.read_entity(&bytes)?;
+                let entity = self.load_stored(key, hash, &record, ty.as_ref())?;
                 Loaded { entity, record, used: self.uses }
             }
         };
         self.cache.insert(hash, loaded);
         Ok(hash)
+    }
+
+    /// Reads the record of an entity. What an earlier generation says of admission is left out.
+    fn read_entity(&self, bytes: &[u8]) -> Result<EntityRecord, StoreError> {
+        let mut record: EntityRecord = codec::decode(bytes, "an entity")?;
+        if record.generation != self.repair.generation {
+            record.admitted_heads.clear();
+        }
+        Ok(record)
     }
 
     fn load_stored(
@@ -499,7 +505,8 @@ impl Replica {
         ty: Option<&EntityType>,
     ) -> Result<Entity, StoreError> {
         let damaged = |what: String| StoreError::Damaged { what };
-        let mut headers = Vec::with_capacity(record.headers as usize);
+        // Grows with what is there: the count may be damaged.
+        let mut headers = Vec::new();
         for_each(&*self.store, Keyspace::HEADER, &self.keys.headers(hash), |_, bytes| {
             headers.push(Header::from(codec::decode::<HeaderRecord>(bytes, "a header")?));
             Ok(())
@@ -521,8 +528,20 @@ impl Replica {
             let changes = bytes.as_deref().and_then(split_increment);
             increments.extend(changes.ok_or_else(|| damaged(format!("increment {number} of {key}")))?);
         }
-        Entity::load(&self.config.workspace, key, ty, &snapshot, &increments, headers, &record.containers)
-            .map_err(|error| damaged(error.to_string()))
+        let mut entity = Entity::load(
+            &self.config.workspace,
+            key,
+            ty,
+            &snapshot,
+            &increments,
+            headers,
+            &record.containers,
+        )
+        .map_err(|error| damaged(error.to_string()))?;
+        if record.generation != self.repair.generation {
+            entity.forget_admission();
+        }
+        Ok(entity)
     }
 
     fn loaded(&mut self, hash: EntityHash) -> Result<&mut Loaded, StoreError> {

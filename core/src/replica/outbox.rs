@@ -75,14 +75,17 @@ pub enum Held {
         /// What was refused.
         parent: EntityKey,
     },
-    /// The relay lacks what the changes of an entity build on. They are offered again at the
-    /// next connect.
+    /// The relay lacks what the changes of an entity build on. They are offered again when it has
+    /// more of the entity, and at the next connect.
     MissingAtRelay {
         /// What waits; others may too.
         entity: EntityKey,
     },
     /// This device and the relay hold different things although everything was fetched again.
     Diverged,
+    /// The relay went back and lost the schema. What was written by it might not fit an older one,
+    /// so nothing is sent until somebody has pushed one.
+    SchemaLost,
 }
 
 /// The channel of one replica on the current link.
@@ -120,6 +123,9 @@ pub(super) struct Link {
     retry_at: Option<MonoMs>,
     /// The relay's answers to schema requests.
     schema_answers: Vec<SchemaIs>,
+    /// The relay's schema is not the one that it had: a newer one, or it went back, which shows
+    /// when the feed was read. Until then nothing is sent.
+    pub(super) schema_unsure: bool,
     /// The schema's hash as the relay knows it.
     pub(super) relay_schema: Option<[u8; 32]>,
 }
@@ -178,6 +184,9 @@ impl Replica {
         // Pending changes make no difference to the digest, so a fault outranks what waits.
         if self.channel.diverged {
             return Ok(Some(Held::Diverged));
+        }
+        if self.repair.waits_for_schema {
+            return Ok(Some(Held::SchemaLost));
         }
         for (hash, numbers) in &self.pending {
             let first = numbers.first().and_then(|number| self.outbox.get(number));
@@ -401,6 +410,8 @@ impl Replica {
             // A relay that lost its schema gets that one or none: what was written by it might not fit
             // an older one, and would be refused for good.
             let lost = self.repair.schema;
+            self.channel.schema_unsure =
+                granted.schema != [0; 32] && ![[0; 32], granted.schema].contains(&lost);
             if granted.schema == [0; 32]
                 && matches!(self.role(), GrantRole::Authority | GrantRole::Admin)
                 && (lost == [0; 32] || lost == self.config.schema.hash())
@@ -465,7 +476,8 @@ impl Replica {
 
     /// Sends what may be sent.
     pub(super) fn pump(&mut self) -> Result<(), StoreError> {
-        let waits = self.recovering || self.repair.reading || self.repair.waits_for_schema;
+        let repairs = self.recovering || self.repair.reading;
+        let waits = repairs || self.repair.waits_for_schema || self.channel.schema_unsure;
         if !self.channel.granted || waits {
             return Ok(());
         }
@@ -685,10 +697,7 @@ impl Replica {
         }
         let found = self.store.get(View::Latest, Keyspace::ENTITY, &self.keys.entity(hash))?;
         match found {
-            Some(bytes) => {
-                let record: super::EntityRecord = crate::codec::decode(&bytes, "an entity")?;
-                Ok(record.generation == self.repair.generation && !record.admitted_heads.is_empty())
-            }
+            Some(bytes) => Ok(!self.read_entity(&bytes)?.admitted_heads.is_empty()),
             None => Ok(false),
         }
     }

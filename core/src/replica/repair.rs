@@ -57,12 +57,6 @@ struct Parcel {
 }
 
 impl Replica {
-    /// The relay lost the schema that changes were made by, and nobody has pushed one since:
-    /// nothing is sent until somebody does.
-    pub fn waits_for_schema(&self) -> bool {
-        self.repair.waits_for_schema
-    }
-
     /// From now on nothing counts as admitted but what the feed of `epoch` brings from its start.
     /// The caller commits.
     pub(super) fn begin_repair(&mut self, epoch: [u8; 16]) {
@@ -76,6 +70,7 @@ impl Replica {
         self.state.digest = [0; 32];
         // Entities learn of their generation when they are loaded.
         self.cache.clear();
+        // A look at everything begins anew with the digest.
         self.scrub = None;
     }
 

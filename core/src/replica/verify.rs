@@ -160,7 +160,7 @@ impl Replica {
         record: &[u8],
         digest: &mut Digest,
     ) -> Result<Option<(Fault, Mend)>, StoreError> {
-        let record: EntityRecord = codec::decode(record, "an entity")?;
+        let record = self.read_entity(record)?;
         let Ok(key) = EntityKey::new(record.type_name.clone(), record.id.clone()) else {
             return Err(StoreError::Damaged { what: "the record of an entity has no name".into() });
         };
@@ -330,6 +330,11 @@ impl Replica {
         let numbers: Vec<u64> = self.pending.get(&hash).into_iter().flatten().copied().collect();
         for number in numbers {
             let pending = self.read_outbox(number)?;
+            if pending.again {
+                // No intents are left of it to be sent again.
+                self.delete_outbox(batch, number)?;
+                continue;
+            }
             self.put_refused(
                 batch,
                 &RefusedRecord {
@@ -345,10 +350,7 @@ impl Replica {
         }
         let place = self.keys.entity(hash);
         let Some(bytes) = self.store.get(View::Latest, Keyspace::ENTITY, &place)? else { return Ok(()) };
-        let mut record: EntityRecord = codec::decode(&bytes, "an entity")?;
-        if record.generation != self.repair.generation {
-            record.admitted_heads.clear();
-        }
+        let mut record = self.read_entity(&bytes)?;
         let heads: Vec<_> = record.admitted_heads.iter().map(|head| automerge::ChangeHash(*head)).collect();
         passed.replace(hash, &heads, &[]);
         // What this device wrote under the present incarnation may be known elsewhere, and its

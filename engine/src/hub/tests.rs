@@ -1,7 +1,5 @@
 //! Hubs and a relay in one thread, on stores that fail to order.
 
-#![expect(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
-
 use anabranch_core::id::DeviceId;
 use anabranch_core::intent::Intent;
 use anabranch_core::relay::{Claims, ConnId, Input, Output as Told, Relay, RelayConfig, TokenVerifier};

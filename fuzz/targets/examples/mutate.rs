@@ -66,8 +66,8 @@ fn mutated(pool: &[Vec<u8>], noise: &mut Noise) -> Vec<u8> {
         let at = noise.below(input.len() + 1);
         match noise.below(7) {
             0 | 1 if at < input.len() => input[at] ^= 1 << noise.below(8),
-            2 if at < input.len() => input[at] = noise.next() as u8,
-            3 => input.insert(at, noise.next() as u8),
+            2 if at < input.len() => input[at] = noise.word() as u8,
+            3 => input.insert(at, noise.word() as u8),
             4 if at < input.len() => drop(input.drain(at..(at + 1 + noise.below(8)).min(input.len()))),
             5 => {
                 let other = &pool[noise.below(pool.len())];

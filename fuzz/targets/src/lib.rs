@@ -23,6 +23,7 @@ mod relay;
 mod schema;
 mod store;
 mod tokens;
+mod values;
 mod wire;
 mod world;
 
@@ -86,6 +87,12 @@ pub const TARGETS: &[Target] = &[
         seeds: query::seeds,
     },
     Target {
+        name: "values",
+        promise: "what a person writes as values is understood or refused, and what is written is kept",
+        run: values::run,
+        seeds: values::seeds,
+    },
+    Target {
         name: "store",
         promise: "a store that holds anything at all is an error where it is damaged, never a panic",
         run: store::run,
@@ -133,7 +140,7 @@ impl Noise {
     }
 
     /// The next number (splitmix64).
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -143,12 +150,12 @@ impl Noise {
 
     /// A number below a bound.
     pub fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
+        (self.word() % bound.max(1) as u64) as usize
     }
 
     /// Some bytes.
     pub fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| (self.next() >> 32) as u8).collect()
+        (0..count).map(|_| (self.word() >> 32) as u8).collect()
     }
 }
 

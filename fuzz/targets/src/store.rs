@@ -59,9 +59,10 @@ fn device_content() -> &'static Content {
         bodies.insert(0, FeedBody::Changes { author: [1; 32], unit: Unit { entities: world::parts_of(1) } });
         replica.receive(world::now(0), world::feed(1, 1, bodies).into()).unwrap();
         for (id, size) in [("t1", 3), ("t2", 10), ("t3", 70_000)] {
+            // A long value is spilled; as a register it takes no time to load.
             let intents = vec![
-                Intent::Splice { field: "body".into(), at: 0, delete: 0, insert: "x".repeat(size) },
-                Intent::Set { field: "title".into(), value: json!(id) },
+                Intent::Splice { field: "body".into(), at: 0, delete: 0, insert: id.into() },
+                Intent::Set { field: "title".into(), value: json!("x".repeat(size)) },
             ];
             let edit = Edit { key: world::thing(id), intents, based_on: None, expect: Expect::Any };
             replica.write(world::now(5), &[edit], true).unwrap();

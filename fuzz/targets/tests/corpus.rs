@@ -75,6 +75,7 @@ targets! {
     token,
     invite,
     query,
+    values,
     store,
     relay,
     link,

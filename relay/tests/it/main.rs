@@ -7,6 +7,7 @@
 mod device;
 mod disturbances;
 mod running;
+mod siege;
 mod tokens;
 
 use std::time::Duration;

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anabranch_core::store::StoreError;
 use anabranch_core::wire::{FaultCode, FeedBody, Message};
-use anabranch_relay::{RelayDaemon, RelayDir, RelayError};
+use anabranch_relay::{RelayDaemon, RelayDir, RelayError, RelayOptions};
 use anabranch_transport::DeviceKey;
 use tokio::sync::oneshot;
 
@@ -122,4 +122,46 @@ async fn sigterm_stops_a_relay_in_order() {
     assert!(killed.success());
     soon(running).await.unwrap().unwrap();
     soon(bench.start().await.shutdown()).await.unwrap();
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &to.join(entry.file_name())),
+            false => drop(std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
+        }
+    }
+}
+
+/// The epoch that a relay tells, which writes something meanwhile.
+async fn epoch(bench: &Bench, options: RelayOptions) -> [u8; 16] {
+    let relay = RelayDaemon::start(options).await.unwrap();
+    let mut ann = Device::connect(relay.url()).await;
+    let granted = ann.sign_in("home", Some(bench.token("home", "ann"))).await.unwrap();
+    assert_eq!(ann.create("home", "n1", "milk").await.refused, vec![]);
+    soon(relay.shutdown()).await.unwrap();
+    granted.epoch
+}
+
+#[tokio::test]
+async fn a_store_that_went_back_begins_a_new_epoch_once() {
+    let bench = Bench::new();
+    let first = epoch(&bench, bench.options()).await;
+    let (store, backup) = (bench.dir().join("store"), bench.dir().join("backup"));
+    copy(&store, &backup);
+    assert_eq!(epoch(&bench, bench.options()).await, first);
+    // All but what tells how far the store had come.
+    std::fs::copy(store.join("COMMITS"), backup.join("COMMITS")).unwrap();
+    std::fs::remove_dir_all(&store).unwrap();
+    std::fs::rename(&backup, &store).unwrap();
+    let second = epoch(&bench, bench.options()).await;
+    assert_ne!(second, first);
+    assert_eq!(epoch(&bench, bench.options()).await, second, "it was dealt with");
+
+    let mut asked = bench.options();
+    asked.new_epoch = true;
+    let third = epoch(&bench, asked).await;
+    assert!(![first, second].contains(&third));
+    assert_eq!(epoch(&bench, bench.options()).await, third);
 }

@@ -9,8 +9,8 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use anabranch_core::store::StoreError;
 use redb::{
-    AccessGuard, CommitError, Database, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase,
-    ReadableTable, StorageError, TableDefinition, TableError, TransactionError,
+    AccessGuard, CommitError, CompactionError, Database, DatabaseError, Durability, ReadOnlyTable,
+    ReadableDatabase, ReadableTable, StorageError, TableDefinition, TableError, TransactionError,
 };
 
 use super::{Backend, Bytes, Changes, Entries, Reader, Visit, file_error};
@@ -40,6 +40,11 @@ impl Redb {
         // redb trusts the pages of a file that was closed properly: one branch that was changed
         // since could lead to older leaves, whose values still have good checksums.
         builder.set_check_integrity_on_open(options.check_on_open);
+        #[cfg(any(test, feature = "contract"))]
+        if !options.syncs {
+            let db = unsynced::open(&builder, &path).map_err(database_error("open redb"))?;
+            return Ok(Redb { db: RwLock::new(db), path });
+        }
         let db = builder.open(&path).map_err(database_error("open redb"))?;
         Ok(Redb { db: RwLock::new(db), path })
     }
@@ -112,12 +117,33 @@ impl Backend for Redb {
         Ok(())
     }
 
+    fn stored(&self) -> &dyn Backend {
+        self
+    }
+
+    fn sealed_entry(&self, key: &[u8], value: Option<&[u8]>) -> Result<(Bytes, Option<Bytes>), StoreError> {
+        Ok((key.into(), value.map(Bytes::from)))
+    }
+
+    fn opened_entry(&self, key: &Bytes, stored: &Bytes) -> Result<(Bytes, Bytes), StoreError> {
+        Ok((key.clone(), stored.clone()))
+    }
+
     fn verify(&self) -> Result<(), StoreError> {
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
         match db.check_integrity() {
             Ok(true) => Ok(()),
             Ok(false) => Err(StoreError::Damaged { what: "redb had to repair its pages".into() }),
             Err(e) => Err(database_error("verify")(e)),
+        }
+    }
+
+    fn trim(&self) -> Result<(), StoreError> {
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        match db.compact() {
+            Ok(_) => Ok(()),
+            Err(CompactionError::Storage(e)) => Err(storage_error("compact")(e)),
+            Err(other) => Err(StoreError::Io { operation: "compact", cause: other.to_string() }),
         }
     }
 
@@ -200,5 +226,47 @@ fn commit_error(error: CommitError) -> StoreError {
     match error {
         CommitError::Storage(e) => storage_error("commit")(e),
         other => StoreError::Damaged { what: format!("commit: {other}") },
+    }
+}
+
+/// redb on a file that is never synced; see `StoreOptions::without_syncs_for_tests`.
+#[cfg(any(test, feature = "contract"))]
+mod unsynced {
+    use std::fs::File;
+    use std::io;
+    use std::path::Path;
+
+    use redb::backends::FileBackend;
+    use redb::{Builder, Database, DatabaseError, StorageBackend, StorageError};
+
+    pub(super) fn open(builder: &Builder, path: &Path) -> Result<Database, DatabaseError> {
+        let file = File::options().read(true).write(true).open(path);
+        let file = file.map_err(|e| DatabaseError::Storage(StorageError::Io(e)))?;
+        builder.create_with_backend(Unsynced(FileBackend::new(file)?))
+    }
+
+    #[derive(Debug)]
+    struct Unsynced(FileBackend);
+
+    impl StorageBackend for Unsynced {
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.0.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.0.set_len(len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.0.write(offset, data)
+        }
     }
 }

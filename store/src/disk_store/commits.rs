@@ -110,9 +110,17 @@ impl Commits {
 
     /// Makes the file of a store whose newest durable commit is `durable`.
     pub(super) fn create(path: &Path, epoch: Epoch, durable: u64, rolled_back: bool) -> io::Result<Commits> {
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
         let reserved = durable.saturating_add(BLOCK);
-        let record = Record { generation: 0, epoch, reserved, durable, rolled_back };
+        Commits::create_with(path, Record { generation: 0, epoch, reserved, durable, rolled_back })
+    }
+
+    /// Makes a file that says of a copy of the store what this one says.
+    pub(super) fn copy_to(&self, path: &Path) -> io::Result<Commits> {
+        Commits::create_with(path, Record { generation: 0, ..self.record.clone() })
+    }
+
+    fn create_with(path: &Path, record: Record) -> io::Result<Commits> {
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
         let mut commits = Commits { file, record };
         commits.write_synced()?;
         commits.file.sync_all()?;

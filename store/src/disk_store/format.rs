@@ -56,6 +56,14 @@ impl Format {
         replace(dir, FILE, self.line().as_bytes()).map_err(io_error("write FORMAT"))
     }
 
+    /// Refuses a version that this program does not know.
+    pub(super) fn check_version(found: u32) -> Result<(), StoreError> {
+        match found > VERSION {
+            true => Err(StoreError::NewerFormat { found, supported: VERSION }),
+            false => Ok(()),
+        }
+    }
+
     /// What an older store becomes; `None` if it is of the newest version.
     pub(super) fn upgraded(self) -> Option<Format> {
         (self.version < VERSION).then_some(Format { version: VERSION, ..self })
@@ -83,9 +91,7 @@ impl Format {
             (Some(NAME), Some(Ok(version))) if version >= 2 => version,
             _ => return Err(damaged()),
         };
-        if version > VERSION {
-            return Err(StoreError::NewerFormat { found: version, supported: VERSION });
-        }
+        Format::check_version(version)?;
         let backend = words.next().and_then(BackendKind::from_name).ok_or_else(damaged)?;
         let encrypted = match words.next() {
             Some("plain") => false,

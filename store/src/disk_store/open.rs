@@ -15,6 +15,8 @@ use super::commits::{Commits, Epoch};
 use super::format::Format;
 use super::lock::DirLock;
 use super::seal::{seal, unseal};
+use super::space::FREE_BYTES_MIN;
+use super::swap;
 use crate::backend::{Backend, BackendKind, Bytes, Changes, panic_words};
 use crate::encrypt::{self, Encrypted, StoreKey};
 use crate::files::{io_error, sync_dir};
@@ -23,10 +25,6 @@ use crate::files::{io_error, sync_dir};
 pub(super) const COMMIT_KEY: [u8; 7] = *b"\0commit";
 /// Holds the epoch of the store; see [`commits`](super::commits).
 const EPOCH_KEY: [u8; 6] = *b"\0epoch";
-
-/// A backend writes while it opens, and on a full volume a thread of sled that waits for it may
-/// wait for ever. Below this much room it is not even tried.
-const OPEN_FREE_BYTES_MIN: u64 = 4 << 20;
 
 /// A directory that is open and consistent.
 pub(super) struct Opened {
@@ -57,30 +55,34 @@ impl From<StoreError> for Refusal {
 
 /// See [`DiskStore::open`](super::DiskStore::open).
 pub(super) fn open(dir: &Path, options: &StoreOptions) -> Result<Opened, StoreError> {
+    swap::finish(dir)?;
     fs::create_dir_all(dir).map_err(io_error("create the store's directory"))?;
     // What is renamed, and named in errors, must not depend on the working directory.
     let dir = dir.canonicalize().map_err(io_error("find the store's directory"))?;
     let free_bytes = fs4::available_space(&dir).map_err(io_error("ask for free space"))?;
-    if free_bytes < OPEN_FREE_BYTES_MIN {
-        return Err(StoreError::NoSpace { free_bytes, floor_bytes: OPEN_FREE_BYTES_MIN });
+    if free_bytes < FREE_BYTES_MIN {
+        return Err(StoreError::NoSpace { free_bytes, floor_bytes: FREE_BYTES_MIN });
     }
     let lock = DirLock::take(&dir)?;
     match open_contents(&dir, options) {
-        Ok((format, parts)) => Ok(Opened {
-            backend: Arc::from(parts.backend),
-            commits: parts.commits,
-            last: parts.last,
-            rolled_back: parts.rolled_back,
-            format,
-            lock,
-        }),
+        Ok((format, parts)) => {
+            swap::clean(&dir, parts.commits.record().epoch);
+            Ok(Opened {
+                backend: Arc::from(parts.backend),
+                commits: parts.commits,
+                last: parts.last,
+                rolled_back: parts.rolled_back,
+                format,
+                lock,
+            })
+        }
         Err(Refusal::Other(error)) => Err(error),
         Err(Refusal::Damage(what)) => {
             // A backend can't work without room and says so in many ways; that is no damage.
             if let Ok(free_bytes) = fs4::available_space(&dir)
-                && free_bytes < options.free_space_floor_bytes
+                && let floor_bytes = options.free_space_floor_bytes.max(FREE_BYTES_MIN)
+                && free_bytes < floor_bytes
             {
-                let floor_bytes = options.free_space_floor_bytes;
                 tracing::warn!(%what, free_bytes, "the store did not open while space was short");
                 return Err(StoreError::NoSpace { free_bytes, floor_bytes });
             }
@@ -230,13 +232,19 @@ fn reconcile(dir: &Path, backend: Box<dyn Backend>) -> Result<Parts, Refusal> {
         // No number that was ever acknowledged is used again.
         let resumed = last.max(commits.record().reserved);
         tracing::warn!(last, durable = commits.record().durable, resumed, "the store was rolled back");
-        let epoch = epoch.map_or_else(new_epoch, Ok)?;
+        let epoch = match epoch {
+            Some(epoch) => epoch,
+            None => new_epoch()?,
+        };
         begin(&*backend, epoch, resumed)?;
         commits.adopt(epoch, resumed).map_err(io)?;
         return Ok(Parts { backend, commits, last: resumed, rolled_back: true });
     }
     tracing::warn!(last, "COMMITS is missing or can't be read: the store may have been rolled back");
-    let epoch = epoch.map_or_else(new_epoch, Ok)?;
+    let epoch = match epoch {
+        Some(epoch) => epoch,
+        None => new_epoch()?,
+    };
     begin(&*backend, epoch, last)?;
     let commits = Commits::create(&path, epoch, last, true).map_err(io)?;
     Ok(Parts { backend, commits, last, rolled_back: true })
@@ -244,14 +252,18 @@ fn reconcile(dir: &Path, backend: Box<dyn Backend>) -> Result<Parts, Refusal> {
 
 /// Makes the backend go on from commit `last` of `epoch`, durably.
 fn begin(backend: &dyn Backend, epoch: Epoch, last: u64) -> Result<Epoch, Refusal> {
-    let own = |key: &[u8], value: &[u8]| (Bytes::from(key), Some(seal(key, value.to_vec())));
-    let changes = Changes::from([own(&EPOCH_KEY, &epoch), own(&COMMIT_KEY, &last.to_be_bytes())]);
-    backend.apply(&changes)?;
+    backend.apply(&own_records(&epoch, last))?;
     backend.sync()?;
     Ok(epoch)
 }
 
-fn new_epoch() -> Result<Epoch, Refusal> {
+/// The records by which the store knows itself.
+pub(super) fn own_records(epoch: &[u8], last: u64) -> Changes {
+    let own = |key: &[u8], value: &[u8]| (Bytes::from(key), Some(seal(key, value.to_vec())));
+    Changes::from([own(&EPOCH_KEY, epoch), own(&COMMIT_KEY, &last.to_be_bytes())])
+}
+
+pub(super) fn new_epoch() -> Result<Epoch, StoreError> {
     let mut epoch = Epoch::default();
     encrypt::draw(&mut epoch)?;
     Ok(epoch)

@@ -7,6 +7,10 @@ use anabranch_core::store::StoreError;
 
 use crate::files::io_error;
 
+/// The lowest floor. Backends write while they open and where they collect garbage, and on a full
+/// volume a thread of sled that waits for it may wait for ever.
+pub(super) const FREE_BYTES_MIN: u64 = 4 << 20;
+
 /// Watches free space without asking the system on each commit.
 pub(super) struct Space {
     dir: PathBuf,
@@ -27,6 +31,7 @@ const ASK_AFTER_BYTES: u64 = 1 << 20;
 
 impl Space {
     pub(super) fn new(dir: &Path, floor_bytes: u64) -> Self {
+        let floor_bytes = floor_bytes.max(FREE_BYTES_MIN);
         Space { dir: dir.to_path_buf(), floor_bytes, known: None }
     }
 

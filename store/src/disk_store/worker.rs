@@ -1,14 +1,15 @@
 //! The two threads of a store: one writes groups of batches to the backend, one syncs them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use anabranch_core::store::{CommitNo, StoreError};
 
 use super::pending::Queued;
 use super::seal::seal;
+use super::watch::{self, Caller};
 use super::{Shadow, Shared, open};
 use crate::backend::{Backend, Bytes, Changes, panic_words};
 use crate::durability::lock;
@@ -33,8 +34,9 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<Vec<JoinHandle<()>>, StoreEr
         spawn("anabranch-store-write", shared, move |shared| write_groups(shared, &*to_write, &to_sync))?;
     let syncer =
         spawn("anabranch-store-sync", shared, move |shared| sync_groups(shared, &*backend, &applied));
-    match syncer {
-        Ok(syncer) => Ok(vec![writer, syncer]),
+    let watcher = syncer.and_then(|syncer| Ok((syncer, watch_over(shared)?)));
+    match watcher {
+        Ok((syncer, _)) => Ok(vec![writer, syncer]),
         Err(e) => {
             shared.pending.stop();
             let _ = writer.join();
@@ -43,18 +45,37 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<Vec<JoinHandle<()>>, StoreEr
     }
 }
 
+/// Starts the thread that stops the store when the backend does not answer. It ends by itself.
+fn watch_over(shared: &Arc<Shared>) -> Result<JoinHandle<()>, StoreError> {
+    let shared = Arc::clone(shared);
+    let body = move || {
+        if shared.watch.wait() {
+            shared.poison(watch::WORDS);
+        }
+    };
+    let name = "anabranch-store-watch".to_owned();
+    thread::Builder::new().name(name).spawn(body).map_err(io_error("start a thread"))
+}
+
 fn spawn(
     name: &str,
     shared: &Arc<Shared>,
     run: impl FnOnce(&Shared) -> Result<(), StoreError> + Send + 'static,
 ) -> Result<JoinHandle<()>, StoreError> {
     let shared = Arc::clone(shared);
-    let body = move || match catch_unwind(AssertUnwindSafe(|| run(&shared))) {
-        Ok(Ok(())) => {}
-        Ok(Err(e)) => shared.poison(e.to_string()),
-        Err(panic) => shared.poison(format!("panic: {}", panic_words(&*panic))),
+    shared.watch.begin();
+    let thread = thread::Builder::new().name(name.to_owned());
+    let watched = Arc::clone(&shared);
+    let body = move || {
+        match catch_unwind(AssertUnwindSafe(|| run(&shared))) {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => shared.poison(e.to_string()),
+            Err(panic) => shared.poison(format!("panic: {}", panic_words(&*panic))),
+        }
+        shared.watch.end();
     };
-    thread::Builder::new().name(name.to_owned()).spawn(body).map_err(io_error("start a thread"))
+    let started = thread.spawn(body).map_err(io_error("start a thread"));
+    started.inspect_err(|_| watched.watch.end())
 }
 
 fn write_groups(
@@ -66,18 +87,25 @@ fn write_groups(
         let Some(last) = group.last().map(|batch| batch.commit) else { continue };
         lock(&shared.commits).reserve(last)?;
         let mut changes = merged(group);
-        if backend.shows_unsynced() {
-            // Up before the backend is touched: from here on it differs from what is published.
+        let applying = lock(&shared.applying);
+        if backend.shows_unsynced() || shared.snapshots.is_active() {
             let shadow = Arc::new(before(backend, &changes)?);
-            let mut published = shared.published.write().unwrap_or_else(PoisonError::into_inner);
-            published.shadows.push_back(shadow);
+            shared.snapshots.keep(backend, &shadow)?;
+            if backend.shows_unsynced() {
+                // Up before the backend is touched: from here on it differs from what is published.
+                shared.publishing().shadows.push_back(shadow);
+            }
         }
         let keys = changes.keys().cloned().collect();
         changes.insert(
             Bytes::from(&open::COMMIT_KEY[..]),
             Some(seal(&open::COMMIT_KEY, last.to_be_bytes().to_vec())),
         );
-        backend.apply(&changes)?;
+        shared.watch.over(Caller::Writer, || backend.apply(&changes))?;
+        if !backend.shows_unsynced() {
+            shared.publishing().last = last;
+        }
+        drop(applying);
         if to_sync.send(Applied { last, keys }).is_err() {
             // The sync thread has failed and said so.
             return Ok(());
@@ -106,13 +134,14 @@ fn sync_groups(
         let mut groups = vec![first];
         groups.extend(applied.try_iter().take(APPLIED_GROUPS_MAX));
         let Some(last) = groups.last().map(|group| group.last) else { continue };
-        backend.sync()?;
+        shared.watch.over(Caller::Syncer, || backend.sync())?;
         if shared.durability.check().is_err() {
             return Ok(());
         }
         if backend.shows_unsynced() {
-            let mut published = shared.published.write().unwrap_or_else(PoisonError::into_inner);
+            let mut published = shared.publishing();
             published.shadows.drain(..groups.len());
+            published.last = last;
         }
         shared.pending.forget(groups.iter().flat_map(|group| &group.keys), last);
         lock(&shared.commits).note_durable(last)?;

@@ -32,7 +32,7 @@ use crate::files::{io_error, replace};
 /// The random key from which those for values and keys follow.
 pub(crate) type DataKey = Zeroizing<[u8; 32]>;
 
-const FILE: &str = "KEY";
+pub(crate) const FILE: &str = "KEY";
 const MAGIC: [u8; 8] = *b"anabkey1";
 const SLOT_BYTES: usize = 4096;
 const SALT_BYTES: usize = 16;

@@ -1,12 +1,13 @@
 //! Queries over rows and indexes: what is found must not depend on how it is looked for.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anabranch_core::id::EntityKey;
 use anabranch_core::query::{self, Filter, Op, Query};
-use anabranch_core::replica::Replica;
+use anabranch_core::replica::{Edit, Replica, parse_version};
 use anabranch_core::rows::Rows;
-use anabranch_store::MemoryStore;
+use anabranch_core::store::{Batch, CommitNo, DurableHook, Entry, Keyspace, StoreError, StoreStats, View};
+use anabranch_store::{MemoryStore, Store};
 use serde_json::{Value as Json, json};
 
 use crate::faults::{START, alone, edit, set};
@@ -91,4 +92,152 @@ fn an_index_changes_no_answer() {
         .collect();
     assert_eq!(found[0], found[1]);
     assert_eq!(found[0][1], ["c"]);
+}
+
+/// Longer than any key, in a type with as many of them in one index as there are fields: what is
+/// received must be stored, and found by its whole value.
+#[test]
+fn long_and_hostile_texts_are_indexed_and_found() {
+    let names: Vec<String> = (0..12).map(|n| format!("t{n:02}")).collect();
+    let fields: String = names.iter().map(|name| format!("{name} = {{ type = \"string\" }}\n")).collect();
+    let index = serde_json::to_string(&names).unwrap();
+    let source = format!("[thing]\nversion = 1\nindex = [{index}, [\"t00\"]]\n[thing.fields]\n{fields}");
+    let store = Arc::new(MemoryStore::new());
+    let config = alone(&source);
+    let mut replica = Replica::open(store.clone(), config.clone()).unwrap();
+    let prefix = "p".repeat(1_500);
+    // Zeros take two bytes each, and the first differs from the others only behind the bound.
+    let texts =
+        [format!("{prefix}b"), format!("{prefix}a"), prefix.clone(), "\0".repeat(1_500), "p".repeat(256)];
+    for (n, text) in texts.iter().enumerate() {
+        let intents: Vec<_> = names.iter().map(|name| set(name, json!(text))).collect();
+        let id = format!("{n}{}", "i".repeat(255));
+        replica.write(START, &[edit(&id, &intents)], true).unwrap();
+    }
+    let rows = Rows::new(store, config.schema.clone(), &config.workspace);
+    let place = |id: &str| id.as_bytes()[0] - b'0';
+    for (n, text) in texts.iter().enumerate() {
+        for field in ["t00", "t07"] {
+            let found = ids(&rows, field, Op::Eq, json!(text));
+            assert_eq!(found.iter().map(|id| place(id)).collect::<Vec<_>>(), [n as u8], "{field}");
+            assert_eq!(ids(&rows, field, Op::Ne, json!(text)).len(), texts.len() - 1);
+        }
+        // By all of the long index.
+        let filters =
+            names.iter().map(|name| Filter { field: name.clone(), op: Op::Eq, value: json!(text) }).collect();
+        let query = Query { type_name: "thing".into(), filters, ..Query::default() };
+        assert_eq!(query::run(&rows, &query).unwrap().rows.len(), 1);
+    }
+    assert_eq!(ids(&rows, "t00", Op::Eq, json!(format!("{prefix}c"))), [""; 0]);
+    assert_eq!(ids(&rows, "t00", Op::Gt, json!(prefix)).len(), 2);
+
+    // In order and page by page, whatever the keys hold of the values.
+    for descending in [false, true] {
+        let mut seen = Vec::new();
+        let mut after = None;
+        loop {
+            let order_by = Some(("t00".to_owned(), descending));
+            let query =
+                Query { type_name: "thing".into(), order_by, limit: Some(1), after, ..Query::default() };
+            let page = query::run(&rows, &query).unwrap();
+            seen.extend(page.rows.iter().map(|(key, _)| place(key.id())));
+            match page.cursor {
+                Some(cursor) => after = Some(cursor),
+                None => break,
+            }
+        }
+        let mut expected = [3, 4, 2, 1, 0];
+        if descending {
+            expected.reverse();
+        }
+        assert_eq!(seen, expected);
+    }
+
+    // Deleted and changed, they leave nothing behind.
+    let gone = format!("0{}", "i".repeat(255));
+    replica.write(START, &[edit(&gone, &[anabranch_core::intent::Intent::Delete])], true).unwrap();
+    assert_eq!(ids(&rows, "t00", Op::Eq, json!(texts[0])), [""; 0]);
+    let changed = format!("1{}", "i".repeat(255));
+    replica.write(START, &[edit(&changed, &[set("t00", json!(prefix))])], true).unwrap();
+    assert_eq!(ids(&rows, "t00", Op::Eq, json!(texts[1])), [""; 0]);
+    assert_eq!(ids(&rows, "t00", Op::Eq, json!(prefix)).len(), 2);
+}
+
+/// A store in which something happens right after a scan.
+struct Interrupted {
+    inner: Arc<MemoryStore>,
+    then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Store for Interrupted {
+    fn get(&self, view: View, keyspace: Keyspace, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.inner.get(view, keyspace, key)
+    }
+    fn scan(
+        &self,
+        view: View,
+        keyspace: Keyspace,
+        prefix: &[u8],
+        from: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let found = self.inner.scan(view, keyspace, prefix, from, limit);
+        if let Some(then) = self.then.lock().unwrap().take() {
+            then();
+        }
+        found
+    }
+    fn scan_rev(
+        &self,
+        view: View,
+        keyspace: Keyspace,
+        prefix: &[u8],
+        before: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        self.inner.scan_rev(view, keyspace, prefix, before, limit)
+    }
+    fn commit(&self, batch: Batch) -> Result<CommitNo, StoreError> {
+        self.inner.commit(batch)
+    }
+    fn durable(&self) -> Result<CommitNo, StoreError> {
+        self.inner.durable()
+    }
+    fn wait_durable(&self, commit: CommitNo) -> Result<(), StoreError> {
+        self.inner.wait_durable(commit)
+    }
+    fn set_durable_hook(&self, hook: DurableHook) {
+        self.inner.set_durable_hook(hook);
+    }
+    fn stats(&self) -> StoreStats {
+        self.inner.stats()
+    }
+    fn shut_down(&self) -> Result<(), StoreError> {
+        self.inner.shut_down()
+    }
+}
+
+/// What is too large for one record lies in parts, and those are gone when it was replaced.
+#[test]
+fn conflicts_that_change_while_they_are_read_are_read() {
+    const SOURCE: &str = "[thing]\nversion = 1\nmerge = \"manual\"\n[thing.fields]\n\
+        name = { type = \"string\", max_bytes = 100000 }\n";
+    let inner = Arc::new(MemoryStore::new());
+    let config = alone(SOURCE);
+    let mut replica = Replica::open(inner.clone(), config.clone()).unwrap();
+    let first = replica.write(START, &[edit("a", &[set("name", json!("first"))])], true).unwrap();
+    let seen = parse_version(&first.versions[0]);
+    let large = move |letter: &str| {
+        let intents = [set("name", json!(letter.repeat(50_000)))];
+        Edit { based_on: seen.clone(), ..edit("a", &intents) }
+    };
+    for letter in ["x", "y"] {
+        replica.write(START, &[large(letter)], true).unwrap();
+    }
+    let replace = Box::new(move || drop(replica.write(START, &[large("z")], true).unwrap()));
+    let store = Arc::new(Interrupted { inner, then: Mutex::new(Some(replace)) });
+    let rows = Rows::new(store, config.schema.clone(), &config.workspace);
+    let conflicts = rows.conflicts().unwrap();
+    assert_eq!(conflicts.len(), 1);
+    assert_eq!(conflicts[0].1.sides.len(), 3);
 }

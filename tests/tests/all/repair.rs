@@ -34,7 +34,7 @@ fn everything() -> String {
 }
 
 proptest! {
-    #![proptest_config(config(60))]
+    #![proptest_config(config(25))]
 
     /// An authority is among the devices: it brings what anyone wrote.
     #[test]
@@ -130,5 +130,61 @@ fn what_only_an_absent_device_can_bring_is_counted_and_waited_for() {
     for node in 0..3 {
         assert_eq!((count(&net, node, "e"), count(&net, node, "f")), (json!(2), json!(1)), "device {node}");
         assert_eq!(net.lacking(node), 0, "device {node}");
+    }
+}
+
+#[test]
+fn nothing_is_sent_to_a_relay_that_lost_the_schema_it_was_made_by() {
+    let mut net = Net::new(COUNTING, "thing", &[0, 0, 0]);
+    net.agree();
+    net.back_up_relay();
+    let newer = COUNTING.replace("version = 1", "version = 2") + "more = { type = \"string\" }\n";
+    for node in 0..3 {
+        net.upgrade(node, &newer);
+    }
+    net.quiet();
+    net.push_schema(0);
+    net.quiet();
+    let more = Intent::Set { field: "more".into(), value: json!("newer") };
+    net.write_plainly(1, "e", std::slice::from_ref(&more), true);
+    net.write_plainly(2, "e", &[one_more()], true);
+    net.agree();
+    net.restore_relay(false);
+    for node in [1, 2] {
+        net.connect(node);
+    }
+    net.write_plainly(2, "f", &[more], true);
+    net.quiet();
+    assert_eq!((net.pending(1), net.pending(2)), (1, 2), "an older schema would refuse it for good");
+    // The authority has the schema, and pushes it as it finds it lost.
+    net.connect(0);
+    net.quiet();
+    net.agree();
+    for node in 0..3 {
+        let (row, refused) = net.look(node, "e");
+        let fields = row.unwrap().fields;
+        assert_eq!((&fields["more"], &fields["count"]), (&json!("newer"), &json!(1)), "device {node}");
+        assert_eq!(refused, 0);
+        assert_eq!(net.look(node, "f").0.unwrap().fields["more"], json!("newer"));
+    }
+}
+
+#[test]
+fn what_was_refused_stays_refused() {
+    let mut net = Net::new(COUNTING, "thing", &[0, 0]);
+    net.agree();
+    net.back_up_relay();
+    net.write_plainly(1, "e", &[one_more()], true);
+    let forbidden = Intent::Set { field: "only".into(), value: json!("mine") };
+    net.write_plainly(1, "e", &[forbidden], false);
+    net.write_plainly(1, "e", &[one_more()], true);
+    net.agree();
+    net.restore_relay(true);
+    net.agree();
+    for node in 0..2 {
+        let (row, refused) = net.look(node, "e");
+        let fields = row.unwrap().fields;
+        assert_eq!((&fields["count"], &fields["only"]), (&json!(2), &json!(null)), "device {node}");
+        assert_eq!(refused, u64::from(node == 1), "what was refused before the restore, once");
     }
 }

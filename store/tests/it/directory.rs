@@ -1,9 +1,6 @@
 //! What may have happened to a store's directory between two openings, and what is said of
 //! it: never a panic, never a silent loss, never a deletion.
 
-// The helpers of tests are tests too.
-#![allow(clippy::unwrap_used)]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 

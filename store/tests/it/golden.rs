@@ -4,9 +4,6 @@
 //! `ANABRANCH_GOLDEN_WRITE=1` writes those of the newest format anew; do so for a new format,
 //! under new names. Those of earlier formats were written by the programs of their time.
 
-// The helpers of tests are tests too.
-#![allow(clippy::unwrap_used)]
-
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 

@@ -1,0 +1,464 @@
+//! Peers that mean harm, each told as a story at the relay: it is refused with the reason, what
+//! came beside it is taken, and nothing else happens.
+
+// In a test a panic is the report.
+#![allow(clippy::unwrap_used)]
+
+// Not every helper is needed here.
+#[allow(dead_code)]
+mod support;
+
+use anabranch_core::admission::{INCREMENT_MAX, Judge, RefusalCode};
+use anabranch_core::change::{Change, OP_COUNTER_MAX};
+use anabranch_core::clock::{Hlc, WallMs};
+use anabranch_core::entity::Entity;
+use anabranch_core::genesis::{Genesis, GenesisKind};
+use anabranch_core::id::{Author, Incarnation};
+use anabranch_core::relay::{ConnId, Output};
+use anabranch_core::schema::Schema;
+use anabranch_core::wire::*;
+use automerge::legacy::{ElementId, Key, ObjectId, OpId, OpType};
+use automerge::{ActorId, Change as RawChange, ChangeHash, ExpandedChange, ObjType, ScalarValue};
+use support::*;
+
+/// The next change of a device, with something of it forged and the checksum right again.
+fn forge(device: &Device, id: &str, how: impl FnOnce(&mut ExpandedChange)) -> Vec<u8> {
+    forge_draft(device, id, Draft::default(), how)
+}
+
+fn forge_draft(device: &Device, id: &str, draft: Draft, how: impl FnOnce(&mut ExpandedChange)) -> Vec<u8> {
+    let honest = device.clone().write(id, draft);
+    let mut expanded = honest.expand().unwrap();
+    expanded.author = None;
+    expanded.extra_bytes = honest.raw().extra_bytes().to_vec();
+    expanded.hash = None;
+    how(&mut expanded);
+    RawChange::from(expanded).raw_bytes().to_vec()
+}
+
+fn raw(id: &str, changes: Vec<Vec<u8>>) -> EntityChanges {
+    EntityChanges { changes, ..of(id, &[]) }
+}
+
+struct Story {
+    world: World,
+    device: Device,
+    conn: ConnId,
+    honest: u32,
+}
+
+impl Story {
+    /// A writer whose note `n1` has two changes.
+    fn begin() -> Self {
+        let mut world = World::with_schema();
+        let mut device = Device::new(1);
+        let conn = world.join(&device, "writer");
+        let (one, two) = (device.edit("n1"), device.edit("n1"));
+        assert_eq!(world.submit(conn, unit([of("n1", &[&one, &two])])).refused, []);
+        Self { world, device, conn, honest: 0 }
+    }
+
+    /// Sends bytes as a change of `n1`, between honest changes of other notes.
+    #[track_caller]
+    fn refused(&mut self, bytes: Vec<u8>, code: RefusalCode) -> String {
+        self.refused_in("n1", bytes, code)
+    }
+
+    #[track_caller]
+    fn refused_in(&mut self, id: &str, bytes: Vec<u8>, code: RefusalCode) -> String {
+        self.honest += 1;
+        let (before, after) = (format!("before{}", self.honest), format!("after{}", self.honest));
+        let parts = [
+            of(&before, &[&self.device.edit(&before)]),
+            raw(id, vec![bytes]),
+            of(&after, &[&self.device.edit(&after)]),
+        ];
+        let ack = self.world.submit(self.conn, unit(parts));
+        assert_eq!(codes(&ack), [code], "{:?}", ack.refused);
+        assert_eq!(ack.refused[0].id, id);
+        assert!(!ack.refused[0].message.is_empty(), "a refusal says why");
+        let feed = self.world.whole_feed();
+        let taken = |id: &str| {
+            feed.iter().any(|entry| {
+                matches!(&entry.body, FeedBody::Changes { unit, .. } if unit.entities.iter().any(|e| e.id == id))
+            })
+        };
+        assert!(taken(&before) && taken(&after), "the honest rest is taken");
+        assert_eq!(digest_of(&feed), self.world.digest().1);
+        ack.refused[0].message.clone()
+    }
+
+    /// The device goes on where it was.
+    #[track_caller]
+    fn goes_on(mut self) {
+        let next = self.device.edit("n1");
+        assert_eq!(self.world.submit(self.conn, unit([of("n1", &[&next])])).refused, []);
+    }
+}
+
+#[test]
+fn actors_that_are_not_the_authors_are_forged() {
+    let mut story = Story::begin();
+    let other = Author { device: story.device.id(), incarnation: Incarnation(9) };
+    for actor in [
+        ActorId::from(&[7; 16][..]),
+        other.actor(&home(), &key("note", "n1")),
+        ActorId::from(&[][..]),
+        // Derived for an isolated edit, from another base and with a level that has two spellings.
+        ActorId::from([&[0x13, 0xb2, 0x23, 0x09, 1][..], &[7; 16]].concat()),
+        ActorId::from(
+            [
+                &[0x13, 0xb2, 0x23, 0x09, 0x81, 0][..],
+                story.device.author.actor(&home(), &key("note", "x")).to_bytes(),
+            ]
+            .concat(),
+        ),
+    ] {
+        let bytes = forge(&story.device, "x", |change| change.actor_id = actor);
+        story.refused_in("x", bytes, RefusalCode::ForgedActor);
+    }
+    story.goes_on();
+}
+
+#[test]
+fn gaps_and_forks_of_a_sequence_are_refused() {
+    let mut story = Story::begin();
+    for seq in [4, 2, u64::MAX] {
+        let bytes = forge(&story.device, "n1", |change| change.seq = seq);
+        story.refused(bytes, RefusalCode::BadSequence);
+    }
+    story.goes_on();
+}
+
+#[test]
+fn a_change_that_leaves_out_its_predecessor_is_refused() {
+    let mut story = Story::begin();
+    let mut other = Device::new(2);
+    let conn = story.world.join(&other, "writer");
+    let aside = other.edit("n1");
+    story.world.submit(conn, unit([of("n1", &[&aside])]));
+    for deps in [vec![], vec![aside.hash()]] {
+        let bytes = forge(&story.device, "n1", |change| change.deps = deps);
+        story.refused(bytes, RefusalCode::BadSequence);
+    }
+    story.goes_on();
+}
+
+#[test]
+fn counters_of_operations_have_limits_both_ways() {
+    let mut story = Story::begin();
+    for (start, code) in [
+        (1, RefusalCode::OutOfOrder),
+        (2, RefusalCode::OutOfOrder),
+        (OP_COUNTER_MAX, RefusalCode::Malformed),
+        (u64::from(u32::MAX), RefusalCode::Malformed),
+        (u64::MAX, RefusalCode::Malformed),
+    ] {
+        let bytes = forge(&story.device, "n1", |change| change.start_op = start.try_into().unwrap());
+        story.refused(bytes, code);
+    }
+    story.goes_on();
+}
+
+#[test]
+fn negative_early_and_future_times_are_refused() {
+    let mut story = Story::begin();
+    let ahead = Hlc::from_wall(WallMs(START.0 + 6 * 60 * 1000)).to_change_time();
+    for (time, code) in [
+        (-1, RefusalCode::Malformed),
+        (i64::MIN, RefusalCode::Malformed),
+        (0, RefusalCode::OutOfOrder),
+        (ahead, RefusalCode::ClockAhead),
+        (i64::MAX, RefusalCode::ClockAhead),
+    ] {
+        let bytes = forge(&story.device, "n1", |change| change.time = time);
+        story.refused(bytes, code);
+    }
+    story.goes_on();
+}
+
+#[test]
+fn unknown_objects_are_refused() {
+    let mut story = Story::begin();
+    let own = story.device.author.actor(&home(), &key("note", "n1"));
+    for object in [OpId::new(1, &own), OpId::new(1, &ActorId::from(&[9; 16][..])), OpId::new(99, &own)] {
+        let bytes = forge(&story.device, "n1", |change| change.operations[0].obj = ObjectId::Id(object));
+        story.refused(bytes, RefusalCode::BadShape);
+    }
+    let bytes = forge(&story.device, "n1", |change| change.operations[0].key = Key::Seq(ElementId::Head));
+    story.refused(bytes, RefusalCode::BadShape);
+    story.goes_on();
+}
+
+/// Automerge believes what an operation says it replaces: such a change left documents that could
+/// be saved and not loaded.
+#[test]
+fn unknown_and_unseen_predecessors_are_refused() {
+    let mut story = Story::begin();
+    let mut other = Device::new(2);
+    let conn = story.world.join(&other, "writer");
+    let aside = other.edit("n1");
+    story.world.submit(conn, unit([of("n1", &[&aside])]));
+    let own = story.device.author.actor(&home(), &key("note", "n1"));
+    let counter = Genesis::new("note", "stars", GenesisKind::Counter);
+    for preds in [
+        vec![OpId::new(1, &ActorId::from(&[9; 16][..]))],
+        vec![OpId::new(99, &own)],
+        // In the relay's index, but not below this change.
+        vec![OpId::new(1, aside.actor())],
+        // Its own operation, which is not earlier.
+        vec![OpId::new(3, &own)],
+        vec![OpId::new(1, &own), OpId::new(1, &own)],
+        vec![counter.op_id()],
+    ] {
+        let bytes = forge(&story.device, "n1", |change| change.operations[0].pred = preds.into());
+        story.refused(bytes, RefusalCode::BadShape);
+    }
+    let bytes = forge(&story.device, "n1", |change| change.operations[0].insert = true);
+    story.refused(bytes, RefusalCode::BadShape);
+    // The same key twice, the second time as if the first had not been.
+    let bytes = forge(&story.device, "n1", |change| change.operations.push(change.operations[0].clone()));
+    story.refused(bytes, RefusalCode::BadShape);
+    story.goes_on();
+}
+
+#[test]
+fn increments_fit_counters_only_and_are_bounded() {
+    let mut story = Story::begin();
+    let bytes = forge(&story.device, "n1", |change| change.operations[0].action = OpType::Increment(1));
+    story.refused(bytes, RefusalCode::BadShape);
+    let counts = || Draft { increments: Some("stars"), ..Draft::default() };
+    for (by, code) in [
+        (INCREMENT_MAX + 1, RefusalCode::Validation),
+        (i64::MIN, RefusalCode::Validation),
+        (i64::MAX, RefusalCode::Validation),
+    ] {
+        let bytes = forge_draft(&story.device, "n1", counts(), |change| {
+            change.operations[0].action = OpType::Increment(by);
+        });
+        story.refused(bytes, code);
+    }
+    for action in [
+        OpType::Put(ScalarValue::Int(7)),
+        OpType::Put(ScalarValue::counter(7)),
+        OpType::Delete,
+        OpType::Make(ObjType::Map),
+    ] {
+        let bytes = forge_draft(&story.device, "n1", counts(), |change| change.operations[0].action = action);
+        story.refused(bytes, RefusalCode::BadShape);
+    }
+    story.goes_on();
+}
+
+#[test]
+fn another_devices_change_is_taken_from_nobody_else() {
+    let mut story = Story::begin();
+    let stolen = Device::new(2).edit("n9");
+    story.refused_in("n9", stolen.bytes().to_vec(), RefusalCode::ForgedAuthor);
+    // The author claimed beside an actor that is one's own.
+    let victim = Device::new(2).author.to_bytes();
+    let bytes = forge(&story.device, "n9", |change| {
+        change.extra_bytes = [&[1, victim.len() as u8][..], &victim].concat();
+    });
+    story.refused_in("n9", bytes, RefusalCode::ForgedAuthor);
+    story.goes_on();
+}
+
+#[test]
+fn a_change_replayed_into_another_entity_is_forged_there() {
+    let mut story = Story::begin();
+    let elsewhere = story.device.clone().edit("n7");
+    story.refused_in("n8", elsewhere.bytes().to_vec(), RefusalCode::ForgedActor);
+    // The same id under another type.
+    let country = key("country", "n7");
+    let part = EntityChanges { type_name: "country".into(), ..raw("n7", vec![elsewhere.bytes().to_vec()]) };
+    let ack = story.world.submit(story.conn, unit([part]));
+    assert_eq!(codes(&ack), [RefusalCode::ForgedActor], "{country}");
+    assert_eq!(story.world.submit(story.conn, unit([of("n7", &[&elsewhere])])).refused, []);
+}
+
+#[test]
+fn a_forged_beginning_of_a_container_is_refused() {
+    let mut story = Story::begin();
+    let genesis = Genesis::new("note", "stars", GenesisKind::Counter);
+    // As it is, it names no author, so it can't travel; nor can another in its name.
+    story.refused(genesis.change().raw_bytes().to_vec(), RefusalCode::Malformed);
+    let bytes = forge(&story.device, "x", |change| change.actor_id = genesis.actor.clone());
+    story.refused_in("x", bytes, RefusalCode::ForgedActor);
+    // One of a kind that the type does not have.
+    let other = Genesis::new("note", "stars", GenesisKind::List);
+    let bytes = forge(&story.device, "n1", |change| {
+        change.deps.push(other.hash);
+        change.deps.sort_unstable();
+    });
+    story.refused(bytes, RefusalCode::MissingDependency);
+    // Containers are made by nobody.
+    let bytes = forge(&story.device, "n1", |change| {
+        change.operations[0].key = Key::Map("stars".into());
+        change.operations[0].action = OpType::Make(ObjType::List);
+    });
+    story.refused(bytes, RefusalCode::BadShape);
+    story.goes_on();
+}
+
+#[test]
+fn a_forged_mark_of_an_authority_is_refused() {
+    let mut story = Story::begin();
+    for message in ["a", "ar"] {
+        let bytes = forge(&story.device, "n1", |change| change.message = Some(message.into()));
+        story.refused(bytes, RefusalCode::ForgedRole);
+    }
+    for message in ["", "x", "aa", "d.AAAA.1", "d\u{0}"] {
+        let bytes = forge(&story.device, "n1", |change| change.message = Some(message.into()));
+        story.refused(bytes, RefusalCode::Malformed);
+    }
+    // The authority's register of a field that has none.
+    let bytes = forge(&story.device, "n1", |change| change.operations[0].key = Key::Map("title!".into()));
+    story.refused(bytes, RefusalCode::BadShape);
+    story.goes_on();
+}
+
+#[test]
+fn a_refused_change_comes_back_by_nobody() {
+    let mut story = Story::begin();
+    let refused = story.device.write("n5", Draft { field: "nope", ..Draft::default() });
+    let bytes = refused.bytes().to_vec();
+    story.refused_in("n5", bytes.clone(), RefusalCode::UnknownField);
+    let mut third = Device::new(3);
+    let conn = story.world.join(&third, "writer");
+    let brought = story.world.submit(conn, unit([raw("n5", vec![bytes.clone()])]));
+    assert_eq!(codes(&brought), [RefusalCode::UnknownField], "with the reason that it had");
+    let onto = Draft { onto: vec![(refused.hash(), 1)], ..Draft::default() };
+    let built = third.write("n5", onto);
+    let ack = story.world.submit(conn, unit([raw("n5", vec![bytes, built.bytes().to_vec()])]));
+    assert_eq!(codes(&ack), [RefusalCode::UnknownField, RefusalCode::DependsOnRefused]);
+    assert_eq!(story.world.submit(conn, unit([of("n6", &[&third.edit("n6")])])).refused, []);
+    let feed = story.world.whole_feed();
+    assert_eq!(digest_of(&feed), story.world.digest().1);
+}
+
+#[test]
+fn messages_beyond_the_bound_and_bombs_close_their_connection_only() {
+    let mut story = Story::begin();
+    let ten_megabytes = [&[6, 1][..], &vec![0; 10 << 20]].concat();
+    let packed = zstd::bulk::compress(&vec![0; 256 << 20], 3).unwrap();
+    let bomb = |announced: u32| [&[6, 3][..], &announced.to_le_bytes(), &packed].concat();
+    let before = resident_bytes();
+    for bytes in [ten_megabytes, bomb(u32::MAX), bomb(MESSAGE_BYTES_MAX as u32), bomb(9)] {
+        let conn = story.world.join(&Device::new(4), "writer");
+        story.world.outputs(conn);
+        story.world.handle(anabranch_core::relay::Input::Received { conn, bytes });
+        let outputs = story.world.outputs(conn);
+        assert!(
+            matches!(outputs.last(), Some(Output::Close { code: FaultCode::Protocol, .. })),
+            "{outputs:?}"
+        );
+    }
+    if let (Some(before), Some(after)) = (before, resident_bytes()) {
+        let grown = after.saturating_sub(before);
+        assert!(grown < 64 << 20, "four bombs of 256 MiB took {} MiB", grown >> 20);
+    }
+    story.goes_on();
+}
+
+/// Memory that this process has in use, where the system says.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Columns are run-length encoded: a few bytes can claim any number of operations.
+#[test]
+fn a_change_that_claims_endless_operations_costs_nothing() {
+    let mut story = Story::begin();
+    let mut bytes = forge(&story.device, "n1", |_| {});
+    // The run of the one action, put: [-1, 1] becomes a run of 2^40 in a longer column.
+    let at = bytes.windows(3).rposition(|window| window == [0x42, 2, 0x56]).unwrap();
+    bytes[at + 1] = 7;
+    let actions = bytes.windows(2).rposition(|window| window == [0x7f, 1]).unwrap();
+    bytes.splice(actions..actions + 1, [0x80, 0x80, 0x80, 0x80, 0x80, 0x20]);
+    let why = story.refused(reseal(bytes, 5), RefusalCode::Malformed);
+    assert!(why.contains("claim more than a change may hold"), "{why}");
+    story.goes_on();
+}
+
+/// Makes the length of a chunk right again whose body grew.
+fn reseal(mut bytes: Vec<u8>, grown: u16) -> Vec<u8> {
+    let two = bytes[9] & 0x80 != 0;
+    let high = if two { u16::from(bytes[10]) << 7 } else { 0 };
+    let length = (u16::from(bytes[9] & 0x7f) | high) + grown;
+    let written: Vec<u8> =
+        if length < 128 { vec![length as u8] } else { vec![length as u8 | 0x80, (length >> 7) as u8] };
+    bytes.splice(9..if two { 11 } else { 10 }, written);
+    bytes
+}
+
+/// Operations take next to no bytes, and each of them is looked at.
+#[test]
+fn operations_of_a_unit_are_bounded() {
+    let mut story = Story::begin();
+    let empty = || Draft { title: String::new(), ..Draft::default() };
+    let many = |id: &str, count: usize| {
+        forge_draft(&story.device, id, empty(), |change| {
+            let (actor, start) = (change.actor_id.clone(), change.start_op.get());
+            let first = change.operations[0].clone();
+            change.operations = (0..count as u64)
+                .map(|place| {
+                    let mut operation = first.clone();
+                    if place > 0 {
+                        operation.pred = vec![OpId::new(start + place - 1, &actor)].into();
+                    }
+                    operation
+                })
+                .collect();
+        })
+    };
+    let parts: Vec<EntityChanges> =
+        (0..41).map(|number| format!("big{number}")).map(|id| raw(&id, vec![many(&id, 100_000)])).collect();
+    assert!(parts.iter().map(|part| part.changes[0].len()).sum::<usize>() < 20_000);
+    story.world.send(story.conn, changes(unit(parts[..2].to_vec())));
+    let told = story.world.settle(story.conn);
+    assert!(matches!(&told[..], [Message::Ack(ack), ..] if ack.refused.is_empty()), "{told:?}");
+    story.world.send(story.conn, changes(unit(parts)));
+    assert_eq!(faults(&story.world.settle(story.conn)), [(Some(1), FaultCode::Quota)]);
+    story.goes_on();
+}
+
+#[test]
+fn a_thousand_writers_of_one_field_at_once_are_all_taken_and_seen() {
+    let mut world = World::with_schema();
+    let schema = Schema::parse(SCHEMA, "schema.toml").unwrap();
+    let ty = &schema.types["note"];
+    let mut entity = Entity::new(&home(), &key("note", "n1"), Some(ty));
+    let mut hashes: Vec<ChangeHash> = Vec::new();
+    let mut changes = Vec::new();
+    for number in 0..1_000u32 {
+        let mut device = Device::new(0);
+        let mut id = [0; 32];
+        id[..4].copy_from_slice(&number.to_be_bytes());
+        device.author.device.0 = id;
+        let conn = world.join(&device, "writer");
+        let change = device.write("n1", Draft { title: format!("title {number}"), ..Draft::default() });
+        assert_eq!(world.submit(conn, unit([of("n1", &[&change])])).refused, []);
+        world.handle(anabranch_core::relay::Input::Disconnected { conn });
+        hashes.push(change.hash());
+        changes.push(change);
+    }
+    let received = entity.receive(changes, Some(ty), Judge::Admitted, true);
+    assert!(received.refused.is_empty());
+    assert_eq!(entity.heads().len(), 1_000);
+    let row = entity.row(ty);
+    assert!(row.fields["title"].as_str().unwrap().starts_with("title "));
+    assert!(entity.save_proved().is_ok());
+    // One who has seen them all settles it.
+    let mut last = Device::new(7);
+    let conn = world.join(&last, "writer");
+    let onto = hashes.iter().map(|hash| (*hash, 1)).collect();
+    let settled = last.write("n1", Draft { onto, ahead_ms: 1_000, ..Draft::default() });
+    assert_eq!(settled.deps().len(), 1_000);
+    assert_eq!(world.submit(conn, unit([of("n1", &[&settled])])).refused, []);
+    assert_eq!(digest_of(&world.whole_feed()), world.digest().1);
+    assert!(Change::parse(settled.bytes()).is_ok());
+}
