@@ -33,6 +33,9 @@ use crate::report::Report;
 pub(crate) const CHANNEL: u32 = 1;
 /// How long a link lives on which nothing arrives, in milliseconds.
 const IDLE_MS: u64 = 30_000;
+/// How long devices stay awake with nobody at them, and how long they sleep then.
+const AWAKE_MS: u64 = 10 * 60 * 1000;
+const ASLEEP_MS: u64 = 6 * 60 * 60 * 1000;
 
 /// What happens next.
 #[derive(Clone, Debug)]
@@ -55,6 +58,8 @@ pub(crate) enum Event {
     StartRelay,
     /// An app has a new token for the relay.
     Token(usize),
+    /// A device's timer.
+    Wake(usize),
     /// A device's disk has room again.
     Room(usize),
     /// The relay's timers.
@@ -90,6 +95,8 @@ pub(crate) struct Cluster {
     pub(crate) plan: Plan,
     pub(crate) dice: Dice,
     pub(crate) time_ms: u64,
+    /// When a user did something, or something went wrong.
+    acted_ms: u64,
     queue: BTreeMap<(u64, u64), Event>,
     scheduled: u64,
     pub(crate) events: u64,
@@ -157,6 +164,7 @@ impl Cluster {
             plan,
             dice,
             time_ms: 0,
+            acted_ms: 0,
             queue: BTreeMap::new(),
             scheduled: 0,
             events: 0,
@@ -213,7 +221,7 @@ impl Cluster {
 
     /// Lets the next thing happen. `false` if nothing is to happen but timers.
     pub(crate) fn step(&mut self) -> bool {
-        let waits = |event: &Event| !matches!(event, Event::Tick);
+        let waits = |event: &Event| !matches!(event, Event::Tick | Event::Wake(_));
         if !self.queue.values().any(waits) {
             return false;
         }
@@ -249,6 +257,7 @@ impl Cluster {
         match event {
             Event::Step(number) => {
                 let step = self.plan.steps[number];
+                self.acted_ms = self.time_ms;
                 self.tell(format_args!("step {number}: {:?} on device {}", step.act, step.device));
                 self.act(step);
             }
@@ -261,6 +270,7 @@ impl Cluster {
             Event::Start(device) => self.start(device),
             Event::StartRelay => self.start_relay(),
             Event::Token(device) => self.bring_token(device),
+            Event::Wake(device) => self.wake(device),
             Event::Room(device) => self.room(device),
             Event::Tick => {
                 if self.tick_due.take_if(|due| *due <= self.time_ms).is_some() {
@@ -303,7 +313,7 @@ impl Cluster {
 
     /// A device is off at once: what was not flushed is lost, and what was under way may be.
     pub(crate) fn power_off(&mut self, device: usize) {
-        let mut dice = Dice(self.dice.draw());
+        let mut dice = Dice(self.dice.word());
         let this = &mut self.devices[device];
         let Some(replica) = this.replica.take() else { return };
         let durable = this.disk.durable().unwrap_or_default();
@@ -357,12 +367,36 @@ impl Cluster {
         if !noted.is_empty() {
             self.ledger.note(device, noted, writing);
         }
+        let now = self.now(device);
+        let this = &mut self.devices[device];
+        let Some(replica) = &this.replica else { return };
+        // With nobody at it for long, a device sleeps and wakes a few times a day.
+        let asleep_ms = if !self.healing && self.time_ms > self.acted_ms + AWAKE_MS { ASLEEP_MS } else { 0 };
+        let wait_ms = replica.next_wakeup().map(|at| asleep_ms + at.0.saturating_sub(now.mono.0).max(1));
+        if let Some(at_ms) = wait_ms.map(|ms| self.time_ms + ms)
+            && this.wakes_at_ms.replace(at_ms) != Some(at_ms)
+        {
+            self.at(at_ms, Event::Wake(device));
+        }
         let this = &mut self.devices[device];
         let Some(replica) = &this.replica else { return };
         if !this.flush_due && replica.last_commit() > this.disk.durable().unwrap_or_default() {
             this.flush_due = true;
             let slow = self.dice.once_in(12);
             self.after(1, if slow { 3_000 } else { 30 }, Event::Flush(device));
+        }
+    }
+
+    fn wake(&mut self, device: usize) {
+        let now = self.now(device);
+        let time_ms = self.time_ms;
+        let this = &mut self.devices[device];
+        if this.wakes_at_ms.take_if(|at_ms| *at_ms <= time_ms).is_none() {
+            return;
+        }
+        if let Some(replica) = &mut this.replica {
+            replica.tick(now);
+            self.settle(device, None);
         }
     }
 
@@ -678,7 +712,7 @@ impl Cluster {
         if std::mem::replace(&mut link.ended[0], true) {
             return self.forget_link(conn);
         }
-        let mut dice = Dice(link.dice.draw());
+        let mut dice = Dice(link.dice.word());
         self.break_link(conn, &mut dice);
         let this = &mut self.devices[device];
         if this.link == Some(conn) {
@@ -740,7 +774,7 @@ impl Cluster {
         config.grant_ms = self.grant_ms;
         config.cached_entities = 16;
         let mut epoch = [0; 16];
-        epoch[..8].copy_from_slice(&self.dice.draw().to_be_bytes());
+        epoch[..8].copy_from_slice(&self.dice.word().to_be_bytes());
         match Relay::open(self.relay_disk.clone(), Box::new(Tokens), config, epoch) {
             Ok(relay) => {
                 self.tell(format_args!("the relay starts"));
@@ -813,7 +847,7 @@ impl Cluster {
             } else {
                 self.wrong(format!("the relay: {error}"));
             }
-            let mut dice = Dice(self.dice.draw());
+            let mut dice = Dice(self.dice.word());
             self.relay_off(&mut dice);
             return self.after(200, 2_000, Event::StartRelay);
         }
