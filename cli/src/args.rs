@@ -209,8 +209,13 @@ pub(crate) struct StoreArgs {
 pub(crate) enum StoreCommand {
     /// Print what the store holds, by kind, and what it takes on disk
     Stats,
-    /// Read everything and compare checksums
-    Verify,
+    /// Look at everything: checksums, documents, rows, indexes, the feed, the digest
+    Verify {
+        /// On a device: write anew what follows from documents, and have the next sync fetch again
+        /// what is damaged or missing
+        #[arg(long)]
+        mend: bool,
+    },
     /// Back the directory up into a new one, also while `watch` or `relay` runs
     Backup {
         /// What is made; it must not exist
@@ -259,7 +264,7 @@ pub(crate) struct NewPassphrase {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum StoreTask {
     Stats,
-    Verify,
+    Verify { mend: bool },
     Backup { to: PathBuf },
 }
 

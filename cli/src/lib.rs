@@ -1,11 +1,11 @@
 //! The program `anabranch`: a relay, a demo, and a scriptable client.
 //!
 //! Every command prints for people, or with `--json` for programs. What JSON there is, is a
-//! contract, and so are the exit codes (see [`failure::Category`] and `anabranch --help`).
+//! contract, and so are the exit codes (see `failure::Category` and `anabranch --help`).
 //!
 //! Commands on a device's data, and on the stores of devices and relays, run in the process that
 //! owns the directory: usually their own; while `watch` or a relay runs, that one, reached over a
-//! socket ([`owner`]).
+//! socket (`owner`).
 
 mod args;
 mod assign;

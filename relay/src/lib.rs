@@ -28,6 +28,7 @@ mod driver;
 pub mod keys;
 mod link;
 pub mod token;
+mod verify;
 
 /// What a grant allows.
 pub use anabranch_core::wire::GrantRole;
@@ -39,3 +40,4 @@ pub use keys::{KeyError, RelayDir};
 pub use token::{
     Invite, JwtVerifier, MintOptions, Minted, PeekedClaims, TokenError, mint_invite, mint_token, peek_claims,
 };
+pub use verify::{Verification, verify};

@@ -195,6 +195,11 @@ impl Upkeep {
         self.store.verify()
     }
 
+    /// The store, for whoever knows what its values mean.
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
     /// Makes a backup; see [`DiskStore::backup`].
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use std::io::Read as _;
 
 use tokio::time::Instant;
 
-use crate::args::{DataCommand, Global};
+use crate::args::{DataCommand, Global, StoreTask};
 use crate::config::{Device, DeviceDir, Opened, read_text};
 use crate::failure::{Category, Failure};
 use crate::output::Output;
@@ -125,6 +125,7 @@ pub(crate) async fn carry_out(
         DataCommand::Conflicts => conflicts::conflicts(workspace, output).await,
         DataCommand::Resolve(args) => conflicts::resolve(workspace, &args, output).await,
         DataCommand::Refused { action } => conflicts::refused(workspace, action, output).await,
+        DataCommand::Store(StoreTask::Verify { mend }) => store::verify_device(device, mend, output).await,
         DataCommand::Store(task) => {
             store::carry_out(device.engine.upkeep(), &device.root, task, output).await
         }

@@ -1,6 +1,7 @@
 //! `store`: the upkeep of what devices and relays keep on disk.
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,8 +16,8 @@ use serde_json::{Value as Json, json};
 use tokio::time::Instant;
 
 use crate::args::{DataCommand, Global, NewPassphrase, StoreArgs, StoreCommand, StoreTask};
-use crate::config::{DeviceDir, read_passphrase};
-use crate::failure::Failure;
+use crate::config::{Device, DeviceDir, read_passphrase};
+use crate::failure::{Category, Failure};
 use crate::output::Output;
 use crate::owner::{self, Forwarded, Request};
 use crate::secret::{new_passphrase, typed};
@@ -35,7 +36,10 @@ pub(crate) async fn store(global: Global, args: StoreArgs, output: &mut Output) 
     let place = Place { store: dir.root().join("store"), dir, relay_config: args.config };
     match args.command {
         StoreCommand::Stats => place.online(&global, StoreTask::Stats, output).await,
-        StoreCommand::Verify => place.online(&global, StoreTask::Verify, output).await,
+        StoreCommand::Verify { mend } if place.dir.is_configured() => {
+            super::data(global, DataCommand::Store(StoreTask::Verify { mend }), output).await
+        }
+        StoreCommand::Verify { mend } => place.online(&global, StoreTask::Verify { mend }, output).await,
         StoreCommand::Backup { to } => {
             // The owner of the directory may work in another one.
             let to = std::path::absolute(&to).map_err(|error| Failure::storage("find", &to, &error))?;
@@ -247,12 +251,12 @@ pub(crate) async fn carry_out(
             let figures = blocking(move || upkeep.figures()).await??;
             output.result(figures_json(&figures), figures_text(&figures)).await
         }
-        StoreTask::Verify => {
-            let entries = blocking(move || upkeep.verify()).await??;
-            output
-                .result(json!({ "entries": entries, "faults": [] }), format!("{entries} entries, all good"))
-                .await
+        StoreTask::Verify { mend: true } => {
+            Err(Failure::usage("not_a_device", "a relay's store can't be mended").help(
+                "devices that sync bring a relay what it lost, after it was restored or with --new-epoch",
+            ))
         }
+        StoreTask::Verify { mend: false } => verify_relay(upkeep, output).await,
         StoreTask::Backup { to } => {
             let files = files(root)?;
             let target = to.clone();
@@ -351,6 +355,72 @@ impl Progress {
 }
 
 /// Does what blocks, and shows meanwhile how far it is.
+/// Looks at everything that a device holds.
+pub(crate) async fn verify_device(device: &Device, mend: bool, output: &mut Output) -> Result<(), Failure> {
+    let upkeep = device.engine.upkeep();
+    blocking(move || upkeep.verify()).await??;
+    let mut seen = 0;
+    let (report, mut reports) = tokio::sync::watch::channel(0);
+    let mut looking = pin!(device.workspace.verify(mend, |entries| {
+        report.send_replace(entries);
+    }));
+    let found = loop {
+        tokio::select! {
+            found = &mut looking => break found?,
+            Ok(()) = reports.changed() => {
+                seen = seen.max(*reports.borrow_and_update());
+                output.progress(seen, 0, false).await?;
+            }
+        }
+    };
+    output.progress(1, 1, false).await?;
+    let faults = found.faults.iter().map(|fault| {
+        let entity = fault.entity.as_ref();
+        json!({
+            "type": entity.map(|key| key.type_name()),
+            "id": entity.map(|key| key.id()),
+            "what": fault.what,
+            "mended": fault.mended,
+        })
+    });
+    let lines = found.faults.iter().map(|fault| match &fault.entity {
+        Some(entity) => format!("{entity}: {}", fault.what),
+        None => fault.what.clone(),
+    });
+    tell_faults(found.entries, faults.collect(), lines.collect(), mend, output).await
+}
+
+/// Looks at everything that a relay holds.
+async fn verify_relay(upkeep: Upkeep, output: &mut Output) -> Result<(), Failure> {
+    let look = move |progress: &Progress| anabranch_relay::verify(&upkeep, &mut |seen| progress.set(seen, 0));
+    let found = with_progress(output, look).await??;
+    let objects =
+        found.faults.iter().map(|(workspace, what)| json!({ "workspace": workspace, "what": what }));
+    let lines = found.faults.iter().map(|(workspace, what)| format!("{workspace}: {what}"));
+    tell_faults(found.entries, objects.collect(), lines.collect(), false, output).await
+}
+
+async fn tell_faults(
+    entries: u64,
+    faults: Vec<Json>,
+    lines: Vec<String>,
+    mended: bool,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let count = faults.len();
+    let text = match count {
+        0 => format!("{entries} entries, all good"),
+        _ => lines.join("\n"),
+    };
+    output.result(json!({ "entries": entries, "faults": faults }), text).await?;
+    if count == 0 || mended {
+        return Ok(());
+    }
+    let message = format!("{count} faults in what is stored");
+    Err(Failure::new(Category::Storage, "faults", message)
+        .help("on a device `store verify --mend` and a sync; a relay is restored from a backup, and devices that sync bring the rest"))
+}
+
 async fn with_progress<T: Send + 'static>(
     output: &mut Output,
     work: impl FnOnce(&Progress) -> T + Send + 'static,

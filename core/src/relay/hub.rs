@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::entities::EntityCache;
-use super::layout::{LAYOUT_VERSION, RELAY_KEY, RelayRecord, WorkspaceHash, WorkspaceRecord};
+use super::layout::{LAYOUT_VERSION, RELAY_KEY, RelayRecord, WorkspaceHash};
 use super::session::{self, ChannelState, Conn, Phase};
 use super::workspace::{self, Workspace};
 use super::{ConnId, Input, Output, RelayConfig, TokenVerifier};
@@ -19,9 +19,6 @@ use crate::digest::Digest;
 use crate::id::{DeviceId, WorkspaceId};
 use crate::store::{Batch, CommitNo, Keyspace, Store, StoreError, View};
 use crate::wire::{Channel, Fault, FaultCode, Hello, Message, WireError};
-
-/// Keys read from the store at once.
-const SCAN_KEYS: usize = 1024;
 
 /// A relay over one store. See the [module](super) for how it is driven.
 ///
@@ -164,23 +161,7 @@ impl Relay {
 
     /// All workspaces, in no order that means anything.
     pub fn workspaces(&self) -> Result<Vec<WorkspaceId>, StoreError> {
-        let mut found = Vec::new();
-        let mut from = Vec::new();
-        loop {
-            let page = self.store.scan(View::Latest, Keyspace::META, &[], &from, SCAN_KEYS)?;
-            for (key, value) in page.iter().filter(|(key, _)| key.len() == 16) {
-                let record: WorkspaceRecord = codec::decode(value, "the record of a workspace")?;
-                let id =
-                    WorkspaceId::new(record.name).ok().filter(|id| WorkspaceHash::of(id).0[..] == key[..]);
-                found.push(id.ok_or_else(|| StoreError::Damaged {
-                    what: "the record of a workspace has another's name".into(),
-                })?);
-            }
-            match page.last() {
-                Some((last, _)) if page.len() == SCAN_KEYS => from = [last, &[0][..]].concat(),
-                _ => return Ok(found),
-            }
-        }
+        workspace::all(&*self.store)
     }
 
     /// The end of a workspace's feed and the digest there, as committed; `None` for a

@@ -33,6 +33,7 @@ mod workspace;
 
 pub use hub::Relay;
 pub use verify::{Checked, verify};
+pub use workspace::all as workspaces;
 
 use crate::clock::WallMs;
 use crate::id::DeviceId;

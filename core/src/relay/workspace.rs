@@ -12,6 +12,9 @@ use crate::id::{DeviceId, WorkspaceId};
 use crate::store::{Batch, CommitNo, Keyspace, Store, StoreError, View};
 use crate::wire::Channel;
 
+/// Keys read from the store at once.
+const SCAN_KEYS: usize = 1024;
+
 /// The end of a feed and the digest of exactly that moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tip {
@@ -115,6 +118,26 @@ pub(super) fn read_record(
         .get(View::Latest, Keyspace::META, &hash.0)?
         .map(|bytes| codec::decode(&bytes, "the record of a workspace"))
         .transpose()
+}
+
+/// The workspaces of a relay's store, in no order that means anything.
+pub fn all(store: &dyn Store) -> Result<Vec<WorkspaceId>, StoreError> {
+    let mut found = Vec::new();
+    let mut from = Vec::new();
+    loop {
+        let page = store.scan(View::Latest, Keyspace::META, &[], &from, SCAN_KEYS)?;
+        for (key, value) in page.iter().filter(|(key, _)| key.len() == 16) {
+            let record: WorkspaceRecord = codec::decode(value, "the record of a workspace")?;
+            let id = WorkspaceId::new(record.name).ok().filter(|id| WorkspaceHash::of(id).0[..] == key[..]);
+            found.push(id.ok_or_else(|| StoreError::Damaged {
+                what: "the record of a workspace has another's name".into(),
+            })?);
+        }
+        match page.last() {
+            Some((last, _)) if page.len() == SCAN_KEYS => from = [last, &[0][..]].concat(),
+            _ => return Ok(found),
+        }
+    }
 }
 
 /// One batch in the making. Nothing of it is visible until [`Workspace::commit`], so that an

@@ -17,6 +17,10 @@ use crate::{Bench, soon};
 const CONNECTIONS: usize = 10_000;
 /// Handshakes at once.
 const AT_ONCE: usize = 128;
+/// One in so many has a token and is a device of the honest one's workspace. The others are
+/// strangers: what insiders may do is not bounded by user yet, and each of them hears what all
+/// the others do.
+const INSIDER_EVERY: usize = 60;
 /// How long all of it may take.
 const SECONDS_MAX: u64 = 400;
 /// Entities that the honest device writes before the siege.
@@ -128,8 +132,9 @@ async fn besiege(url: RelayUrl, token: String, total: usize, figures: Arc<Figure
 async fn attack(number: usize, url: &RelayUrl, token: &str) -> Option<Held> {
     let key = DeviceKey::generate().ok()?;
     let connection = connect(url, &key, Duration::from_secs(20)).await.ok()?;
-    // The first kind says nothing at all.
-    if number.is_multiple_of(6) {
+    let insider = number.is_multiple_of(INSIDER_EVERY);
+    // One kind of strangers says nothing at all.
+    if !insider && number.is_multiple_of(5) {
         return Some(Held { connection, _stream: None });
     }
     let (mut sender, receiver) = connection.open_control().await.ok()?;
@@ -143,7 +148,14 @@ async fn attack(number: usize, url: &RelayUrl, token: &str) -> Option<Held> {
         proof: Vec::new(),
     };
     let mut send = async |message: Message| sender.send(message.encode()).await.ok();
-    match number % 6 {
+    match number % 5 {
+        _ if insider => {
+            // Signed in, hears everything, reads nothing.
+            send(hello.into()).await?;
+            send(sign_in(token).into()).await?;
+            let open = Open { channel: CHANNEL, epoch: [0; 16], cursor: 0, digest: [0; 32], full: true };
+            send(open.into()).await?;
+        }
         1 => send(hello.into()).await?,
         2 => sender.send(vec![0x5a; 60_000]).await.ok()?,
         3 => {
@@ -152,19 +164,12 @@ async fn attack(number: usize, url: &RelayUrl, token: &str) -> Option<Held> {
                 send(sign_in("no token").into()).await?;
             }
         }
-        4 => {
+        _ => {
             // A bomb, as large as a stranger may send.
             send(hello.into()).await?;
             let mut bomb = vec![6, 3, 0, 0, 128, 0];
             bomb.extend(vec![0; 50_000]);
             sender.send(bomb).await.ok()?;
-        }
-        _ => {
-            // Signed in, hears everything, reads nothing.
-            send(hello.into()).await?;
-            send(sign_in(token).into()).await?;
-            send(Open { channel: CHANNEL, epoch: [0; 16], cursor: 0, digest: [0; 32], full: true }.into())
-                .await?;
         }
     }
     Some(Held { connection, _stream: Some((sender, receiver)) })

@@ -8,7 +8,8 @@
 //! segment, all between two of our syncs. `sync_file_range` writes data, not that the file has grown: in
 //! a power cut the moved pages, at the end of a file that grew, were gone, and so was what they had
 //! been moved from (one in ten to twenty cuts did not open again). So where the file system can, each
-//! write to the file is made synchronous, which is what sled takes a flush for.
+//! write to the file is made synchronous, which is what sled takes a flush for; then there is
+//! nothing left to sync but blobs.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -211,6 +212,8 @@ fn refused(operation: &'static str) -> impl Fn(sled::Error) -> StoreError {
 /// The files behind sled's back.
 struct Files {
     db: File,
+    /// Whether each write is durable when it returns.
+    written_through: bool,
     blobs: PathBuf,
     synced_blobs: BTreeSet<OsString>,
 }
@@ -218,7 +221,7 @@ struct Files {
 impl Files {
     fn open(dir: &Path) -> io::Result<Files> {
         let db = File::options().read(true).write(true).open(dir.join("db"))?;
-        Ok(Files { db, blobs: dir.join("blobs"), synced_blobs: BTreeSet::new() })
+        Ok(Files { db, written_through: false, blobs: dir.join("blobs"), synced_blobs: BTreeSet::new() })
     }
 
     /// Syncs everything flushed so far.
@@ -244,13 +247,17 @@ impl Files {
         if news {
             sync_dir(&self.blobs)?;
         }
-        self.db.sync_data()
+        if self.written_through { Ok(()) } else { self.db.sync_data() }
     }
 
     /// From now on what sled has written is durable, in the order in which it was written.
-    fn write_through(&self) -> io::Result<()> {
-        write_through(&self.db)?;
-        if cfg!(target_os = "linux") { write_through(&File::open(&self.blobs)?) } else { Ok(()) }
+    fn write_through(&mut self) -> io::Result<()> {
+        if cfg!(target_os = "linux") {
+            write_through(&self.db)?;
+            write_through(&File::open(&self.blobs)?)?;
+            self.written_through = true;
+        }
+        Ok(())
     }
 
     /// Syncs everything, and the names of the files.

@@ -131,7 +131,7 @@ pub fn compact(
     store.shut_down()?;
     places.swap(&mut || progress(CompactStep::MovedAside)).map_err(io_error("swap the directories"))?;
     progress(CompactStep::InPlace);
-    swap::remove(&places.replaced);
+    places.remove_replaced();
     drop(dir_lock);
     Ok(CompactReport { backend, encrypted, entries, bytes_before, bytes_after })
 }

@@ -4,6 +4,7 @@
 //! store + store.compacting      being built: `store` is the store
 //! store.replaced + store.compacting    complete: it is to take the place
 //! store.replaced + store        in place; the old one can go
+//! store.removing + store        it goes
 //! ```
 //! Two renames lead from one to the next. The lock on the old directory is held throughout and
 //! moves with it: whoever finds no `store` waits for it, then takes the second step.
@@ -23,6 +24,8 @@ pub(super) struct Places {
     pub(super) dir: PathBuf,
     pub(super) building: PathBuf,
     pub(super) replaced: PathBuf,
+    /// What is certainly not needed: a removal that was cut short goes on whatever is left.
+    removing: PathBuf,
 }
 
 impl Places {
@@ -34,7 +37,8 @@ impl Places {
             Some(dir.with_file_name(name))
         };
         let (building, replaced) = (beside(".compacting")?, beside(".replaced")?);
-        Some(Places { dir: dir.to_owned(), building, replaced })
+        let removing = beside(".removing")?;
+        Some(Places { dir: dir.to_owned(), building, replaced, removing })
     }
 
     /// The places beside a directory that exists.
@@ -60,6 +64,19 @@ impl Places {
             return Err(e);
         }
         self.sync_names()
+    }
+}
+
+impl Places {
+    /// Removes the directory that made way. It is renamed first: half of it could not be told from
+    /// somebody else's.
+    pub(super) fn remove_replaced(&self) {
+        match fs::rename(&self.replaced, &self.removing) {
+            Ok(()) => remove(&self.removing),
+            Err(error) => {
+                tracing::warn!(dir = %self.replaced.display(), %error, "a directory that is not needed could not be removed");
+            }
+        }
     }
 }
 
@@ -104,13 +121,15 @@ fn resolved(dir: &Path) -> PathBuf {
 /// and the directory that this one replaced.
 pub(super) fn clean(dir: &Path, epoch: Epoch) {
     let Some(places) = Places::of(dir) else { return };
-    if places.building.exists() {
-        remove(&places.building);
+    for path in [&places.building, &places.removing] {
+        if path.exists() {
+            remove(path);
+        }
     }
     if places.replaced.exists() {
         // Only what is known to be an older copy of this very store.
         match Commits::load(&places.replaced.join("COMMITS")) {
-            Ok(Some(commits)) if commits.record().epoch == epoch => remove(&places.replaced),
+            Ok(Some(commits)) if commits.record().epoch == epoch => places.remove_replaced(),
             _ => {
                 tracing::warn!(dir = %places.replaced.display(), "left alone: it is not what this store replaced");
             }

@@ -47,6 +47,18 @@ fn run(dir: &Path, kind: &str, target: &CompactOptions) -> Result<CompactReport,
 }
 
 #[test]
+fn a_removal_that_was_cut_short_goes_on() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("store");
+    fill("sled", &dir);
+    // Its commit numbers went first, so nothing in it says whose it was.
+    let removing = scratch.path().join("store.removing");
+    fs::create_dir(&removing).unwrap();
+    fs::write(removing.join("db"), "what is left").unwrap();
+    check_whole(&dir, options("sled"), "a removal");
+}
+
+#[test]
 fn any_kind_becomes_any_other() {
     let other_key = StoreKey::from_bytes([4; 32]);
     for kind in KINDS {
