@@ -109,7 +109,7 @@ impl Cluster {
             None => this.look(key).ok()??,
         };
         let ty = this.ty(key)?.clone();
-        let draws: Vec<Draw> = (0..1 + dice.roll(3)).map(|_| (dice.draw() as u32).to_be_bytes()).collect();
+        let draws: Vec<Draw> = (0..1 + dice.roll(3)).map(|_| (dice.word() as u32).to_be_bytes()).collect();
         let unique = self.unique.entry(key.clone()).or_default();
         let intents = draft::intents(&ty, &view.row, &view.screen, &draws, !view.exists, unique);
         Some(Draft { key: key.clone(), intents, view, based: true })

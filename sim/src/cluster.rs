@@ -313,7 +313,7 @@ impl Cluster {
 
     /// A device is off at once: what was not flushed is lost, and what was under way may be.
     pub(crate) fn power_off(&mut self, device: usize) {
-        let mut dice = Dice(self.dice.draw());
+        let mut dice = Dice(self.dice.word());
         let this = &mut self.devices[device];
         let Some(replica) = this.replica.take() else { return };
         let durable = this.disk.durable().unwrap_or_default();
@@ -712,7 +712,7 @@ impl Cluster {
         if std::mem::replace(&mut link.ended[0], true) {
             return self.forget_link(conn);
         }
-        let mut dice = Dice(link.dice.draw());
+        let mut dice = Dice(link.dice.word());
         self.break_link(conn, &mut dice);
         let this = &mut self.devices[device];
         if this.link == Some(conn) {
@@ -774,7 +774,7 @@ impl Cluster {
         config.grant_ms = self.grant_ms;
         config.cached_entities = 16;
         let mut epoch = [0; 16];
-        epoch[..8].copy_from_slice(&self.dice.draw().to_be_bytes());
+        epoch[..8].copy_from_slice(&self.dice.word().to_be_bytes());
         match Relay::open(self.relay_disk.clone(), Box::new(Tokens), config, epoch) {
             Ok(relay) => {
                 self.tell(format_args!("the relay starts"));
@@ -847,7 +847,7 @@ impl Cluster {
             } else {
                 self.wrong(format!("the relay: {error}"));
             }
-            let mut dice = Dice(self.dice.draw());
+            let mut dice = Dice(self.dice.word());
             self.relay_off(&mut dice);
             return self.after(200, 2_000, Event::StartRelay);
         }

@@ -8,11 +8,11 @@ impl Dice {
     /// Dice for one purpose: others that are rolled more or less often don't move it.
     pub fn of(seed: u64, purpose: u64) -> Self {
         let mut dice = Dice(seed ^ purpose.wrapping_mul(0xa076_1d64_78bd_642f));
-        Dice(dice.draw() ^ purpose)
+        Dice(dice.word() ^ purpose)
     }
 
     /// 64 bits.
-    pub fn draw(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -22,12 +22,12 @@ impl Dice {
 
     /// A number below `sides`; 0 where there are none.
     pub fn roll(&mut self, sides: usize) -> usize {
-        (self.draw() % (sides as u64).max(1)) as usize
+        (self.word() % (sides as u64).max(1)) as usize
     }
 
     /// A number from a range, its end included.
     pub fn between(&mut self, least: u64, most: u64) -> u64 {
-        least + self.draw() % (most - least + 1)
+        least + self.word() % (most - least + 1)
     }
 
     /// Whether something happens that does so once in `n`.
@@ -43,7 +43,7 @@ impl Dice {
     /// A place below `count`, small ones much more often: place n has a weight of 1/(n + 1).
     pub fn skewed(&mut self, count: usize) -> usize {
         let weight = |n: usize| 1_000_000 / (n as u64 + 1);
-        let mut at = self.draw() % (0..count).map(weight).sum::<u64>().max(1);
+        let mut at = self.word() % (0..count).map(weight).sum::<u64>().max(1);
         for place in 0..count {
             match at.checked_sub(weight(place)) {
                 Some(rest) => at = rest,

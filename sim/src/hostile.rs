@@ -22,7 +22,7 @@ use crate::net::Peer;
 pub(crate) fn damage(bytes: &mut Vec<u8>, dice: &mut Dice) {
     match dice.roll(4) {
         0 if !bytes.is_empty() => bytes.truncate(dice.roll(bytes.len())),
-        1 => bytes.extend((0..1 + dice.roll(64)).map(|_| dice.draw() as u8)),
+        1 => bytes.extend((0..1 + dice.roll(64)).map(|_| dice.word() as u8)),
         _ => {
             for _ in 0..1 + dice.roll(4) {
                 let place = dice.roll(bytes.len());
@@ -119,8 +119,8 @@ impl Cluster {
 
     fn stranger(&mut self, dice: &mut Dice) -> (ConnId, DeviceId) {
         let mut key = [0xee; 32];
-        key[..8].copy_from_slice(&dice.draw().to_be_bytes());
-        let conn = self.connect(Peer::Stranger, None, 0, Dice(dice.draw()), DeviceId(key));
+        key[..8].copy_from_slice(&dice.word().to_be_bytes());
+        let conn = self.connect(Peer::Stranger, None, 0, Dice(dice.word()), DeviceId(key));
         (conn, DeviceId(key))
     }
 
@@ -154,9 +154,9 @@ impl Cluster {
         let (conn, _) = self.stranger(dice);
         let lies = Open {
             channel: CHANNEL,
-            epoch: [dice.draw() as u8; 16],
-            cursor: dice.draw(),
-            digest: [dice.draw() as u8; 32],
+            epoch: [dice.word() as u8; 16],
+            cursor: dice.word(),
+            digest: [dice.word() as u8; 32],
             full: dice.once_in(2),
         };
         if dice.once_in(3) {
@@ -169,14 +169,14 @@ impl Cluster {
                 0 => self.say(conn, self.hello()),
                 1 => self.say(conn, lies.clone()),
                 2 => self.say(conn, Ack { channel: CHANNEL, unit_id: 1, seq: u64::MAX, refused: Vec::new() }),
-                3 => self.say(conn, sign_in(dice.draw() as u32, Some("authority:99".into()))),
+                3 => self.say(conn, sign_in(dice.word() as u32, Some("authority:99".into()))),
                 4 => self.say(conn, SignIn { workspace: "w".repeat(100_000), ..sign_in(CHANNEL, None) }),
                 5 => self.say(conn, Refresh { channel: CHANNEL, token: "writer:0".into() }),
                 // A kind that nobody knows, with and without the mark that it must be understood.
-                6 => self.send(conn, true, vec![250, dice.draw() as u8 & 1, 1, 2, 3]),
+                6 => self.send(conn, true, vec![250, dice.word() as u8 & 1, 1, 2, 3]),
                 _ => {
                     let unit = Unit { entities: Vec::new() };
-                    self.say(conn, Changes { channel: CHANNEL, unit_id: dice.draw(), sent: u64::MAX, unit });
+                    self.say(conn, Changes { channel: CHANNEL, unit_id: dice.word(), sent: u64::MAX, unit });
                 }
             }
         }
@@ -184,7 +184,7 @@ impl Cluster {
 
     /// What a stranger may write: a note of their own, beside which all else is judged.
     fn own_key(&mut self, dice: &mut Dice) -> EntityKey {
-        EntityKey::new("preferences", format!("stranger-{:x}", dice.draw() as u32)).expect("a name")
+        EntityKey::new("preferences", format!("stranger-{:x}", dice.word() as u32)).expect("a name")
     }
 
     fn forge(&mut self, dice: &mut Dice) {
@@ -236,7 +236,7 @@ impl Cluster {
     /// Half a transaction is refused for good. It must stay so when it comes back whole.
     fn bring_back(&mut self, dice: &mut Dice) {
         let (conn, device) = self.insider(GrantRole::Writer, dice);
-        let tx = TxMark { id: [dice.draw() as u8; 16], members: 2 };
+        let tx = TxMark { id: [dice.word() as u8; 16], members: 2 };
         let (first, second) = (self.own_key(dice), self.own_key(dice));
         let half = part(&first, vec![self.change(device, &first, Forgery::Nothing, Some(tx)).1]);
         let other = part(&second, vec![self.change(device, &second, Forgery::Nothing, Some(tx)).1]);
@@ -247,7 +247,7 @@ impl Cluster {
     fn overfeed(&mut self, dice: &mut Dice) {
         let (conn, device) = self.insider(GrantRole::Writer, dice);
         match dice.roll(3) {
-            0 => self.send(conn, true, vec![dice.draw() as u8; 10 * 1024 * 1024]),
+            0 => self.send(conn, true, vec![dice.word() as u8; 10 * 1024 * 1024]),
             1 => {
                 // Few bytes that say that they are many: kind 5, compressed.
                 let mut bomb = vec![5, 3];

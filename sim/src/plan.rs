@@ -240,7 +240,7 @@ impl Plan {
                 if act == Act::Fault(Fault::Months) {
                     at_ms += dice.between(40, 150) * 24 * 60 * 60 * 1000;
                 }
-                Step { at_ms, device: dice.roll(devices), act, dice: dice.draw() }
+                Step { at_ms, device: dice.roll(devices), act, dice: dice.word() }
             })
             .collect();
         Self { seed, devices, steps }
