@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anabranch_core::id::EntityKey;
 use anabranch_core::intent::Intent;
 use anabranch_core::replica::{Edit, Expect, Replica, WriteError};
+use anabranch_core::schema::{Field, FieldKind};
 use anabranch_core::store::StoreError;
 use anabranch_core::wire::GrantRole;
 use serde_json::{Value as Json, json};
@@ -213,6 +214,16 @@ impl Cluster {
         let Ok(refused) = this.rows().refused() else { return };
         let Some((number, record)) = refused.into_iter().next() else { return };
         let Ok(key) = EntityKey::new(record.type_name.clone(), record.id.clone()) else { return };
+        // The model tells items of sequences apart by what they are, so none may come twice: a
+        // restored device would try the same again.
+        let inserts = |intent: &Intent| match intent {
+            Intent::Splice { .. } | Intent::Insert { .. } => true,
+            Intent::Set { value, .. } => value.is_array() || value.is_string(),
+            _ => false,
+        };
+        if record.intents.iter().any(inserts) && self.is_sequence_type(device, &key) {
+            return self.dismiss(device, number);
+        }
         let now = self.now(device);
         let Ok(Some(view)) = self.devices[device].look(&key) else { return };
         let Some(replica) = &mut self.devices[device].replica else { return };
@@ -232,6 +243,12 @@ impl Cluster {
         self.report.count("refused edits tried again", 1);
         self.settle(device, Some(&BTreeMap::from([(key, meant)])));
         self.dismiss(device, number);
+    }
+
+    /// Whether a type has lists or texts.
+    fn is_sequence_type(&self, device: usize, key: &EntityKey) -> bool {
+        let sequence = |field: &Field| matches!(field.kind(), FieldKind::Text | FieldKind::List);
+        self.devices[device].ty(key).is_some_and(|ty| ty.fields.values().any(sequence))
     }
 
     pub(crate) fn dismiss(&mut self, device: usize, number: u64) {

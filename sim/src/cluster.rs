@@ -128,6 +128,8 @@ pub(crate) struct Cluster {
     newest_link: BTreeMap<usize, u64>,
     /// What strangers wrote within their rights.
     pub(crate) strangers: BTreeMap<ChangeHash, EntityKey>,
+    /// Entities with an edit that is known to have been applied twice.
+    pub(crate) doubled: BTreeSet<EntityKey>,
     /// Edits that the engine did not make.
     pub(crate) tries: Vec<Tried>,
     /// The device that reads the whole feed at the end, and what it read.
@@ -189,6 +191,7 @@ impl Cluster {
             arrived: BTreeSet::new(),
             newest_link: BTreeMap::new(),
             strangers: BTreeMap::new(),
+            doubled: BTreeSet::new(),
             tries: Vec::new(),
             auditor: None,
             audited: Vec::new(),

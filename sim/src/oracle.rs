@@ -294,6 +294,7 @@ impl Cluster {
             entities.values().flat_map(|entity| &entity.changes).map(Change::hash).collect();
         let tainted = self.tainted();
         let mut wrong = Vec::new();
+        let mut doubled = BTreeSet::new();
         let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
         for promise in &self.ledger.promises {
             let Promise { device, key, fate, void, excused, .. } = promise;
@@ -307,6 +308,7 @@ impl Cluster {
             });
             if times > 1 && promise.revived && dated_again {
                 count("edits applied twice: dated again, sent, and restored from before");
+                doubled.insert(key.clone());
             } else if times > 1 {
                 wrong.push(format!("{told} was applied {times} times: {:?}", promise.changes));
             }
@@ -341,6 +343,7 @@ impl Cluster {
                 None => wrong.push(format!("{told} is lost: {:?}", promise.changes)),
             }
         }
+        self.doubled = doubled;
         self.ledger.wrong.extend(wrong);
         for (what, times) in counts {
             self.report.count(what, times);
@@ -390,8 +393,9 @@ impl Cluster {
         let foreign =
             admitted.changes.iter().filter(|change| self.strangers.contains_key(&change.hash())).count();
         self.report.count("admitted changes of strangers", foreign as u64);
-        if foreign > 0 {
-            // What strangers do within their rights has no user whom the model could ask.
+        if foreign > 0 || self.doubled.contains(key) {
+            // What strangers do within their rights has no user whom the model could ask, and it
+            // tells items of sequences apart by what they are.
             self.check_orders(key, &ty, &entity, admitted);
             return Some(entity.heads());
         }
