@@ -1,7 +1,6 @@
 //! Faults that were found by reading: each test is what a user would have lost.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anabranch_core::clock::{MonoMs, Now, WallMs};
 use anabranch_core::id::{DeviceId, EntityKey, WorkspaceId};
@@ -9,9 +8,9 @@ use anabranch_core::intent::Intent;
 use anabranch_core::replica::{ChannelState, Edit, Expect, Output, Replica, ReplicaConfig, WriteError};
 use anabranch_core::rows::Rows;
 use anabranch_core::schema::Schema;
-use anabranch_core::store::{Batch, CommitNo, DurableHook, Entry, Keyspace, StoreError, StoreStats, View};
+use anabranch_core::store::StoreError;
 use anabranch_core::wire::{Grant, GrantRole, Granted, Message};
-use anabranch_store::{MemoryStore, Store};
+use anabranch_store::{FaultStore, MemoryStore};
 use anabranch_tests::net::Net;
 use serde_json::{Value as Json, json};
 
@@ -47,59 +46,6 @@ fn count(net: &Net, node: usize, id: &str) -> Json {
     net.look(node, id).0.map_or(Json::Null, |row| row.fields["count"].clone())
 }
 
-/// A memory store that says when it is full.
-struct Full {
-    inner: MemoryStore,
-    full: AtomicBool,
-}
-
-impl Store for Full {
-    fn get(&self, view: View, keyspace: Keyspace, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        self.inner.get(view, keyspace, key)
-    }
-    fn scan(
-        &self,
-        view: View,
-        keyspace: Keyspace,
-        prefix: &[u8],
-        from: &[u8],
-        limit: usize,
-    ) -> Result<Vec<Entry>, StoreError> {
-        self.inner.scan(view, keyspace, prefix, from, limit)
-    }
-    fn scan_rev(
-        &self,
-        view: View,
-        keyspace: Keyspace,
-        prefix: &[u8],
-        before: &[u8],
-        limit: usize,
-    ) -> Result<Vec<Entry>, StoreError> {
-        self.inner.scan_rev(view, keyspace, prefix, before, limit)
-    }
-    fn commit(&self, batch: Batch) -> Result<CommitNo, StoreError> {
-        if self.full.load(Ordering::Relaxed) {
-            return Err(StoreError::NoSpace { free_bytes: 0, floor_bytes: 1 });
-        }
-        self.inner.commit(batch)
-    }
-    fn durable(&self) -> Result<CommitNo, StoreError> {
-        self.inner.durable()
-    }
-    fn wait_durable(&self, commit: CommitNo) -> Result<(), StoreError> {
-        self.inner.wait_durable(commit)
-    }
-    fn set_durable_hook(&self, hook: DurableHook) {
-        self.inner.set_durable_hook(hook);
-    }
-    fn stats(&self) -> StoreStats {
-        self.inner.stats()
-    }
-    fn shut_down(&self) -> Result<(), StoreError> {
-        self.inner.shut_down()
-    }
-}
-
 pub(crate) fn alone(source: &str) -> ReplicaConfig {
     ReplicaConfig {
         workspace: WorkspaceId::new("home").unwrap(),
@@ -121,11 +67,11 @@ pub(crate) fn edit(id: &str, intents: &[Intent]) -> Edit {
 
 #[test]
 fn a_write_that_the_store_did_not_take_leaves_nothing_behind() {
-    let store = Arc::new(Full { inner: MemoryStore::new(), full: AtomicBool::new(false) });
+    let store = Arc::new(FaultStore::new(MemoryStore::new()).unwrap());
     let mut replica = Replica::open(store.clone(), alone(THINGS)).unwrap();
     replica.write(START, &[edit("kept", &[one_more()])], true).unwrap();
     let before = replica.status();
-    store.full.store(true, Ordering::Relaxed);
+    store.fill();
     for edits in [
         vec![edit("new", &[one_more()])],
         vec![edit("kept", &[one_more()]), edit("new", &[one_more()])],
@@ -136,7 +82,7 @@ fn a_write_that_the_store_did_not_take_leaves_nothing_behind() {
         assert!(matches!(refused, Err(WriteError::Store(StoreError::NoSpace { .. }))), "{refused:?}");
         assert_eq!(replica.status(), before, "after {edits:?}");
     }
-    store.full.store(false, Ordering::Relaxed);
+    store.make_room();
     replica.write(START, &[edit("new", &[one_more()])], true).unwrap();
     let after = replica.status();
     drop(replica);
