@@ -19,6 +19,8 @@
 
 mod hide;
 mod key_file;
+#[cfg(feature = "os-key-store")]
+mod os_key;
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
