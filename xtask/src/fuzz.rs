@@ -9,23 +9,17 @@ const INPUT_BYTES_MAX: u32 = 8192;
 const INPUT_SECONDS_MAX: u32 = 30;
 const MEMORY_MIB_MAX: u32 = 3000;
 
-/// Runs every target, which share `minutes` evenly. With cargo-fuzz and a C++ compiler they run
-/// under libFuzzer; without, it says what is missing and runs the built-in mutation loop.
+/// Runs every target by `engine`; the targets share `minutes` evenly. Where none is asked for, it is libFuzzer if
+/// cargo-fuzz and a C++ compiler are there; if not, it says what is missing and takes the built-in
+/// mutation loop.
 ///
 /// # Errors
 /// Which targets found something, and where the inputs are; or what could not be started.
-pub(crate) fn run(minutes: u64) -> Result<(), String> {
+pub(crate) fn run(minutes: u64, engine: Option<Engine>) -> Result<(), String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let targets = targets(&root)?;
     let seconds = (minutes * 60 / targets.len() as u64).max(1);
-    let engine = match build(&root) {
-        Ok(()) => Engine::LibFuzzer,
-        Err(missing) => {
-            println!("libFuzzer can't be had here: {missing}");
-            println!("instead runs the built-in mutation loop, which knows nothing of coverage");
-            Engine::Loop
-        }
-    };
+    let engine = engine.unwrap_or_else(|| best(&root));
     let mut found = Vec::new();
     for target in &targets {
         println!("{target}: {seconds} s");
@@ -44,9 +38,23 @@ pub(crate) fn run(minutes: u64) -> Result<(), String> {
     ))
 }
 
-enum Engine {
+/// What makes the inputs.
+pub(crate) enum Engine {
+    /// Guided by coverage.
     LibFuzzer,
+    /// Blind, and built by cargo alone.
     Loop,
+}
+
+fn best(root: &Path) -> Engine {
+    match build(root) {
+        Ok(()) => Engine::LibFuzzer,
+        Err(missing) => {
+            println!("libFuzzer can't be had here: {missing}");
+            println!("instead runs the built-in mutation loop, which knows nothing of coverage");
+            Engine::Loop
+        }
+    }
 }
 
 impl Engine {

@@ -6,7 +6,9 @@ use std::process::{Command, ExitCode};
 
 const USAGE: &str = "\
 usage: cargo xtask sim [OPTIONS]           simulate the whole system; cargo xtask sim --help says more
-       cargo xtask fuzz [--minutes M]      run all fuzz targets, which share M minutes, 13 unless given";
+       cargo xtask fuzz [--minutes M] [--no-libfuzzer]
+           run all fuzz targets, which share M minutes, 13 unless given; without libFuzzer they run in a
+           mutation loop that knows nothing of coverage, and that is soon built";
 
 /// A minute for each target.
 const FUZZ_MINUTES: u64 = 13;
@@ -15,8 +17,8 @@ fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     match args.next().as_deref() {
         Some("sim") => sim(&args.collect::<Vec<String>>()),
-        Some("fuzz") => match fuzz_minutes(&args.collect::<Vec<String>>()) {
-            Some(minutes) => fuzz(minutes),
+        Some("fuzz") => match fuzz_options(args) {
+            Some((minutes, engine)) => fuzz(minutes, engine),
             None => {
                 eprintln!("{USAGE}");
                 ExitCode::from(2)
@@ -29,16 +31,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn fuzz_minutes(args: &[String]) -> Option<u64> {
-    match args {
-        [] => Some(FUZZ_MINUTES),
-        [flag, minutes] if flag == "--minutes" => minutes.parse().ok().filter(|minutes| *minutes > 0),
-        _ => None,
+fn fuzz_options(mut args: impl Iterator<Item = String>) -> Option<(u64, Option<fuzz::Engine>)> {
+    let (mut minutes, mut engine) = (FUZZ_MINUTES, None);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--minutes" => minutes = args.next()?.parse().ok().filter(|minutes| *minutes > 0)?,
+            "--no-libfuzzer" => engine = Some(fuzz::Engine::Loop),
+            _ => return None,
+        }
     }
+    Some((minutes, engine))
 }
 
-fn fuzz(minutes: u64) -> ExitCode {
-    match fuzz::run(minutes) {
+fn fuzz(minutes: u64, engine: Option<fuzz::Engine>) -> ExitCode {
+    match fuzz::run(minutes, engine) {
         Ok(()) => ExitCode::SUCCESS,
         Err(found) => {
             eprintln!("{found}");
