@@ -84,8 +84,6 @@ pub(crate) struct Ledger {
     numbers: BTreeMap<(usize, u64), PromiseId>,
     /// Changes that the relay lost and that a device offers again, whoever wrote them.
     offered: BTreeSet<(usize, u64)>,
-    /// Devices that ever got an older backup.
-    restored: BTreeSet<usize>,
     /// Changes that left a device.
     pub(crate) sent: BTreeMap<ChangeHash, (EntityKey, Change)>,
     /// What is against the rules, as it was seen.
@@ -179,9 +177,6 @@ impl Ledger {
         if let Some(earlier) = self.made.insert(hash, made)
             && earlier.promise != promise
             && !self.promises[earlier.promise].void
-            // Known: a restored device that does the same on the same base, by a clock that is
-            // behind what it has seen, makes the same bytes again.
-            && !self.restored.contains(&device)
         {
             self.wrong.push(format!("two edits of {key} are one change"));
         }
@@ -201,7 +196,6 @@ impl Ledger {
 
     /// An older backup took the place of what a device had.
     pub(crate) fn restored(&mut self, device: usize, outbox: &[(u64, Json)]) {
-        self.restored.insert(device);
         for promise in self.promises.iter_mut().filter(|promise| promise.device == device) {
             promise.excused |= !matches!(promise.fate, Some((Fate::Admitted, _)));
             promise.commit = CommitNo(0);

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use automerge::{ActorId, ChangeHash};
 
-use crate::change::{Change, Role};
+use crate::change::{Change, Origin, Role};
 use crate::clock::{Now, WallMs};
 use crate::codec::{self, HeaderRecord};
 use crate::digest::Digest;
@@ -93,6 +93,9 @@ pub enum Output {
     },
     /// The state of the channel or the figures changed.
     Status,
+    /// End the link and connect anew, so that the handshake measures the clock: it was set, or the machine
+    /// slept. Until then what is written waits.
+    Reconnect,
 }
 
 /// Figures that an app can show.
@@ -107,7 +110,7 @@ pub struct ReplicaStatus {
     /// Digest of what the relay admitted.
     pub digest: Digest,
     /// How far this device's clock is ahead of the relay's, in milliseconds; measured at each
-    /// connect.
+    /// connect, and a new one is asked for when the clock was set: see [`Output::Reconnect`].
     pub clock_skew_ms: i64,
     /// Changes admitted by the relay since the replica was opened.
     pub sent: u64,
@@ -133,6 +136,7 @@ struct PendingRef {
     entity: EntityHash,
     key: EntityKey,
     hash: ChangeHash,
+    origin: Origin,
     /// Its transaction's id, and how many members that has.
     tx: Option<([u8; 16], u32)>,
     commit: CommitNo,
@@ -305,11 +309,13 @@ impl Replica {
             let Some(number) = key.last_chunk::<8>().map(|n| u64::from_be_bytes(*n)) else { return Ok(()) };
             let bytes = self.keys.whole(&*store, View::Latest, head)?;
             let record: OutboxRecord = from_json(&bytes, "a pending change")?;
+            let origin = record.origin();
             let Ok(entity) = EntityKey::new(record.type_name, record.id) else { return Ok(()) };
             let pending = PendingRef {
                 entity: EntityHash::of(&self.config.workspace, &entity),
                 key: entity,
                 hash: ChangeHash(record.hash),
+                origin,
                 tx: record.tx,
                 commit: CommitNo(0),
                 sent: record.sent,
