@@ -103,7 +103,9 @@ impl Note {
     /// Reads a commit message; `None` if it is not exactly what [`Note::to_message`] writes.
     pub fn from_message(text: &str) -> Option<Self> {
         let (rest, origin) = match text.split_once('~') {
-            Some((rest, origin)) => (rest, Some(Origin(URL_SAFE_NO_PAD.decode(origin).ok()?.try_into().ok()?))),
+            Some((rest, origin)) => {
+                (rest, Some(Origin(URL_SAFE_NO_PAD.decode(origin).ok()?.try_into().ok()?)))
+            }
             None => (text, None),
         };
         let mut parts = rest.split('.');
@@ -302,7 +304,8 @@ mod tests {
         let origin = Origin([9; 12]);
         for role in [Role::Device, Role::Authority] {
             for revives in [false, true] {
-                for (tx, origin) in [(None, None), (Some(tx), None), (None, Some(origin)), (Some(tx), Some(origin))]
+                for (tx, origin) in
+                    [(None, None), (Some(tx), None), (None, Some(origin)), (Some(tx), Some(origin))]
                 {
                     let note = Note { role, revives, tx, origin };
                     assert_eq!(Note::from_message(&note.to_message()), Some(note));

@@ -109,8 +109,6 @@ pub(crate) struct Cluster {
     relay_flush_due: bool,
     tick_due: Option<u64>,
     pub(crate) grant_ms: u64,
-    /// Whether months pass.
-    pub(crate) months: bool,
     pub(crate) schemas: [(Arc<Schema>, String); 2],
     /// Types that this run is about, the favourite first.
     pub(crate) types: Vec<String>,
@@ -176,7 +174,6 @@ impl Cluster {
             relay_backups: Vec::new(),
             relay_flush_due: false,
             tick_due: None,
-            months,
             grant_ms: if short { 60_000 } else { 30 * 24 * 60 * 60 * 1000 },
             schemas,
             types,

@@ -44,8 +44,6 @@ pub(crate) struct Promise {
     pub(crate) commit: CommitNo,
     /// Power was lost before it was durable: nobody was promised anything.
     pub(crate) void: bool,
-    /// It was pending again after a backup took its device's place.
-    pub(crate) revived: bool,
     /// An older backup took the device's place: what had not been sent may be gone.
     pub(crate) excused: bool,
 }
@@ -160,7 +158,6 @@ impl Ledger {
                     fate: None,
                     commit,
                     void: false,
-                    revived: false,
                     excused: false,
                 });
                 self.numbers.insert((device, number), self.promises.len() - 1);
@@ -210,7 +207,6 @@ impl Ledger {
             promise.fate = None;
             // The backup has it, so it is still owed.
             promise.excused = false;
-            promise.revived = true;
         }
     }
 

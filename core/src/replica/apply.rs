@@ -202,6 +202,14 @@ impl Replica {
         coming: &[Change],
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
+        // The relay learns of a life when a device signs in, so a life that was lost before it did so again
+        // shows only by what it made.
+        let device = self.config.device;
+        let lives = coming.iter().filter_map(Change::author).filter(|author| author.device == device);
+        let newest = lives.map(|author| author.incarnation.store()).max().unwrap_or_default();
+        if newest >= self.state.incarnation && !mutated!(ReuseIncarnation) {
+            self.state.incarnation = newest.saturating_add(1);
+        }
         let known: Vec<ChangeHash> = coming.iter().map(Change::hash).collect();
         self.admitted(batch, hash, &known, touched)?;
         let headers = self.loaded(hash)?.entity.headers();
@@ -510,13 +518,8 @@ impl Replica {
         let Some(ty) = self.ty(key.type_name()).cloned() else {
             return Err(StoreError::Damaged { what: format!("{key} has pending changes and no type") });
         };
-        let rebuilt = self.loaded(hash)?.entity.rebuild(
-            &remake.gone,
-            &remake.again,
-            &pending,
-            &ty,
-            author,
-        )?;
+        let rebuilt =
+            self.loaded(hash)?.entity.rebuild(&remake.gone, &remake.again, &pending, &ty, author)?;
         self.loaded(hash)?.entity = rebuilt.entity;
         for ((number, mut record), result) in numbers.into_iter().zip(records).zip(rebuilt.pending) {
             match result {

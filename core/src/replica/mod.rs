@@ -163,6 +163,8 @@ pub struct Replica {
     cache: BTreeMap<EntityHash, Loaded>,
     uses: u64,
     outbox: BTreeMap<u64, PendingRef>,
+    /// Records of the outbox in the batch under construction, which the store does not show yet.
+    unwritten: BTreeMap<u64, OutboxRecord>,
     /// Outbox numbers by entity.
     pending: BTreeMap<EntityHash, BTreeSet<u64>>,
     /// Entities with refused changes, and how many.
@@ -216,6 +218,7 @@ impl Replica {
             cache: BTreeMap::new(),
             uses: 0,
             outbox: BTreeMap::new(),
+            unwritten: BTreeMap::new(),
             pending: BTreeMap::new(),
             refused: BTreeMap::new(),
             conflicts: 0,
@@ -460,6 +463,7 @@ impl Replica {
             batch.put(Keyspace::META, self.keys.repair(), codec::encode(&self.repair));
         }
         self.last_commit = self.store.commit(batch)?;
+        self.unwritten.clear();
         self.repair_stored.clone_from(&self.repair);
         Ok(self.last_commit)
     }
@@ -837,10 +841,14 @@ impl Replica {
         let place = self.keys.number(number);
         self.keys.put(&*store, batch, &mut spills, Keyspace::OUTBOX, place, &to_json(record))?;
         self.state.spills = spills;
+        self.unwritten.insert(number, record.clone());
         Ok(())
     }
 
     fn read_outbox(&self, number: u64) -> Result<OutboxRecord, StoreError> {
+        if let Some(record) = self.unwritten.get(&number) {
+            return Ok(record.clone());
+        }
         let bytes = self.keys.get(&*self.store, View::Latest, Keyspace::OUTBOX, &self.keys.number(number))?;
         let bytes = bytes
             .ok_or_else(|| StoreError::Damaged { what: format!("pending change {number} is missing") })?;
@@ -850,6 +858,7 @@ impl Replica {
     fn delete_outbox(&mut self, batch: &mut Batch, number: u64) -> Result<Option<PendingRef>, StoreError> {
         let store = Arc::clone(&self.store);
         self.keys.delete(&*store, batch, Keyspace::OUTBOX, self.keys.number(number))?;
+        self.unwritten.remove(&number);
         Ok(self.untrack(number))
     }
 

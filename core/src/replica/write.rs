@@ -104,6 +104,7 @@ impl Replica {
         if result.is_err() && self.last_commit == last_commit {
             // The store has none of it: what was queued would wait for ever, and what was
             // forgotten would never be sent.
+            self.unwritten.clear();
             let queued: Vec<u64> =
                 self.outbox.range(state.outbox_next..).map(|(number, _)| *number).collect();
             for number in queued {
