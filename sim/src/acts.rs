@@ -140,8 +140,9 @@ impl Cluster {
             .into_iter()
             .map(|draft| {
                 let Draft { key, intents, view, .. } = draft;
-                let jumps = this.jumps;
-                let meant = Meant { intents, base: view.base, screen: view.screen, at_ms, checked, jumps };
+                let (jumps, wandered_ms) = (this.jumps, this.wandered_ms(at_ms));
+                let View { base, screen, .. } = view;
+                let meant = Meant { intents, base, screen, at_ms, checked, jumps, wandered_ms };
                 (key, meant)
             })
             .collect();
@@ -239,6 +240,7 @@ impl Cluster {
             at_ms: self.time_ms,
             checked: true,
             jumps: self.devices[device].jumps,
+            wandered_ms: self.devices[device].wandered_ms(self.time_ms),
         };
         self.report.count("refused edits tried again", 1);
         self.settle(device, Some(&BTreeMap::from([(key, meant)])));
@@ -321,14 +323,11 @@ impl Cluster {
                 this.offset_ms = if dice.once_in(3) { 0 } else { this.offset_ms.saturating_add(by) };
                 this.offset_ms = this.offset_ms.clamp(-3 * YEAR_MS, 3 * YEAR_MS);
                 this.jumps += 1;
-                this.loose_clock |= this.link.is_some();
                 true
             }
             Fault::Drift => {
-                let (time_ms, months) = (self.time_ms, self.months);
-                let this = &mut self.devices[device];
-                this.drift_by(time_ms, dice.between(0, 400) as i64 - 200);
-                this.loose_clock |= months;
+                let time_ms = self.time_ms;
+                self.devices[device].drift_by(time_ms, dice.between(0, 400) as i64 - 200);
                 true
             }
             Fault::Expiry => {
