@@ -12,8 +12,9 @@ use crate::wire::{Channel, EntityChanges, FeedBody, FeedEntry, Hash, Refused, Un
 
 /// Most entries of one page.
 const PAGE_ENTRIES_MAX: usize = 256;
-/// Stored bytes after which a page ends; one larger entry makes a page by itself.
-const PAGE_BYTES_MAX: usize = 512 * 1024;
+/// Stored bytes after which a page ends; one larger entry makes a page by itself. A page is one turn:
+/// reading, encoding and compressing it is what everyone else waits for.
+const PAGE_BYTES_MAX: usize = 128 * 1024;
 /// Keys read from the store at once: with full values 2 MiB.
 const SCAN_KEYS: usize = 32;
 /// Pages of a workspace that are kept for others: listeners lag behind the newest entry by different

@@ -21,7 +21,7 @@ use crate::codec;
 use crate::digest::Digest;
 use crate::id::{DeviceId, WorkspaceId};
 use crate::store::{Batch, CommitNo, Keyspace, Store, StoreError, View};
-use crate::wire::{Channel, Fault, FaultCode, Hello, Message, WireError};
+use crate::wire::{Channel, Fault, FaultCode, Hello, MESSAGE_BYTES_MAX, Message, WireError};
 
 /// What a turn counts as at least, in the host's measure, microseconds; and all that it counts as
 /// for a host that does not [`charge`](Relay::charge).
@@ -396,7 +396,8 @@ impl Relay {
                     conn.fed = false;
                     let bytes = conn.next_message()?;
                     if let Some(sender) = conn.sender() {
-                        self.quotas.take(now.mono, sender, bytes.len() as u64);
+                        let plain = Message::plain_bytes(&bytes).min(MESSAGE_BYTES_MAX);
+                        self.quotas.take(now.mono, sender, plain as u64);
                     }
                     Some(bytes)
                 });
