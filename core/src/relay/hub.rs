@@ -128,7 +128,14 @@ impl Relay {
         epoch_seed: [u8; 16],
     ) -> Result<Self, StoreError> {
         let epoch = match read_record(&*store)? {
-            Some(record) => record.epoch,
+            Some(record) => {
+                if record.layout < LAYOUT_VERSION {
+                    // What is written from now on an older program would not understand. It is told so
+                    // with the first of it: commits reach the disk in order.
+                    Self::renew_epoch(&*store, record.epoch)?;
+                }
+                record.epoch
+            }
             None => {
                 // Nothing waits for this commit: whatever tells the epoch to a device comes
                 // after the commit of that device's grant, which is later.
