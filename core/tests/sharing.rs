@@ -139,6 +139,41 @@ fn requests_wait_while_the_disk_is_behind() {
 }
 
 #[test]
+fn who_writes_little_does_not_wait_for_the_disk_before_its_turn() {
+    let mut world = World::with(lenient());
+    let mut attackers: Vec<(Device, ConnId)> =
+        (10..14).map(|n| join(&mut world, n, &format!("mallory{n}"))).collect();
+    let (mut honest, conn) = join(&mut world, 1, "ann");
+    for round in 0..300 {
+        for (device, conn) in &mut attackers {
+            hand_over(&mut world, *conn, one_note(device, &format!("m{}-{round}", conn.0)));
+        }
+    }
+    while world.relay.turn(world.now).unwrap().is_some() {}
+    hand_over(&mut world, conn, one_note(&mut honest, "a1"));
+    assert_eq!(world.relay.turn(world.now).unwrap(), Some(Turn::Message(conn)));
+    assert_eq!(world.relay.turn(world.now).unwrap(), None, "and nobody else");
+    // Not by much, nor by very many users.
+    let mut passed = 0;
+    for round in 2..100 {
+        hand_over(&mut world, conn, one_note(&mut honest, &format!("a{round}")));
+        passed += usize::from(world.relay.turn(world.now).unwrap().is_some());
+    }
+    assert!((3..10).contains(&passed), "{passed}");
+    passed = 0;
+    for number in 20..250 {
+        let device = Device::new(number);
+        let conn = world.greet(&device);
+        hand_over(&mut world, conn, sign_in(Some(&token_of(&format!("user{number}")))));
+        hand_over(&mut world, conn, open_from(0));
+        while world.relay.turn(world.now).unwrap().is_some() {
+            passed += 1;
+        }
+    }
+    assert!(passed < 200, "{passed}");
+}
+
+#[test]
 fn who_sends_more_than_a_rate_is_not_listened_to_for_a_while() {
     let small = Rate { bytes_per_s: 10_000, burst_bytes: 50_000 };
     for place in 0..3 {

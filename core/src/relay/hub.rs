@@ -13,7 +13,7 @@ use super::entities::EntityCache;
 use super::layout::{LAYOUT_VERSION, RELAY_KEY, RelayRecord, WorkspaceHash};
 use super::quota::Quotas;
 use super::session::{self, ChannelState, Conn, Phase};
-use super::turns::{Origin, Turns};
+use super::turns::{Origin, Turns, User};
 use super::workspace::{self, Draft, Workspace};
 use super::{ConnId, Input, Output, RelayConfig, TokenVerifier};
 use crate::clock::{MonoMs, Now};
@@ -26,15 +26,23 @@ use crate::wire::{Channel, Fault, FaultCode, Hello, MESSAGE_BYTES_MAX, Message, 
 /// What a turn counts as at least, in the host's measure, microseconds; and all that it counts as
 /// for a host that does not [`charge`](Relay::charge).
 const TURN_COST: u64 = 5;
-/// Operations of commits that are not durable yet, beyond which no request is looked at. Whoever has
-/// the next turn waits for no more than these to reach the disk. Two groups of the disk store.
+/// Operations of commits that are not durable yet, beyond which no request is looked at: two groups of
+/// the disk store. Whoever has the next turn waits for no more than these to reach the disk.
 const FLIGHT_OPS_MAX: usize = 512;
-/// Bytes that count as one of them: a group of the store ends with 256 operations or 1 MiB.
+/// As many of these may be of one user, so that nobody has the disk to themselves.
+const FLIGHT_OPS_OF_USER: usize = FLIGHT_OPS_MAX / 2;
+/// Users with fewer of their own than this are looked at even so, up to twice the bound: they wait for
+/// the disk once, and not a first time for their turn.
+const FLIGHT_OPS_LIGHT: usize = 32;
+/// Bytes that count as one operation: a group of the store ends with 256 operations or 1 MiB.
 const FLIGHT_OP_BYTES: usize = 4 * 1024;
+/// Users who may have to be passed over, as too much of theirs is on its way, until one is found who
+/// has a turn. Each has [`FLIGHT_OPS_LIGHT`] on its way, so there are no more of them.
+const PASSED_OVER_MAX: usize = 2 * FLIGHT_OPS_MAX / FLIGHT_OPS_LIGHT;
 
 /// A user of a workspace, for programs to tell users apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct UserTag([u8; 32]);
+pub struct UserTag(User);
 
 /// What a turn was spent on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,29 +56,44 @@ pub enum Turn {
 /// Commits on their way to the disk.
 #[derive(Debug, Default)]
 struct Flight {
-    commits: VecDeque<(CommitNo, usize, usize)>,
+    commits: VecDeque<(CommitNo, usize, Option<User>)>,
     ops: usize,
-    bytes: usize,
+    of_users: BTreeMap<User, usize>,
 }
 
 impl Flight {
-    fn begin(&mut self, commit: CommitNo, ops: usize, bytes: usize) {
-        self.commits.push_back((commit, ops, bytes));
+    fn begin(&mut self, commit: CommitNo, batch: (usize, usize), user: Option<User>) {
+        let (ops, bytes) = batch;
+        let ops = ops.max(bytes / FLIGHT_OP_BYTES);
+        self.commits.push_back((commit, ops, user));
         self.ops += ops;
-        self.bytes += bytes;
-    }
-
-    fn became_durable(&mut self, durable: CommitNo) {
-        while let Some((_, ops, bytes)) = self.commits.front().filter(|(commit, ..)| *commit <= durable) {
-            self.ops -= ops;
-            self.bytes -= bytes;
-            self.commits.pop_front();
+        if let Some(user) = user {
+            *self.of_users.entry(user).or_default() += ops;
         }
     }
 
-    /// Their operations, where many bytes count as more of them.
-    fn ops(&self) -> usize {
-        self.ops.max(self.bytes / FLIGHT_OP_BYTES)
+    fn became_durable(&mut self, durable: CommitNo) {
+        while let Some((_, ops, user)) =
+            self.commits.front().copied().filter(|(commit, ..)| *commit <= durable)
+        {
+            self.commits.pop_front();
+            self.ops -= ops;
+            if let Some(user) = user
+                && let Some(own) = self.of_users.get_mut(&user)
+            {
+                *own -= ops;
+                if *own == 0 {
+                    self.of_users.remove(&user);
+                }
+            }
+        }
+    }
+
+    /// Whether there is room for what a user's request may lead to.
+    fn has_room(&self, user: User) -> bool {
+        let own = self.of_users.get(&user).copied().unwrap_or_default();
+        let light = own < FLIGHT_OPS_LIGHT && self.ops < 2 * FLIGHT_OPS_MAX;
+        light || (own < FLIGHT_OPS_OF_USER && self.ops < FLIGHT_OPS_MAX)
     }
 }
 
@@ -191,7 +214,7 @@ impl Relay {
     /// fails only the request that met it.
     pub fn handle(&mut self, now: Now, input: Input) -> Result<(), StoreError> {
         self.accept(now, input)?;
-        while self.step(now, usize::MAX)?.is_some() {}
+        while self.step(now, false)?.is_some() {}
         Ok(())
     }
 
@@ -243,19 +266,25 @@ impl Relay {
     /// # Errors
     /// As [`handle`](Self::handle).
     pub fn turn(&mut self, now: Now) -> Result<Option<Turn>, StoreError> {
-        self.step(now, FLIGHT_OPS_MAX)
+        self.step(now, true)
     }
 
-    /// A turn, with no more than so many operations on their way to the disk.
-    fn step(&mut self, now: Now, flight_ops_max: usize) -> Result<Option<Turn>, StoreError> {
+    /// A turn; if the disk is not minded, whatever is on its way there.
+    fn step(&mut self, now: Now, minds_disk: bool) -> Result<Option<Turn>, StoreError> {
         self.served = None;
-        while let Some(id) = self.turns.first() {
+        let mut passed_over = 0;
+        while passed_over <= PASSED_OVER_MAX {
+            let Some(origin) = self.turns.first().nth(passed_over) else { break };
+            let id = origin.conn();
             let turn = match self.next_work(now, id) {
                 None => {
-                    self.rest(id);
+                    self.turns.rest(&origin);
                     continue;
                 }
-                Some(Work::Message) if self.flight.ops() >= flight_ops_max => return Ok(None),
+                Some(Work::Message) if minds_disk && !self.flight.has_room(origin.user()) => {
+                    passed_over += 1;
+                    continue;
+                }
                 Some(work) => self.work(now, id, work)?,
             };
             if let Some(origin) = &self.served {
@@ -350,15 +379,8 @@ impl Relay {
     /// As whose a connection's memory and work count, for the host's own bounds; `None` before it
     /// signed in.
     pub fn user_of(&self, conn: ConnId) -> Option<UserTag> {
-        let sender = self.conns.get(&conn)?.sender()?;
-        let text = [&sender.workspace.0[..], sender.user.as_bytes()].concat();
-        Some(UserTag(*blake3::hash(&text).as_bytes()))
-    }
-
-    fn rest(&mut self, id: ConnId) {
-        if let Some(conn) = self.conns.get(&id) {
-            self.turns.rest(&conn.origin);
-        }
+        let conn = self.conns.get(&conn)?;
+        conn.sender().map(|_| UserTag(conn.origin.user()))
     }
 
     /// What a connection's turn is to be spent on.
@@ -432,9 +454,9 @@ impl Relay {
         let Some(workspace) = self.workspaces.get_mut(&hash) else {
             return Err(StoreError::Damaged { what: "a workspace is not loaded".into() });
         };
-        let (ops, bytes) = (draft.batch.ops().len() + 1, draft.batch.size_bytes());
+        let batch = (draft.batch.ops().len() + 1, draft.batch.size_bytes());
         let commit = workspace.commit(&*self.store, draft)?;
-        self.flight.begin(commit, ops, bytes);
+        self.flight.begin(commit, batch, self.served.as_ref().map(Origin::user));
         self.unsettled.insert(hash);
         Ok(())
     }

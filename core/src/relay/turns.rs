@@ -36,12 +36,21 @@ impl Origin {
         Self([place, *blake3::hash(user.as_bytes()).as_bytes(), device.0, number(conn)])
     }
 
-    fn conn(&self) -> ConnId {
+    /// Whose it is, among all workspaces.
+    pub(super) fn user(&self) -> User {
+        User(self.0[0], self.0[1])
+    }
+
+    pub(super) fn conn(&self) -> ConnId {
         let mut number = [0; 8];
         number.copy_from_slice(&self.0[LEVELS - 1][..8]);
         ConnId(u64::from_be_bytes(number))
     }
 }
+
+/// A user of a workspace; those who have not signed in are one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct User(Key, Key);
 
 fn number(conn: ConnId) -> Key {
     let mut key = [0; 32];
@@ -64,15 +73,17 @@ impl Turns {
         self.0.rest(&origin.0);
     }
 
-    /// Whose turn it is. It stays so until that is charged or rests.
-    pub(super) fn first(&self) -> Option<ConnId> {
-        let mut key = [0; 32];
-        let mut level = &self.0;
-        for _ in 0..LEVELS {
-            key = level.waiting.first()?.1;
-            level = &level.members.get(&key)?.below;
-        }
-        Some(Origin([[0; 32], [0; 32], [0; 32], key]).conn())
+    /// Whose turn it is, and after that one those of other users who come next. They stay so until the
+    /// first is charged or rests.
+    pub(super) fn first(&self) -> impl Iterator<Item = Origin> {
+        let users = self.0.in_order().flat_map(|(workspace, users)| {
+            users.in_order().map(move |(user, devices)| (workspace, user, devices))
+        });
+        users.filter_map(|(workspace, user, devices)| {
+            let (device, conns) = devices.in_order().next()?;
+            let (conn, _) = conns.in_order().next()?;
+            Some(Origin([workspace, user, device, conn]))
+        })
     }
 
     /// Counts what a turn has cost against whose it was, on every level.
@@ -107,6 +118,11 @@ struct Member {
 }
 
 impl Level {
+    /// Those who wait, in the order of their turns.
+    fn in_order(&self) -> impl Iterator<Item = (Key, &Level)> {
+        self.waiting.iter().filter_map(|(_, key)| Some((*key, &self.members.get(key)?.below)))
+    }
+
     fn wait(&mut self, path: &[Key]) {
         let Some((key, rest)) = path.split_first() else { return };
         let clock = self.clock;
@@ -168,12 +184,16 @@ mod tests {
         Origin::member(WorkspaceHash([workspace; 16]), user, DeviceId([device; 32]), ConnId(conn))
     }
 
+    fn first(turns: &Turns) -> ConnId {
+        turns.first().next().unwrap().conn()
+    }
+
     /// Serves `turns` turns that cost `cost` each; whose they were, while all go on waiting.
     fn serve(turns: &mut Turns, origins: &[Origin], count: usize, cost: u64) -> Vec<u64> {
         let of = |conn: ConnId| origins.iter().find(|origin| origin.conn() == conn).copied();
         (0..count)
             .map(|_| {
-                let conn = turns.first().unwrap();
+                let conn = first(turns);
                 turns.charge(&of(conn).unwrap(), cost);
                 conn.0
             })
@@ -214,7 +234,7 @@ mod tests {
         turns.wait(&cheap);
         let mut used = [0, 0];
         for _ in 0..1_000 {
-            let conn = turns.first().unwrap();
+            let conn = first(&turns);
             let (origin, cost) = if conn.0 == 1 { (&dear, 100) } else { (&cheap, 1) };
             turns.charge(origin, cost);
             used[conn.0 as usize - 1] += cost;
@@ -231,7 +251,7 @@ mod tests {
         for _ in 0..50 {
             serve(&mut turns, &busy, 13, 1_000);
             turns.wait(&rare);
-            assert_eq!(turns.first(), Some(ConnId(1)));
+            assert_eq!(first(&turns), ConnId(1));
             turns.charge(&rare, 5);
             turns.rest(&rare);
         }
@@ -246,7 +266,7 @@ mod tests {
         for _ in 0..300 {
             // Works dearly when it gets a turn, and is not there when it would be another's.
             turns.wait(&sly);
-            let conn = turns.first().unwrap();
+            let conn = first(&turns);
             let (origin, cost) = if conn.0 == 1 { (&steady, 1) } else { (&sly, 50) };
             turns.charge(origin, cost);
             used[conn.0 as usize - 1] += cost;
@@ -263,13 +283,13 @@ mod tests {
         for conn in 2..10_000 {
             let passing = Origin::stranger(DeviceId([conn as u8; 32]), ConnId(conn));
             turns.wait(&passing);
-            let first = turns.first().unwrap();
+            let first = first(&turns);
             turns.charge(if first.0 == 1 { &steady } else { &passing }, 10);
             turns.rest(&passing);
         }
         serve(&mut turns, &[steady], 3, 10);
         assert_eq!(turns.size(), 4);
         turns.rest(&steady);
-        assert_eq!((turns.size(), turns.first()), (0, None));
+        assert_eq!((turns.size(), turns.first().next()), (0, None));
     }
 }
