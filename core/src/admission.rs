@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use automerge::legacy::{Key, ObjectId, Op, OpId, OpType};
-use automerge::{ActorId, ScalarValue};
+use automerge::{ActorId, ChangeHash, ScalarValue};
 use serde_json::Value as Json;
 
 use crate::change::{Change, Role};
@@ -18,6 +18,7 @@ use crate::header::HeaderIndex;
 use crate::id::{Author, DeviceId, EntityKey, WorkspaceId};
 use crate::schema::{EntityType, Field, FieldKind, Policy};
 use crate::shape::{self, RootKey};
+use crate::targets::{ChangeTargets, Mark, Place, Targets};
 
 /// How far ahead of the relay's clock a change may be, in milliseconds.
 pub const AHEAD_MS_MAX: u64 = 5 * 60 * 1000;
@@ -181,6 +182,8 @@ pub struct Context<'a> {
     pub genesis: &'a BTreeMap<String, Genesis>,
     /// What the entity holds.
     pub headers: &'a HeaderIndex,
+    /// Where the operations of that acted, on a side that has no document to know it by.
+    pub targets: Option<&'a Targets>,
     /// Who judges.
     pub judge: Judge,
 }
@@ -188,6 +191,11 @@ pub struct Context<'a> {
 /// Judges one change. Its dependencies must have been pushed to the index before.
 /// Returns the author of its actor.
 pub fn judge(change: &Change, context: &Context<'_>) -> Result<Author, Refusal> {
+    judge_and_mark(change, context).map(|(author, _)| author)
+}
+
+/// Like [`judge`]. Returns also where the change's operations act, if the context keeps that.
+pub fn judge_and_mark(change: &Change, context: &Context<'_>) -> Result<(Author, ChangeTargets), Refusal> {
     let author = identity(change, context)?;
     let first = causality(change, context)?;
     if let Judge::Relay { device, role, vouches, now } = context.judge {
@@ -212,8 +220,8 @@ pub fn judge(change: &Change, context: &Context<'_>) -> Result<Author, Refusal> 
         }
     }
     let checked = matches!(context.judge, Judge::Relay { .. });
-    operations(change, context, checked, first)?;
-    Ok(author)
+    let targets = operations(change, context, checked, first)?;
+    Ok((author, targets))
 }
 
 fn identity(change: &Change, context: &Context<'_>) -> Result<Author, Refusal> {
@@ -327,7 +335,13 @@ enum Target<'a> {
     Container(&'a Genesis),
 }
 
-fn operations(change: &Change, context: &Context<'_>, checked: bool, first: bool) -> Result<(), Refusal> {
+fn operations(
+    change: &Change,
+    context: &Context<'_>,
+    checked: bool,
+    first: bool,
+) -> Result<ChangeTargets, Refusal> {
+    let mut marks = Marks::new(change, context);
     let expanded = change.expand().map_err(|e| Refusal::new(RefusalCode::Malformed, e.to_string()))?;
     let role = change.note().role;
     let mut revives = false;
@@ -338,7 +352,8 @@ fn operations(change: &Change, context: &Context<'_>, checked: bool, first: bool
     let mut standing: BTreeMap<(&ObjectId, &str), OpId> = BTreeMap::new();
     for (place, op) in expanded.operations.iter().enumerate() {
         let target = target(op, context)?;
-        predecessors(change, &expanded.operations[..place], op, context)?;
+        let mark = marks.mark(op, &target)?;
+        predecessors(change, &expanded.operations[..place], op, mark, context)?;
         if let Key::Map(key) = &op.key {
             let before = match op.action {
                 OpType::Put(_) => {
@@ -355,6 +370,7 @@ fn operations(change: &Change, context: &Context<'_>, checked: bool, first: bool
             Target::Root(key) => {
                 if let Some(genesis) = context.genesis.get(key) {
                     counter_op(op, genesis)?;
+                    marks.needs(genesis)?;
                     if checked {
                         writable(context, role, key)?;
                     }
@@ -435,7 +451,69 @@ fn operations(change: &Change, context: &Context<'_>, checked: bool, first: bool
             );
         }
     }
-    Ok(())
+    Ok(marks.made)
+}
+
+/// Marks the places of a change's operations, where the context keeps such marks.
+struct Marks<'a> {
+    targets: Option<&'a Targets>,
+    deps: Vec<u32>,
+    genesis_deps: BTreeSet<ChangeHash>,
+    /// Fields whose containers have begun below the change.
+    begun: BTreeSet<&'a str>,
+    made: ChangeTargets,
+}
+
+impl<'a> Marks<'a> {
+    fn new(change: &Change, context: &Context<'a>) -> Self {
+        let mut made = ChangeTargets::default();
+        let (mut deps, mut genesis_deps) = (Vec::new(), BTreeSet::new());
+        if context.targets.is_some() {
+            for dep in change.deps() {
+                match context.headers.place(dep) {
+                    Some(place) => deps.push(place),
+                    None => {
+                        made.begin(dep);
+                        genesis_deps.insert(*dep);
+                    }
+                }
+            }
+        }
+        Self { targets: context.targets, deps, genesis_deps, begun: BTreeSet::new(), made }
+    }
+
+    /// Refuses a change that acts on a container that has not begun below it.
+    fn needs(&mut self, genesis: &'a Genesis) -> Result<(), Refusal> {
+        let Some(targets) = self.targets else { return Ok(()) };
+        if self.begun.contains(&*genesis.field) {
+            return Ok(());
+        }
+        if !self.genesis_deps.contains(&genesis.hash) && !targets.has_begun(&genesis.hash, &self.deps) {
+            return refuse(
+                RefusalCode::BadShape,
+                format!("it writes into {:?}, which had not begun where its author was", genesis.field),
+            );
+        }
+        self.begun.insert(&genesis.field);
+        Ok(())
+    }
+
+    /// The mark of the place where an operation acts.
+    fn mark(&mut self, op: &Op, target: &Target<'a>) -> Result<Mark, Refusal> {
+        if self.targets.is_none() {
+            return Ok(Mark::NOTHING);
+        }
+        let mark = match (target, &op.key) {
+            (Target::Root(key), _) => Mark::key(None, key),
+            (Target::Container(genesis), Key::Map(key)) => Mark::key(Some(&genesis.field), key),
+            (Target::Container(genesis), Key::Seq(_)) => Mark::item(&genesis.field),
+        };
+        if let Target::Container(genesis) = target {
+            self.needs(genesis)?;
+        }
+        self.made.push(if matches!(op.action, OpType::Put(_)) { mark } else { Mark::NOTHING });
+        Ok(mark)
+    }
 }
 
 fn target<'a>(op: &'a Op, context: &'a Context<'_>) -> Result<Target<'a>, Refusal> {
@@ -455,7 +533,13 @@ fn target<'a>(op: &'a Op, context: &'a Context<'_>) -> Result<Target<'a>, Refusa
 /// Checks what an operation says it replaces, or stands behind. The library believes it: an
 /// operation that replaces what its author can't have seen, or what was held elsewhere, leaves a
 /// document that can't be saved and loaded again.
-fn predecessors(change: &Change, earlier: &[Op], op: &Op, context: &Context<'_>) -> Result<(), Refusal> {
+fn predecessors(
+    change: &Change,
+    earlier: &[Op],
+    op: &Op,
+    mark: Mark,
+    context: &Context<'_>,
+) -> Result<(), Refusal> {
     let bad = |what: &str| refuse(RefusalCode::BadShape, what);
     let element = match &op.key {
         Key::Seq(element) => Some(element.as_opid()),
@@ -465,10 +549,12 @@ fn predecessors(change: &Change, earlier: &[Op], op: &Op, context: &Context<'_>)
         return match element {
             None => bad("only sequences are inserted into"),
             Some(_) if op.pred.iter().next().is_some() => bad("an insertion replaces nothing"),
-            Some(Some(behind)) if !seen(change, earlier, op, behind, context) => {
-                bad("it inserts behind what its author can't have seen")
-            }
-            Some(_) => Ok(()),
+            Some(Some(behind)) => match seen(change, earlier, op, behind, mark, context) {
+                Seen::Here => Ok(()),
+                Seen::Elsewhere => bad("it inserts behind what is no item of that sequence"),
+                Seen::Never => bad("it inserts behind what its author can't have seen"),
+            },
+            Some(None) => Ok(()),
         };
     }
     if matches!(op.action, OpType::Delete) && op.pred.iter().next().is_none() {
@@ -487,31 +573,53 @@ fn predecessors(change: &Change, earlier: &[Op], op: &Op, context: &Context<'_>)
             return bad("it names what it replaces twice or out of order");
         }
         // A counter is incremented on top of its genesis, which is looked at there.
-        if !matches!(op.action, OpType::Increment(_)) && !seen(change, earlier, op, pred, context) {
-            return bad("it replaces what its author can't have seen");
+        if matches!(op.action, OpType::Increment(_)) {
+            continue;
+        }
+        match seen(change, earlier, op, pred, mark, context) {
+            Seen::Here => {}
+            Seen::Elsewhere => return bad("it replaces what was not written there"),
+            Seen::Never => return bad("it replaces what its author can't have seen"),
         }
     }
     Ok(())
 }
 
-/// Whether the author of a change can have seen the operation `id` where `op` acts. What `id` did
-/// there is known only if it is of the same change.
-fn seen(change: &Change, earlier: &[Op], op: &Op, id: &OpId, context: &Context<'_>) -> bool {
+/// Where the author of a change can have seen an operation.
+enum Seen {
+    /// Where the change names it, for all that is known.
+    Here,
+    Elsewhere,
+    Never,
+}
+
+/// Whether the author of a change can have seen the operation `id` where `op` acts, which is at `mark`.
+/// Without marks, what `id` did is known only if it is of the same change.
+fn seen(change: &Change, earlier: &[Op], op: &Op, id: &OpId, mark: Mark, context: &Context<'_>) -> Seen {
     if id.actor() == change.actor()
         && let Some(place) = id.counter().checked_sub(change.start_op())
     {
         let own = usize::try_from(place).ok().and_then(|place| earlier.get(place));
         let in_sequence = matches!(op.key, Key::Seq(_));
-        return own.is_some_and(|own| {
+        let here = own.is_some_and(|own| {
             own.obj == op.obj
                 && matches!(own.action, OpType::Put(_))
                 && if in_sequence { own.insert } else { own.key == op.key }
         });
+        return if here { Seen::Here } else { Seen::Never };
     }
     let headers = context.headers;
-    let Some(place) = headers.holder(id.actor(), id.counter()) else { return false };
+    let Some(place) = headers.holder(id.actor(), id.counter()) else { return Seen::Never };
     let mut deps = change.deps().iter().filter_map(|dep| headers.place(dep));
-    deps.any(|dep| dep == place || headers.is_ancestor(place, dep))
+    if !deps.any(|dep| dep == place || headers.is_ancestor(place, dep)) {
+        return Seen::Never;
+    }
+    match context.targets.map(|targets| targets.place(place, id.counter())) {
+        None | Some(Place::Unknown) => Seen::Here,
+        Some(Place::At(there)) if there == mark => Seen::Here,
+        Some(Place::At(_)) => Seen::Elsewhere,
+        Some(Place::Nowhere) => Seen::Never,
+    }
 }
 
 /// Whether the role may write a field at all, and the schema has it.

@@ -21,7 +21,12 @@ pub const PARTS_MAX: u32 = (RECORD_BYTES_MAX / PART_BYTES) as u32 + 1;
 
 /// The record of `value`.
 pub fn encode(value: &impl Encode) -> Vec<u8> {
-    let mut bytes = vec![VERSION];
+    encode_as(VERSION, value)
+}
+
+/// The record of `value`, of a kind that has changed since version 1.
+pub fn encode_as(version: u8, value: &impl Encode) -> Vec<u8> {
+    let mut bytes = vec![version];
     // Encoding to memory has no way to fail but a type without a form; ours all have one.
     if let Ok(body) = bincode::encode_to_vec(value, bincode::config::standard()) {
         bytes.extend(body);
@@ -31,10 +36,15 @@ pub fn encode(value: &impl Encode) -> Vec<u8> {
 
 /// Reads a record. `what` names it where it is damaged.
 pub fn decode<T: Decode<()>>(bytes: &[u8], what: &str) -> Result<T, StoreError> {
+    decode_as(VERSION, bytes, what)
+}
+
+/// Reads a record of a version, or says that it is newer.
+pub fn decode_as<T: Decode<()>>(known: u8, bytes: &[u8], what: &str) -> Result<T, StoreError> {
     let damaged = |how: &str| StoreError::Damaged { what: format!("{what} {how}") };
     let (version, body) = bytes.split_first().ok_or_else(|| damaged("is empty"))?;
-    if *version > VERSION {
-        return Err(StoreError::NewerFormat { found: u32::from(*version), supported: u32::from(VERSION) });
+    if *version > known {
+        return Err(StoreError::NewerFormat { found: u32::from(*version), supported: u32::from(known) });
     }
     let config = bincode::config::standard().with_limit::<RECORD_BYTES_MAX>();
     match bincode::decode_from_slice(body, config) {

@@ -22,4 +22,5 @@ pub mod schema;
 pub mod session;
 pub mod shape;
 pub mod store;
+pub mod targets;
 pub mod wire;

@@ -495,6 +495,17 @@ macro_rules! messages {
                 }
             }
 
+            /// How long a message is without compression, by its own word, which is held against it when
+            /// it is read.
+            pub fn plain_bytes(bytes: &[u8]) -> usize {
+                match bytes {
+                    [_, flags, a, b, c, d, ..] if flags & FLAG_ZSTD != 0 => {
+                        u32::from_le_bytes([*a, *b, *c, *d]) as usize
+                    }
+                    _ => bytes.len(),
+                }
+            }
+
             /// Reads the bytes of one message. `None` is a message that may be skipped.
             pub fn decode(bytes: &[u8]) -> Result<Option<Self>, WireError> {
                 if bytes.len() > MESSAGE_BYTES_MAX {

@@ -190,6 +190,205 @@ fn unknown_objects_are_refused() {
     story.goes_on();
 }
 
+/// Notes with a register beside the title, a text and a list.
+const ROOMY: &str = r#"
+[note]
+version = 1
+[note.fields]
+title = { type = "string" }
+other = { type = "string" }
+stars = { type = "int", merge = "counter" }
+body = { type = "text" }
+items = { type = "list", of = "string" }
+"#;
+
+fn roomy() -> World {
+    let mut world = World::strict();
+    let conn = world.join(&Device::new(99), "admin");
+    world.send(conn, PushSchema { channel: 1, source: ROOMY.into() });
+    assert!(matches!(&world.settle(conn)[0], Message::SchemaIs(answer) if answer.problems.is_empty()));
+    world.handle(anabranch_core::relay::Input::Disconnected { conn });
+    world
+}
+
+fn container(field: &str, kind: GenesisKind) -> Genesis {
+    Genesis::new("note", field, kind)
+}
+
+fn insert(genesis: &Genesis, behind: Option<&OpId>) -> automerge::legacy::Op {
+    automerge::legacy::Op {
+        action: OpType::Put(ScalarValue::Str("a".into())),
+        obj: ObjectId::Id(genesis.op_id()),
+        key: Key::Seq(behind.map_or(ElementId::Head, |id| ElementId::Id(id.clone()))),
+        pred: Vec::new().into(),
+        insert: true,
+    }
+}
+
+fn remove(genesis: &Genesis, item: &OpId) -> automerge::legacy::Op {
+    automerge::legacy::Op {
+        action: OpType::Delete,
+        key: Key::Seq(ElementId::Id(item.clone())),
+        pred: vec![item.clone()].into(),
+        insert: false,
+        ..insert(genesis, None)
+    }
+}
+
+fn put(key: &str, pred: Vec<OpId>) -> automerge::legacy::Op {
+    automerge::legacy::Op {
+        action: OpType::Put(ScalarValue::Str("b".into())),
+        obj: ObjectId::Root,
+        key: Key::Map(key.into()),
+        pred: pred.into(),
+        insert: false,
+    }
+}
+
+/// The first change of a device to an entity, on top of others, with these operations.
+fn on_top(device: &Device, id: &str, onto: &[(ChangeHash, u64)], ops: Vec<automerge::legacy::Op>) -> Vec<u8> {
+    // Later than what it is on top of, whose counters grow with time here.
+    let ahead_ms = onto.iter().map(|(_, counter)| counter * 100).max().unwrap_or_default();
+    let draft = Draft { onto: onto.to_vec(), ahead_ms, ..Draft::default() };
+    forge_draft(device, id, draft, |change| change.operations = ops)
+}
+
+/// A world in which `n1` has a title, an item of a text and one of a list, by one change; its hash,
+/// newest counter and actor.
+fn furnished() -> (World, Device, ChangeHash, u64, ActorId) {
+    let mut world = roomy();
+    let writer = Device::new(1);
+    let conn = world.join(&writer, "writer");
+    let (body, items) = (container("body", GenesisKind::Text), container("items", GenesisKind::List));
+    let onto = [(body.hash, 1), (items.hash, 1)];
+    let ops = vec![put("title", Vec::new()), insert(&body, None), insert(&items, None)];
+    let bytes = on_top(&writer, "n1", &onto, ops);
+    let change = Change::parse(&bytes).unwrap();
+    assert_eq!(world.submit(conn, unit([raw("n1", vec![bytes])])).refused, []);
+    (world, writer, change.hash(), change.max_op(), change.actor().clone())
+}
+
+/// Devices refuse such changes, since their documents can't be loaded again; the relay admitted them.
+#[test]
+fn what_stands_elsewhere_is_neither_replaced_nor_removed_nor_stood_behind() {
+    let (mut world, _, base, newest, actor) = furnished();
+    let (body, items) = (container("body", GenesisKind::Text), container("items", GenesisKind::List));
+    let id = |counter: u64| OpId::new(counter, &actor);
+    let (title, letter, item) = (id(newest - 2), id(newest - 1), id(newest));
+    let mut number = 10;
+    let mut offer = |world: &mut World, op: automerge::legacy::Op| {
+        number += 1;
+        let device = Device::new(number);
+        let conn = world.join(&device, "writer");
+        let bytes = on_top(&device, "n1", &[(base, newest)], vec![op]);
+        let ack = world.submit(conn, unit([raw("n1", vec![bytes])]));
+        ack.refused.first().map(|refused| (codes(&ack)[0], refused.message.clone()))
+    };
+    for op in [
+        put("other", vec![title.clone()]),
+        put("title", vec![letter.clone()]),
+        put("title", vec![item.clone()]),
+        remove(&body, &item),
+        remove(&items, &letter),
+        remove(&items, &title),
+        insert(&body, Some(&item)),
+        insert(&items, Some(&letter)),
+        insert(&items, Some(&title)),
+        // Between two operations of the change there is no other.
+        put("title", vec![id(newest + 1)]),
+    ] {
+        let (code, why) = offer(&mut world, op).unwrap();
+        assert_eq!(code, RefusalCode::BadShape, "{why}");
+        let known = ["not written there", "no item of that sequence", "can't have seen"];
+        assert!(known.iter().any(|known| why.contains(known)), "{why}");
+    }
+    for op in [
+        put("title", vec![title]),
+        remove(&body, &letter),
+        insert(&body, Some(&letter)),
+        remove(&items, &item),
+        insert(&items, Some(&item)),
+    ] {
+        assert_eq!(offer(&mut world, op), None);
+    }
+    assert_eq!(digest_of(&world.whole_feed()), world.digest().1);
+}
+
+#[test]
+fn a_container_is_written_into_only_where_it_has_begun() {
+    let (mut world, _, base, newest, _) = furnished();
+    let (body, stars) = (container("body", GenesisKind::Text), container("stars", GenesisKind::Counter));
+    let mut plain = Device::new(2);
+    let conn = world.join(&plain, "writer");
+    let aside = plain.edit("n1");
+    assert_eq!(world.submit(conn, unit([of("n1", &[&aside])])).refused, []);
+    let count = || automerge::legacy::Op {
+        action: OpType::Increment(1),
+        pred: vec![stars.op_id()].into(),
+        ..put("stars", Vec::new())
+    };
+    let mut number = 10;
+    let mut offer = |world: &mut World, onto: &[(ChangeHash, u64)], op: automerge::legacy::Op| {
+        number += 1;
+        let device = Device::new(number);
+        let conn = world.join(&device, "writer");
+        let ack = world.submit(conn, unit([raw("n1", vec![on_top(&device, "n1", onto, vec![op])])]));
+        ack.refused.first().map(|refused| (codes(&ack)[0], refused.message.clone()))
+    };
+    let aside = (aside.hash(), aside.max_op());
+    // Begun by a change beside, which this one has not seen; not begun at all.
+    for (onto, op) in [
+        (vec![aside], insert(&body, None)),
+        (vec![], insert(&body, None)),
+        (vec![(base, newest)], count()),
+        (vec![aside, (base, newest)], count()),
+    ] {
+        let (code, why) = offer(&mut world, &onto, op).unwrap();
+        assert_eq!(code, RefusalCode::BadShape, "{why}");
+        assert!(why.contains("had not begun"), "{why}");
+    }
+    for (onto, op) in [
+        (vec![aside, (body.hash, 1)], insert(&body, None)),
+        (vec![aside, (base, newest)], insert(&body, None)),
+        (vec![(base, newest), (stars.hash, 1)], count()),
+    ] {
+        assert_eq!(offer(&mut world, &onto, op), None);
+    }
+}
+
+/// What was admitted before the relay kept where operations act is built on as before.
+#[test]
+fn headers_of_an_earlier_layout_are_understood_and_new_ones_cost_little() {
+    use anabranch_core::codec::{self, HeaderRecord};
+    use anabranch_core::store::{Batch, Keyspace, Store, View};
+    use anabranch_core::targets::ChangeTargets;
+    let (mut world, _, base, newest, actor) = furnished();
+    let rows = world.store.scan(View::Latest, Keyspace::HEADER, &[], &[], 1_000).unwrap();
+    let mut batch = Batch::new();
+    for (key, value) in rows {
+        let (header, _): (HeaderRecord, ChangeTargets) = codec::decode_as(2, &value, "a header").unwrap();
+        let earlier = codec::encode(&header);
+        // Three operations at three places, and two containers.
+        assert_eq!(value.len() - earlier.len(), 1 + 3 * 6 + 1 + 2 * 5);
+        batch.put(Keyspace::HEADER, key, earlier);
+    }
+    world.store.commit(batch).unwrap();
+    world.store.flush();
+    world.crash(anabranch_core::relay::RelayConfig::default());
+
+    let device = Device::new(2);
+    let conn = world.join(&device, "writer");
+    let title = OpId::new(newest - 2, &actor);
+    let bytes = on_top(&device, "n1", &[(base, newest)], vec![put("title", vec![title])]);
+    assert_eq!(world.submit(conn, unit([raw("n1", vec![bytes])])).refused, []);
+    // Of the earlier one nothing is known, so devices judge alone.
+    let device = Device::new(3);
+    let conn = world.join(&device, "writer");
+    let letter = OpId::new(newest - 1, &actor);
+    let bytes = on_top(&device, "n1", &[(base, newest)], vec![put("other", vec![letter])]);
+    assert_eq!(world.submit(conn, unit([raw("n1", vec![bytes])])).refused, []);
+}
+
 /// Automerge believes what an operation says it replaces: such a change left documents that could
 /// be saved and not loaded.
 #[test]

@@ -19,10 +19,11 @@ use anabranch_core::rows::RefusedRecord;
 use anabranch_core::session::{ClientSession, Event};
 use anabranch_core::store::{CommitNo, Store, StoreError};
 use anabranch_core::wire::{Channel, SchemaIs};
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::error::{Category, Error};
 use crate::link::Wanted;
+use crate::queue::{Outgoing, Room};
 use crate::status::{SyncOutcome, SyncReport, SyncState, WorkspaceStatus};
 
 /// Name and version that relays see.
@@ -30,6 +31,9 @@ const SOFTWARE: &str = concat!("anabranch/", env!("CARGO_PKG_VERSION"));
 /// Longest queue of change events of one workspace; a watcher that falls further behind is
 /// told to read again.
 pub(crate) const EVENTS_MAX: usize = 4096;
+/// Frames of one workspace that may wait for the link: all units that may be on their way, and what
+/// is said beside them. A link that leaves more is let go.
+const FRAMES_PER_WORKSPACE_MAX: usize = 64;
 /// How long the hub sleeps at most.
 const SLEEP_MAX: Duration = Duration::from_secs(3600);
 
@@ -58,22 +62,74 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 /// What the hub is asked or told.
 pub(crate) enum Command {
-    Open { workspace: WorkspaceId, reply: Reply<Feeds> },
-    Write { workspace: WorkspaceId, edits: Vec<Edit>, checked: bool, reply: Reply<Vec<String>> },
-    WriteEach { workspace: WorkspaceId, edits: Vec<Edit>, reply: Reply<Vec<Result<String, Error>>> },
-    Dismiss { workspace: WorkspaceId, number: u64, reply: Reply<bool> },
-    RetryRefused { workspace: WorkspaceId, record: RefusedRecord, reply: Reply<()> },
-    Sync { workspace: WorkspaceId, id: u64, reply: Reply<SyncReport> },
-    SyncTimeout { id: u64 },
-    Schema { workspace: WorkspaceId, push: bool, reply: Reply<SchemaIs> },
-    Verify { workspace: WorkspaceId, from_start: bool, mend: bool, reply: Reply<Verified> },
-    Token { token: String },
+    Open {
+        workspace: WorkspaceId,
+        reply: Reply<Feeds>,
+    },
+    Write {
+        workspace: WorkspaceId,
+        edits: Vec<Edit>,
+        checked: bool,
+        reply: Reply<Vec<String>>,
+    },
+    WriteEach {
+        workspace: WorkspaceId,
+        edits: Vec<Edit>,
+        reply: Reply<Vec<Result<String, Error>>>,
+    },
+    Dismiss {
+        workspace: WorkspaceId,
+        number: u64,
+        reply: Reply<bool>,
+    },
+    RetryRefused {
+        workspace: WorkspaceId,
+        record: RefusedRecord,
+        reply: Reply<()>,
+    },
+    Sync {
+        workspace: WorkspaceId,
+        id: u64,
+        reply: Reply<SyncReport>,
+    },
+    SyncTimeout {
+        id: u64,
+    },
+    Schema {
+        workspace: WorkspaceId,
+        push: bool,
+        reply: Reply<SchemaIs>,
+    },
+    Verify {
+        workspace: WorkspaceId,
+        from_start: bool,
+        mend: bool,
+        reply: Reply<Verified>,
+    },
+    Token {
+        token: String,
+    },
+    /// One of a caller, which waited for room.
+    Asked {
+        command: Box<Command>,
+        room: Room,
+    },
     LinkConnecting,
-    LinkUp { outgoing: mpsc::UnboundedSender<Vec<u8>>, token: Option<String> },
-    Frame { bytes: Vec<u8>, _permit: tokio::sync::OwnedSemaphorePermit },
-    LinkDown { error: Option<Error> },
+    LinkUp {
+        outgoing: Outgoing,
+        token: Option<String>,
+    },
+    Frame {
+        bytes: Vec<u8>,
+        _permit: tokio::sync::OwnedSemaphorePermit,
+    },
+    LinkDown {
+        error: Option<Error>,
+    },
     Durable,
-    Shutdown { reply: oneshot::Sender<()> },
+    Shutdown {
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// Where a workspace's news come from.
@@ -102,7 +158,7 @@ struct Slot {
 }
 
 struct Link {
-    outgoing: mpsc::UnboundedSender<Vec<u8>>,
+    outgoing: Outgoing,
     session: ClientSession,
     /// Whether the relay has answered.
     ready: bool,
@@ -217,6 +273,10 @@ impl Hub {
     }
 
     fn take(&mut self, command: Command) {
+        let (command, _room) = match command {
+            Command::Asked { command, room } => (*command, Some(room)),
+            command => (command, None),
+        };
         if let Err(error) = self.handle(command) {
             self.recover(error);
         }
@@ -402,8 +462,8 @@ impl Hub {
             Command::LinkConnecting => self.connecting = true,
             Command::LinkUp { outgoing, token } => {
                 let (session, hello) = ClientSession::start(now, SOFTWARE);
-                // A closed link reports itself.
-                let _ = outgoing.send(hello);
+                // Nothing waits in a new link.
+                let _ = outgoing.push(hello, 1);
                 for slot in self.slots.values_mut() {
                     slot.replica.connect(slot.channel, token.clone());
                 }
@@ -419,7 +479,7 @@ impl Hub {
                     slot.replica.durable(self.durable)?;
                 }
             }
-            Command::Shutdown { .. } => {}
+            Command::Asked { .. } | Command::Shutdown { .. } => {}
         }
         Ok(())
     }
@@ -556,15 +616,15 @@ impl Hub {
     fn drain(&mut self) {
         let mut changed: Vec<(CommitNo, WorkspaceId, Vec<EntityKey>)> = Vec::new();
         let mut reconnect = false;
+        let frames_max = 1 + self.slots.len() * FRAMES_PER_WORKSPACE_MAX;
+        let mut stalled = false;
+        let mut send = |link: &Option<Link>, bytes| {
+            stalled |= link.as_ref().is_some_and(|link| !link.outgoing.push(bytes, frames_max));
+        };
         for (workspace, slot) in &mut self.slots {
             while let Some(output) = slot.replica.poll_output() {
                 match output {
-                    Output::Send(bytes) => {
-                        if let Some(link) = &self.link {
-                            // A closed link reports itself.
-                            let _ = link.outgoing.send(bytes);
-                        }
-                    }
+                    Output::Send(bytes) => send(&self.link, bytes),
                     Output::Changed { after, entities } => changed.push((after, workspace.clone(), entities)),
                     Output::Status => {}
                     Output::Reconnect => reconnect = true,
@@ -578,8 +638,8 @@ impl Hub {
                     slot.replica.exchange_schema(*push);
                 }
                 while let Some(output) = slot.replica.poll_output() {
-                    if let (Output::Send(bytes), Some(link)) = (output, &self.link) {
-                        let _ = link.outgoing.send(bytes);
+                    if let Output::Send(bytes) = output {
+                        send(&self.link, bytes);
                     }
                 }
             }
@@ -592,7 +652,11 @@ impl Hub {
                 }
             }
         }
-        if reconnect {
+        if stalled {
+            let error = Error::new(Category::Network, "relay_stalled", "the relay takes nothing more")
+                .with_help("nothing is lost; the device connects again by itself");
+            self.link_down(Some(error));
+        } else if reconnect {
             self.link_down(None);
         }
         for (after, workspace, entities) in changed {

@@ -8,6 +8,7 @@
 mod error;
 mod hub;
 mod link;
+mod queue;
 mod status;
 mod storage;
 mod transaction;
@@ -64,6 +65,7 @@ pub use workspace::{
 
 use hub::{Clock, Command, Hub, HubConfig};
 use link::{LinkConfig, Wanted, WantedGuard};
+use queue::Commands;
 use workspace::Shared;
 
 /// Where the count of the store's lives is kept.
@@ -219,7 +221,7 @@ impl EngineBuilder {
         }
         let background = (has_relay && self.background_sync).then(|| wanted.want());
         let shared = Arc::new(Shared {
-            commands,
+            commands: Commands::new(commands),
             store,
             upkeep: store::Upkeep::of(&disk),
             dir: self.dir,
@@ -287,7 +289,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // The hub makes everything durable and ends. Nobody waits for it here.
         let (reply, _) = tokio::sync::oneshot::channel();
-        let _ = self.shared.commands.send(Command::Shutdown { reply });
+        let _ = self.shared.commands.tell(Command::Shutdown { reply });
         if let Some(runtime) = self.runtime.take() {
             // A runtime must not be dropped on a thread of another one.
             runtime.shutdown_background();
@@ -334,7 +336,7 @@ impl Engine {
     /// from now on. When this returns the directory can be opened again.
     pub async fn shutdown(&self) -> Result<(), Error> {
         let (reply, done) = tokio::sync::oneshot::channel();
-        self.inner.shared.commands.send(Command::Shutdown { reply }).map_err(|_| Error::closed())?;
+        self.inner.shared.commands.tell(Command::Shutdown { reply })?;
         done.await.map_err(|_| Error::closed())
     }
 }

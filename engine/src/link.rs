@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use anabranch_core::wire::MESSAGE_BYTES_MAX;
 use anabranch_transport::{DeviceKey, RelayUrl, TransportError, connect};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore};
 
 use crate::error::Error;
 use crate::hub::Command;
+use crate::queue;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const BACKOFF_BASE: Duration = Duration::from_millis(250);
@@ -167,12 +168,12 @@ async fn once(config: &LinkConfig, wanted: &Arc<Wanted>, hub: &Sender<Command>) 
     let (mut sender, mut receiver) = connection.open_control().await?;
     // The relay proved the key that we expect.
     receiver.raise_limit(MESSAGE_BYTES_MAX);
-    let (outgoing, mut queue) = mpsc::unbounded_channel::<Vec<u8>>();
+    let (outgoing, mut queue) = queue::frames();
     if hub.send(Command::LinkUp { outgoing, token }).is_err() {
         return Ok(End::LetGo);
     }
     let write = async {
-        while let Some(frame) = queue.recv().await {
+        while let Some(frame) = queue.next().await {
             sender.send(frame).await?;
         }
         sender.finish().await

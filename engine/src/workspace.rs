@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use anabranch_core::id::{DeviceId, EntityKey, WorkspaceId};
@@ -22,6 +21,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 use crate::error::{Category, Error};
 use crate::hub::{Command, Feeds, Reply};
 use crate::link::{Wanted, WantedGuard};
+use crate::queue::Commands;
 use crate::status::{SyncReport, WorkspaceStatus};
 
 /// An entity as people see it.
@@ -146,7 +146,7 @@ pub type BoxStream<T> = Pin<Box<dyn Stream<Item = T> + Send>>;
 
 /// Everything that workspaces share.
 pub(crate) struct Shared {
-    pub(crate) commands: Sender<Command>,
+    pub(crate) commands: Commands,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) upkeep: anabranch_store::Upkeep,
     pub(crate) dir: std::path::PathBuf,
@@ -161,7 +161,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).map_err(|_| Error::closed())?;
+        self.commands.ask(command(reply)).await?;
         answer.await.map_err(|_| Error::closed())?
     }
 }
@@ -418,7 +418,7 @@ impl Workspace {
         let workspace = self.id.clone();
         let (reply, answer) = oneshot::channel();
         // Asked before the link is wanted: a link that fails at once must find who waits.
-        self.shared.commands.send(Command::Sync { workspace, id, reply }).map_err(|_| Error::closed())?;
+        self.shared.commands.ask(Command::Sync { workspace, id, reply }).await?;
         // And before its time can be up: what ends it must find it.
         let _timer = self.timer(deadline, move || Command::SyncTimeout { id });
         let _link: WantedGuard = self.shared.wanted.want();
@@ -438,7 +438,7 @@ impl Workspace {
         Timer(self.shared.timers.spawn(async move {
             tokio::time::sleep(after).await;
             // A hub that has ended waits for nothing.
-            let _ = commands.send(command());
+            let _ = commands.tell(command());
         }))
     }
 
@@ -477,7 +477,7 @@ impl Workspace {
         loop {
             let (reply, answer) = oneshot::channel();
             let command = Command::Verify { workspace: self.id.clone(), from_start, mend, reply };
-            self.shared.commands.send(command).map_err(|_| Error::closed())?;
+            self.shared.commands.ask(command).await?;
             let step = answer.await.map_err(|_| Error::closed())??;
             from_start = false;
             verification.entries += step.entries;
@@ -499,7 +499,7 @@ impl Workspace {
         }
         let workspace = self.id.clone();
         let (reply, answer) = oneshot::channel();
-        self.shared.commands.send(Command::Schema { workspace, push, reply }).map_err(|_| Error::closed())?;
+        self.shared.commands.ask(Command::Schema { workspace, push, reply }).await?;
         let (late, mut too_late) = oneshot::channel::<()>();
         let left = deadline.saturating_sub(start.elapsed());
         let timer = self.shared.timers.spawn(async move {

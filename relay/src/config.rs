@@ -7,6 +7,13 @@
 //! require_schema = true                    # refuse changes until a schema was pushed
 //! grant_days = 30                          # how long a sign-in holds
 //! workspaces_per_connection = 64
+//! connections_per_device = 8
+//! connections_per_user = 256               # to one workspace
+//! connections_per_workspace = 5000
+//! device_kib_per_second = 8192             # what may be sent, with eight seconds' worth at once
+//! user_kib_per_second = 16384              # to one workspace
+//! workspace_kib_per_second = 65536
+//! unsent_mb = 512                          # memory for what devices do not read
 //! cache_mb = 512                           # memory for pages of the store
 //! store_backend = "redb"                   # of a new store: sled (the default) or redb
 //! store_passphrase_file = "/run/secret"    # of an encrypted store; or store_key_file: 64 hex digits
@@ -126,6 +133,20 @@ pub struct RelaySettings {
     pub grant_days: u32,
     /// Workspaces that one connection may open.
     pub workspaces_per_connection: u32,
+    /// Connections of one device at once.
+    pub connections_per_device: u32,
+    /// Connections of one user to a workspace at once.
+    pub connections_per_user: u32,
+    /// Connections to one workspace at once.
+    pub connections_per_workspace: u32,
+    /// What one device may send, in KiB a second.
+    pub device_kib_per_second: u32,
+    /// What one user's devices may send to a workspace, in KiB a second.
+    pub user_kib_per_second: u32,
+    /// What may be sent to one workspace, in KiB a second.
+    pub workspace_kib_per_second: u32,
+    /// Memory for what devices do not read, in MiB.
+    pub unsent_mb: u32,
     /// Memory for pages of the store, in MiB.
     pub cache_mb: u32,
     /// What keeps the store, if that is set.
@@ -176,6 +197,13 @@ struct File {
     require_schema: Option<bool>,
     grant_days: Option<u32>,
     workspaces_per_connection: Option<u32>,
+    connections_per_device: Option<u32>,
+    connections_per_user: Option<u32>,
+    connections_per_workspace: Option<u32>,
+    device_kib_per_second: Option<u32>,
+    user_kib_per_second: Option<u32>,
+    workspace_kib_per_second: Option<u32>,
+    unsent_mb: Option<u32>,
     cache_mb: Option<u32>,
     store_backend: Option<String>,
     store_key_file: Option<PathBuf>,
@@ -356,6 +384,8 @@ impl RelayOptions {
             path("store_passphrase_file", file.store_passphrase_file)?,
             env.get(&format!("{ENV_PREFIX}STORE_PASSPHRASE")),
         )?;
+        let connections = |setting, file, default| bounded(setting, file, default, 10_000, "give 1 to 10000");
+        let rate = |setting, file, kib: u32| bounded(setting, file, kib, 1 << 22, "give 1 to 4194304 KiB");
         let settings = RelaySettings {
             dev: self.dev,
             dir: RelayDir::new(data),
@@ -370,6 +400,21 @@ impl RelayOptions {
                 4096,
                 "give 1 to 4096",
             )?,
+            connections_per_device: connections("connections_per_device", file.connections_per_device, 8)?,
+            connections_per_user: connections("connections_per_user", file.connections_per_user, 256)?,
+            connections_per_workspace: connections(
+                "connections_per_workspace",
+                file.connections_per_workspace,
+                5_000,
+            )?,
+            device_kib_per_second: rate("device_kib_per_second", file.device_kib_per_second, 8 << 10)?,
+            user_kib_per_second: rate("user_kib_per_second", file.user_kib_per_second, 16 << 10)?,
+            workspace_kib_per_second: rate(
+                "workspace_kib_per_second",
+                file.workspace_kib_per_second,
+                64 << 10,
+            )?,
+            unsent_mb: bounded("unsent_mb", file.unsent_mb, 512, 1 << 20, "give 1 to 1048576 MiB")?,
             cache_mb: bounded(
                 "cache_mb",
                 file.cache_mb,
@@ -387,7 +432,9 @@ impl RelayOptions {
             let known = ["config", "data", "listen", "public_address", "require_schema", "grant_days"]
                 .into_iter()
                 .chain(["workspaces_per_connection", "cache_mb", "store_backend", "store_key_file"])
-                .chain(["store_passphrase_file", "store_passphrase"]);
+                .chain(["store_passphrase_file", "store_passphrase", "connections_per_device"])
+                .chain(["connections_per_user", "connections_per_workspace", "device_kib_per_second"])
+                .chain(["user_kib_per_second", "workspace_kib_per_second", "unsent_mb"]);
             // No error: platforms set variables by the names of services.
             if !known.map(|name| format!("{ENV_PREFIX}{}", name.to_uppercase())).any(|known| known == *name) {
                 tracing::warn!(name, "an environment variable by this name is not looked at");

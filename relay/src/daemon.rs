@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use anabranch_core::relay::{ConnId, Input, Relay, RelayConfig};
+use anabranch_core::relay::{ConnId, Input, Rate, Relay, RelayConfig};
 use anabranch_core::store::{Store as _, StoreError};
 use anabranch_core::wire::FaultCode;
 use anabranch_store::{DiskStore, StoreOptions, Upkeep};
@@ -294,6 +294,13 @@ fn relay_config(settings: &RelaySettings) -> RelayConfig {
     config.grant_ms = u64::from(settings.grant_days) * 24 * 60 * 60 * 1000;
     config.require_schema = settings.require_schema;
     config.channels_max = settings.workspaces_per_connection as usize;
+    config.device_connections_max = settings.connections_per_device as usize;
+    config.user_connections_max = settings.connections_per_user as usize;
+    config.workspace_connections_max = settings.connections_per_workspace as usize;
+    config.device_rate = Rate::kib_per_s(settings.device_kib_per_second.into());
+    config.user_rate = Rate::kib_per_s(settings.user_kib_per_second.into());
+    config.workspace_rate = Rate::kib_per_s(settings.workspace_kib_per_second.into());
+    config.unsent_bytes_max = (settings.unsent_mb as usize) << 20;
     config
 }
 

@@ -1,22 +1,24 @@
-//! The one thread that owns the relay's core: it turns events into inputs, one after the
-//! other, and hands out the outputs. It never waits for a link; only for the store, whose
-//! queue is the bound on what is not yet durable.
+//! The one thread that owns the relay's core. It tells the core of everything that has come, has it
+//! do one piece of work for whoever's turn it is, hands out the outputs, and looks again what has
+//! come: nobody waits for more than one piece of another's work. It never waits for a link; only
+//! for the store, whose queue is the bound on what is not yet durable, and which the core does not
+//! fill.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anabranch_core::clock::{MonoMs, Now, WallMs};
 use anabranch_core::id::DeviceId;
-use anabranch_core::relay::{ConnId, Input, Output, Relay};
+use anabranch_core::relay::{ConnId, Input, Output, Relay, Turn};
 use anabranch_core::store::{CommitNo, Store, StoreError};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use crate::daemon::RelayError;
-use crate::link::{Held, LinkHandle};
+use crate::link::{Held, LinkHandle, Pools};
 use crate::token::system_wall;
 
 /// Events of all links that may wait; a link waits with its next one then.
@@ -80,10 +82,23 @@ pub(crate) struct Driver {
     pub(crate) clock: Clock,
 }
 
-enum Wake {
-    Event(Option<Event>),
-    Durable,
-    Time,
+/// What the driver has of a link.
+struct Link {
+    handle: LinkHandle,
+    /// For each message that waits for its turn, oldest first: what it holds until then.
+    held: VecDeque<Held>,
+}
+
+#[derive(Default)]
+struct Links {
+    open: BTreeMap<ConnId, Link>,
+    pools: Pools,
+}
+
+/// Whether the driver goes on.
+enum Next {
+    GoOn,
+    Stop,
 }
 
 impl Driver {
@@ -107,70 +122,124 @@ impl Driver {
     }
 
     fn serve(&mut self, runtime: &Handle) -> Result<(), RelayError> {
-        let mut links = BTreeMap::new();
+        let mut links = Links::default();
         self.hand_out(&mut links);
-        let mut ticked = false;
         loop {
-            let wakeup = self.relay.next_wakeup();
-            // Under load events never run out: what is due goes first, but not twice in a row.
-            let due = !ticked && wakeup.is_some_and(|at| at <= self.clock.now().mono);
-            let wake = if due { Wake::Time } else { runtime.block_on(self.wait(wakeup)) };
-            ticked = matches!(wake, Wake::Time);
-            // `held` lives until the input was handled: only then may its link send another.
-            let (input, held) = match wake {
-                Wake::Event(Some(Event::Connected { conn, device, link })) => {
-                    links.insert(conn, link);
-                    (Input::Connected { conn, device }, None)
-                }
-                Wake::Event(Some(Event::Input(input, held))) => {
-                    if let Input::Disconnected { conn } = &input {
-                        links.remove(conn);
-                    }
-                    (input, held)
-                }
-                Wake::Event(Some(Event::Stop) | None) => return Ok(()),
-                Wake::Durable => (Input::Durable(self.durable.borrow_and_update().clone()?), None),
-                Wake::Time => (Input::Tick, None),
-            };
-            self.relay.handle(self.clock.now(), input)?;
+            if let Next::Stop = self.take_in(&mut links)? {
+                return Ok(());
+            }
             self.hand_out(&mut links);
-            drop(held);
+            let begun = Instant::now();
+            let turn = self.relay.turn(self.clock.now())?;
+            self.relay.charge(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+            self.hand_out(&mut links);
+            match turn {
+                Some(Turn::Message(conn)) => {
+                    // Only now may its link send another.
+                    if let Some(link) = links.open.get_mut(&conn) {
+                        link.held.pop_front();
+                    }
+                }
+                Some(Turn::Feed(_)) => {}
+                None => {
+                    if let Next::Stop = runtime.block_on(self.wait(&mut links))? {
+                        return Ok(());
+                    }
+                }
+            }
         }
     }
 
-    async fn wait(&mut self, wakeup: Option<MonoMs>) -> Wake {
+    /// Tells the core of everything that has come meanwhile; none of it costs much.
+    fn take_in(&mut self, links: &mut Links) -> Result<Next, RelayError> {
+        // Durability first: it is what devices wait for, and many commits make one report.
+        if self.durable.has_changed().unwrap_or(false) {
+            self.became_durable()?;
+        }
+        if self.relay.next_wakeup().is_some_and(|at| at <= self.clock.now().mono) {
+            self.relay.accept(self.clock.now(), Input::Tick)?;
+        }
+        // Those that come while these are looked at have to wait for a turn.
+        for _ in 0..EVENTS_MAX {
+            match self.events.try_recv() {
+                Ok(event) => {
+                    if let Next::Stop = self.take(event, links)? {
+                        return Ok(Next::Stop);
+                    }
+                }
+                Err(_) => break,
+            }
+        }
+        Ok(Next::GoOn)
+    }
+
+    async fn wait(&mut self, links: &mut Links) -> Result<Next, RelayError> {
+        let wakeup = self.relay.next_wakeup();
         let at = wakeup.map_or_else(|| Instant::now() + SLEEP_MAX, |at| self.clock.at(at));
         tokio::select! {
-            // Durability first: it is what devices wait for, and many commits make one report.
             biased;
-            Ok(()) = self.durable.changed() => Wake::Durable,
-            event = self.events.recv() => Wake::Event(event),
-            () = tokio::time::sleep_until(at.into()) => Wake::Time,
+            Ok(()) = self.durable.changed() => self.became_durable().map(|()| Next::GoOn),
+            event = self.events.recv() => match event {
+                Some(event) => self.take(event, links),
+                None => Ok(Next::Stop),
+            },
+            // What is due is dealt with as with anything else that has come.
+            () = tokio::time::sleep_until(at.into()) => Ok(Next::GoOn),
         }
     }
 
-    fn hand_out(&mut self, links: &mut BTreeMap<ConnId, LinkHandle>) {
+    fn became_durable(&mut self) -> Result<(), RelayError> {
+        let durable = self.durable.borrow_and_update().clone()?;
+        Ok(self.relay.accept(self.clock.now(), Input::Durable(durable))?)
+    }
+
+    fn take(&mut self, event: Event, links: &mut Links) -> Result<Next, RelayError> {
+        let input = match event {
+            Event::Connected { conn, device, link } => {
+                links.open.insert(conn, Link { handle: link, held: VecDeque::new() });
+                Input::Connected { conn, device }
+            }
+            Event::Input(input, held) => {
+                match &input {
+                    Input::Disconnected { conn } => drop(links.open.remove(conn)),
+                    Input::Received { conn, .. } => {
+                        if let Some(link) = links.open.get_mut(conn) {
+                            link.held.extend(held);
+                        }
+                    }
+                    _ => {}
+                }
+                input
+            }
+            Event::Stop => return Ok(Next::Stop),
+        };
+        self.relay.accept(self.clock.now(), input)?;
+        Ok(Next::GoOn)
+    }
+
+    fn hand_out(&mut self, links: &mut Links) {
         let outputs: Vec<Output> = std::iter::from_fn(|| self.relay.poll_output()).collect();
         // Before the grant that comes with it can leave: the device may answer that with a
         // message over the old limit.
         for output in &outputs {
             if let Output::RaiseLimit { conn } = output
-                && let Some(link) = links.get(conn)
+                && let Some(user) = self.relay.user_of(*conn)
+                && let Some(link) = links.open.get(conn)
             {
-                link.signed_in();
+                link.handle.signed_in(links.pools.of(user));
             }
         }
         for output in outputs {
             // Outputs for a link that is gone already have nowhere to go.
             match output {
                 Output::Send { conn, bytes } => {
-                    if let Some(link) = links.get(&conn) {
-                        link.send(bytes);
+                    if let Some(link) = links.open.get(&conn) {
+                        link.handle.send(bytes);
                     }
                 }
                 Output::Close { conn, code, reason } => {
-                    if let Some(link) = links.get(&conn) {
-                        link.close(code, reason);
+                    if let Some(link) = links.open.get(&conn) {
+                        link.handle.close(code, reason);
                     }
                 }
                 Output::RaiseLimit { .. } => {}

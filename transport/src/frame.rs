@@ -124,12 +124,37 @@ fn stopped(code: quinn::VarInt) -> TransportError {
 pub struct FrameReceiver {
     stream: quinn::RecvStream,
     decoder: FrameDecoder,
+    /// A frame without payload was announced, whose header was all of it.
+    empty: bool,
     shared: Arc<Shared>,
 }
 
 impl FrameReceiver {
     pub(crate) fn new(stream: quinn::RecvStream, shared: Arc<Shared>) -> Self {
-        Self { stream, decoder: FrameDecoder::new(FRAME_BYTES_MAX_BEFORE_SIGN_IN), shared }
+        Self { stream, decoder: FrameDecoder::new(FRAME_BYTES_MAX_BEFORE_SIGN_IN), empty: false, shared }
+    }
+
+    /// How long the next frame's payload will be, or `None` when the peer has finished the stream.
+    ///
+    /// Nothing of the payload is taken from the network before [`next`](Self::next) is called, so an
+    /// application that has no room for it yet has the peer wait.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    ///
+    /// # Cancellation
+    /// If the future is dropped, nothing is lost.
+    pub async fn announced(&mut self) -> Result<Option<usize>, TransportError> {
+        loop {
+            if let Some(bytes) = self.empty.then_some(0).or(self.decoder.announced()) {
+                return Ok(Some(bytes));
+            }
+            match self.read().await? {
+                Some(Some(_)) => self.empty = true,
+                Some(None) => {}
+                None => return Ok(None),
+            }
+        }
     }
 
     /// The next frame, or `None` when the peer has finished the stream.
@@ -145,31 +170,39 @@ impl FrameReceiver {
     /// # Cancellation
     /// If the future is dropped, nothing is lost: the next call goes on in the middle of the frame.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, TransportError> {
+        if std::mem::take(&mut self.empty) {
+            return Ok(Some(Vec::new()));
+        }
         loop {
-            let wanted = self.decoder.wanted()?;
-            let chunk = match self.stream.read_chunk(wanted, true).await {
-                Ok(chunk) => chunk,
-                Err(quinn::ReadError::ConnectionLost(error)) => {
-                    return Err(TransportError::from_connection(error));
-                }
-                Err(quinn::ReadError::Reset(code)) => {
-                    return Err(self.decoder.fail(format!("it gave up the stream with code {code}")));
-                }
-                Err(
-                    quinn::ReadError::ClosedStream
-                    | quinn::ReadError::IllegalOrderedRead
-                    | quinn::ReadError::ZeroRttRejected,
-                ) => return Err(TransportError::Closed),
-            };
-            match chunk {
-                Some(chunk) => {
-                    if let Some(frame) = self.decoder.push(&chunk.bytes)? {
-                        return Ok(Some(frame));
-                    }
-                }
-                None if self.decoder.is_between_frames() => return Ok(None),
-                None => return Err(self.decoder.fail("the stream ended within a frame")),
+            match self.read().await? {
+                Some(None) => {}
+                Some(frame) => return Ok(frame),
+                None => return Ok(None),
             }
+        }
+    }
+
+    /// Takes what comes next; returns the frame if it completes one. `None` is the stream's end.
+    async fn read(&mut self) -> Result<Option<Option<Vec<u8>>>, TransportError> {
+        let wanted = self.decoder.wanted()?;
+        let chunk = match self.stream.read_chunk(wanted, true).await {
+            Ok(chunk) => chunk,
+            Err(quinn::ReadError::ConnectionLost(error)) => {
+                return Err(TransportError::from_connection(error));
+            }
+            Err(quinn::ReadError::Reset(code)) => {
+                return Err(self.decoder.fail(format!("it gave up the stream with code {code}")));
+            }
+            Err(
+                quinn::ReadError::ClosedStream
+                | quinn::ReadError::IllegalOrderedRead
+                | quinn::ReadError::ZeroRttRejected,
+            ) => return Err(TransportError::Closed),
+        };
+        match chunk {
+            Some(chunk) => Ok(Some(self.decoder.push(&chunk.bytes)?)),
+            None if self.decoder.is_between_frames() => Ok(None),
+            None => Err(self.decoder.fail("the stream ended within a frame")),
         }
     }
 
@@ -225,6 +258,14 @@ impl FrameDecoder {
             State::Header { filled, .. } => Ok(HEADER_BYTES - filled),
             State::Payload { payload, length } => Ok(length - payload.len()),
             State::Failed(error) => Err(error.clone()),
+        }
+    }
+
+    /// How long the payload is whose header was read, while it is not complete.
+    pub fn announced(&self) -> Option<usize> {
+        match &self.state {
+            State::Payload { length, .. } => Some(*length),
+            State::Header { .. } | State::Failed(_) => None,
         }
     }
 

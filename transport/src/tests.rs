@@ -394,6 +394,33 @@ async fn a_receiver_dropped_within_a_frame_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_announced_frame_stays_with_its_sender_until_it_is_wanted() {
+    let mut pair = Pair::new().await;
+    pair.server_up.raise_limit(8 * MIB);
+    let payload = pattern(4 * MIB);
+    {
+        let mut sending = Box::pin(pair.up.send(payload.clone()));
+        assert!(timeout(NOTHING, &mut sending).await.is_err());
+        for _ in 0..2 {
+            assert_eq!(timeout(PATIENCE, pair.server_up.announced()).await.unwrap().unwrap(), Some(4 * MIB));
+        }
+        assert!(timeout(NOTHING, &mut sending).await.is_err(), "no more than a window has left");
+        let (sent, received) = tokio::join!(sending, pair.server_up.next());
+        sent.unwrap();
+        assert_eq!(received.unwrap().unwrap(), payload);
+    }
+    // A frame that is nothing but its header is one too; so is the end of the stream.
+    pair.up.send(Vec::new()).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(timeout(PATIENCE, pair.server_up.announced()).await.unwrap().unwrap(), Some(0));
+    }
+    assert_eq!(pair.server_up.next().await.unwrap().unwrap(), b"");
+    let (ended, end) = tokio::join!(pair.up.finish(), pair.server_up.announced());
+    ended.unwrap();
+    assert_eq!(end.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sender_dropped_within_a_frame_completes_it_later() {
     let mut pair = Pair::new().await;
     pair.server_up.raise_limit(8 * MIB);

@@ -35,8 +35,10 @@ const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0
 /// What a peer may have in flight over all streams before it has signed in. Twice this many bytes
 /// are the worst case of memory for a connection that nobody vouches for yet.
 const CONNECTION_WINDOW_BYTES_BEFORE_SIGN_IN: u32 = 256 * 1024;
-/// The same after sign-in, and for servers, which have proved the pinned key.
-pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+/// The same after sign-in, and for servers, which have proved the pinned key. Also what is kept of what
+/// was sent and not acknowledged. As much as the one stream that carries frames may have in flight:
+/// more would be room that only streams take which nobody reads.
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES;
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const BIDI_STREAMS_MAX: u32 = 64;
 const UNI_STREAMS_MAX: u32 = 8;

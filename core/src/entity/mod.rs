@@ -401,6 +401,7 @@ impl Entity {
             ty,
             genesis: &self.genesis,
             headers: &self.headers,
+            targets: None,
             judge,
         };
         admission::judge(change, &context)

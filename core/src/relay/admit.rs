@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use automerge::ChangeHash;
 
-use super::entities::{Entity, EntityCache};
+use super::entities::{Entity, EntityCache, Pushed};
 use super::feed::{FeedEntity, FeedRecord};
 use super::layout::RefusalRecord;
 use super::workspace::{Draft, Workspace};
@@ -27,6 +27,7 @@ use crate::genesis::Genesis;
 use crate::id::{Author, DeviceId, EntityHash, EntityKey};
 use crate::schema::EntityType;
 use crate::store::{Keyspace, Store, StoreError, View};
+use crate::targets::ChangeTargets;
 use crate::wire::{
     EntityChanges, FaultCode, GrantRole, Hash, MESSAGE_BYTES_MAX, Refused, UNIT_BYTES_MAX, UNIT_ENTITIES_MAX,
     Unit,
@@ -105,7 +106,7 @@ struct Target<'a> {
     ty: Option<Result<&'a EntityType, ()>>,
     containers: Containers<'a>,
     /// What was pushed to the entity's index.
-    pushed: Vec<(Change, Author)>,
+    pushed: Vec<Pushed>,
     /// Containers that the unit names.
     named: Vec<(String, u8)>,
     signature: Vec<u8>,
@@ -276,10 +277,10 @@ impl<'a> Judging<'a> {
             let tx = parsed.as_ref().ok().and_then(|change| change.note().tx);
             let fate = match parsed {
                 Ok(change) => match self.judge_change(at, &change)? {
-                    Ok(author) => {
+                    Ok((author, marks)) => {
                         let target = &mut self.targets[at];
-                        target.entity.index.push(&change, author, true);
-                        target.pushed.push((change, author));
+                        target.entity.push(&change, author, &marks);
+                        target.pushed.push(Pushed { change, author, marks });
                         Fate::Taken
                     }
                     Err(fate) => fate,
@@ -307,8 +308,12 @@ impl<'a> Judging<'a> {
         Ok(Fate::Refused(Refusal::new(RefusalCode::Malformed, text), standing))
     }
 
-    /// Judges one change. Returns its author if it can be taken.
-    fn judge_change(&self, at: usize, change: &Change) -> Result<Result<Author, Fate>, StoreError> {
+    /// Judges one change. Returns its author and where it acts if it can be taken.
+    fn judge_change(
+        &self,
+        at: usize,
+        change: &Change,
+    ) -> Result<Result<(Author, ChangeTargets), Fate>, StoreError> {
         let Submission { workspace, device, role, now, .. } = self.submission;
         let target = &self.targets[at];
         let refuse = |code: RefusalCode, text: &str, standing: Standing| {
@@ -370,9 +375,10 @@ impl<'a> Judging<'a> {
             ty,
             genesis: target.containers(),
             headers: index,
+            targets: Some(&target.entity.targets),
             judge: Judge::Relay { device, role, vouches, now },
         };
-        Ok(admission::judge(change, &context).map_err(|refusal| {
+        Ok(admission::judge_and_mark(change, &context).map_err(|refusal| {
             let standing = match refusal.code {
                 RefusalCode::MissingDependency
                 | RefusalCode::ClockAhead
@@ -405,7 +411,7 @@ impl<'a> Judging<'a> {
     fn spread(&mut self) {
         let mut dependants: BTreeMap<(usize, ChangeHash), Vec<usize>> = BTreeMap::new();
         for (at, target) in self.targets.iter().enumerate() {
-            for (change, _) in &target.pushed {
+            for Pushed { change, .. } in &target.pushed {
                 let Some(place) = self.places.get(&(at, change.hash())) else { continue };
                 for dep in change.deps() {
                     dependants.entry((at, *dep)).or_default().push(*place);
@@ -487,8 +493,8 @@ impl<'a> Judging<'a> {
             let changes: Vec<(Hash, Vec<u8>)> = target
                 .pushed
                 .iter()
-                .filter(|(change, _)| kept(&change.hash()))
-                .map(|(change, _)| (change.hash().0, change.bytes().to_vec()))
+                .filter(|pushed| kept(&pushed.change.hash()))
+                .map(|pushed| (pushed.change.hash().0, pushed.change.bytes().to_vec()))
                 .collect();
             if changes.is_empty() {
                 continue;

@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use automerge::{ActorId, ChangeHash};
 
-use super::layout::{ActorRecord, EntityRecord, WorkspaceHash};
+use super::layout::{self, ActorRecord, EntityRecord, WorkspaceHash};
 use crate::change::Change;
-use crate::codec::{self, HeaderRecord};
+use crate::codec;
 use crate::genesis::{Genesis, GenesisKind};
 use crate::header::{Header, HeaderIndex};
 use crate::id::{Author, EntityHash, EntityKey};
 use crate::shape::RootKey;
 use crate::store::{Batch, Entry, Keyspace, Store, StoreError, View};
+use crate::targets::{ChangeTargets, Targets};
 
 /// Keys read from the store at once.
 const SCAN_KEYS: usize = 1024;
@@ -21,12 +22,24 @@ const NAMED_CONTAINERS_MAX: usize = 256;
 /// Headers that the cache may hold for each entity that it may hold, on average.
 const CACHED_HEADERS_PER_ENTITY: usize = 64;
 
+/// A change that was added to an entity and may have to leave it again.
+#[derive(Clone, Debug)]
+pub(super) struct Pushed {
+    pub(super) change: Change,
+    pub(super) author: Author,
+    pub(super) marks: ChangeTargets,
+}
+
 /// An entity as admission needs it.
 #[derive(Clone, Debug)]
 pub(super) struct Entity {
     pub(super) key: EntityKey,
     pub(super) hash: EntityHash,
     pub(super) index: HeaderIndex,
+    /// Where the operations of these changes acted.
+    pub(super) targets: Targets,
+    /// Of the changes that are not stored yet.
+    new_targets: Vec<ChangeTargets>,
     /// The changes that nothing else depends on.
     heads: BTreeSet<ChangeHash>,
     /// Containers that devices named while no schema was known.
@@ -42,6 +55,8 @@ impl Entity {
             key,
             hash,
             index: HeaderIndex::new(),
+            targets: Targets::default(),
+            new_targets: Vec::new(),
             heads: BTreeSet::new(),
             named: BTreeMap::new(),
             stored: (0, 0),
@@ -69,9 +84,13 @@ impl Entity {
             let author = Author::from_bytes(&actor.author).ok_or_else(|| damaged("has an unknown author"))?;
             actors.push((ActorId::from(actor.actor), author));
         }
-        let mut headers = Vec::new();
+        let mut headers: Vec<Header> = Vec::new();
+        let mut targets = Targets::default();
         for (_, bytes) in scan_all(store, Keyspace::HEADER, &workspace.entity(hash))? {
-            headers.push(Header::from(codec::decode::<HeaderRecord>(&bytes, "a header")?));
+            let (header, marks) = layout::decode_header(&bytes)?;
+            let before = marks.as_ref().map_or(0, |marks| marks.operations());
+            targets.push((header.max_op + 1).saturating_sub(before), &header.deps, marks.as_ref());
+            headers.push(header);
         }
         let stored = (headers.len(), actors.len());
         if stored != (record.changes as usize, record.actors as usize) {
@@ -80,7 +99,7 @@ impl Entity {
         let index = HeaderIndex::from_parts(headers, actors)
             .ok_or_else(|| damaged("has headers that don't fit each other"))?;
         let heads = index.heads().into_iter().collect();
-        let mut entity = Self { index, heads, stored, ..Self::new(key, hash) };
+        let mut entity = Self { index, targets, heads, stored, ..Self::new(key, hash) };
         entity.name_containers(&record.genesis);
         entity.named_stored = entity.named.len();
         Ok(entity)
@@ -109,14 +128,28 @@ impl Entity {
         }
     }
 
-    /// Keeps what was pushed to the index since the last commit only where `keep` says so.
+    /// Adds a change whose dependencies are all here.
+    pub(super) fn push(&mut self, change: &Change, author: Author, marks: &ChangeTargets) {
+        let place = self.index.push(change, author, true);
+        if let Some(header) = self.index.get(place) {
+            self.targets.push(change.start_op(), &header.deps, Some(marks));
+        }
+        self.new_targets.push(marks.clone());
+    }
+
+    /// What it takes in memory, as a number of headers.
+    fn weight(&self) -> usize {
+        self.index.len() + self.targets.weight()
+    }
+
+    /// Keeps what was pushed since the last commit only where `keep` says so.
     /// Invariant: nothing that is kept depends on what is not.
     pub(super) fn settle(
         &mut self,
-        pushed: &[(Change, Author)],
+        pushed: &[Pushed],
         keep: impl Fn(&ChangeHash) -> bool,
     ) -> Result<(), StoreError> {
-        let kept = || pushed.iter().filter(|(change, _)| keep(&change.hash()));
+        let kept = || pushed.iter().filter(|pushed| keep(&pushed.change.hash()));
         if kept().count() < pushed.len() {
             let (changes, actors) = self.stored;
             let headers = self.index.headers()[..changes].to_vec();
@@ -125,11 +158,13 @@ impl Entity {
             self.index = HeaderIndex::from_parts(headers, actors.collect()).ok_or_else(|| {
                 StoreError::Damaged { what: format!("the headers of {} don't fit each other", self.key) }
             })?;
-            for (change, author) in kept() {
-                self.index.push(change, *author, true);
+            self.targets.truncate(changes);
+            self.new_targets.clear();
+            for Pushed { change, author, marks } in kept() {
+                self.push(change, *author, marks);
             }
         }
-        for (change, _) in kept() {
+        for Pushed { change, .. } in kept() {
             for dep in change.deps() {
                 self.heads.remove(dep);
             }
@@ -144,9 +179,10 @@ impl Entity {
             return;
         }
         let now = (self.index.len(), self.index.actors().len());
-        for (place, header) in self.index.headers().iter().enumerate().skip(self.stored.0) {
+        let new = self.index.headers().iter().enumerate().skip(self.stored.0);
+        for ((place, header), marks) in new.zip(std::mem::take(&mut self.new_targets)) {
             let key = workspace.numbered(self.hash, place as u32);
-            batch.put(Keyspace::HEADER, key, codec::encode(&HeaderRecord::from(header)));
+            batch.put(Keyspace::HEADER, key, layout::encode_header(header, marks));
         }
         for (number, entry) in self.index.actors().iter().enumerate().skip(self.stored.1) {
             let record =
@@ -202,7 +238,7 @@ impl EntityCache {
     pub(super) fn take(&mut self, workspace: WorkspaceHash, hash: EntityHash) -> Option<Entity> {
         let (used, entity) = self.entities.remove(&(workspace, hash))?;
         self.by_use.remove(&used);
-        self.headers -= entity.index.len();
+        self.headers -= entity.weight();
         Some(entity)
     }
 
@@ -210,7 +246,7 @@ impl EntityCache {
         let key = (workspace, entity.hash);
         self.take(key.0, key.1);
         self.uses += 1;
-        self.headers += entity.index.len();
+        self.headers += entity.weight();
         self.by_use.insert(self.uses, key);
         self.entities.insert(key, (self.uses, entity));
         let headers_max = self.entities_max.saturating_mul(CACHED_HEADERS_PER_ENTITY);

@@ -1,19 +1,27 @@
 //! The feed: what happened in a workspace, gap-free and in one order for everyone.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use bincode::{Decode, Encode};
 
 use super::layout::{WorkspaceHash, feed_place};
 use crate::codec;
 use crate::id::DeviceId;
 use crate::store::{Batch, Keyspace, Store, StoreError, View};
-use crate::wire::{EntityChanges, FeedBody, FeedEntry, Hash, Refused, Unit};
+use crate::wire::{Channel, EntityChanges, FeedBody, FeedEntry, Hash, Refused, Unit};
 
 /// Most entries of one page.
 const PAGE_ENTRIES_MAX: usize = 256;
-/// Stored bytes after which a page ends; one larger entry makes a page by itself.
-const PAGE_BYTES_MAX: usize = 512 * 1024;
+/// Stored bytes after which a page ends; one larger entry makes a page by itself. A page is one turn:
+/// reading, encoding and compressing it is what everyone else waits for.
+const PAGE_BYTES_MAX: usize = 128 * 1024;
 /// Keys read from the store at once: with full values 2 MiB.
 const SCAN_KEYS: usize = 32;
+/// Pages of a workspace that are kept for others: listeners lag behind the newest entry by different
+/// numbers of entries, and few of these are far behind.
+const SHARED_PAGES_MAX: usize = 16;
+/// Largest page that is kept for others.
+const SHARED_BYTES_MAX: usize = 64 * 1024;
 
 /// An entry as it is stored, apart from its form on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -94,6 +102,50 @@ pub(super) struct Page {
     pub(super) entries: Vec<FeedEntry>,
     /// The newest entry read, shown or not.
     pub(super) last: u64,
+    /// Whose changes are among what was read.
+    pub(super) authors: BTreeSet<[u8; 32]>,
+}
+
+/// Pages of the newest entries, as they are sent to everyone who may see all of them and wrote none.
+/// Many listeners want the same when something new is there: it is read, encoded and compressed once.
+#[derive(Debug, Default)]
+pub(super) struct SharedPages(BTreeMap<(u64, Channel), SharedPage>);
+
+/// One of them.
+#[derive(Clone, Debug)]
+pub(super) struct SharedPage {
+    /// The newest entry in it.
+    pub(super) last: u64,
+    /// Who wrote of it.
+    authors: BTreeSet<[u8; 32]>,
+    /// The message.
+    pub(super) bytes: Vec<u8>,
+}
+
+impl SharedPages {
+    /// The page from an entry on, if it is here and the reader gets it as everyone does.
+    pub(super) fn get(&self, from: u64, channel: Channel, reader: Reader<'_>) -> Option<&SharedPage> {
+        let page = self.0.get(&(from, channel))?;
+        let same = reader.types.is_empty() && (reader.full || !page.authors.contains(&reader.device.0));
+        same.then_some(page)
+    }
+
+    /// Keeps a page if others may want it: it ends with the newest entry, and the reader got it as
+    /// everyone does. At the bounds nothing is kept.
+    pub(super) fn keep(
+        &mut self,
+        place: (u64, Channel),
+        page: &Page,
+        end: u64,
+        reader: Reader<'_>,
+        bytes: &[u8],
+    ) {
+        let same = reader.types.is_empty() && (reader.full || !page.authors.contains(&reader.device.0));
+        if same && page.last == end && self.0.len() < SHARED_PAGES_MAX && bytes.len() <= SHARED_BYTES_MAX {
+            let shared = SharedPage { last: page.last, authors: page.authors.clone(), bytes: bytes.to_vec() };
+            self.0.insert(place, shared);
+        }
+    }
 }
 
 /// Reads a page of the entries `from..=to`, of which there is at least one.
@@ -106,9 +158,14 @@ pub(super) fn page(
 ) -> Result<Page, StoreError> {
     let read = records(store, workspace, from, to)?;
     let last = read.last().map_or(from, |(seq, _)| *seq);
+    let author = |record: &FeedRecord| match record {
+        FeedRecord::Changes { author, .. } => Some(*author),
+        _ => None,
+    };
+    let authors = read.iter().filter_map(|(_, record)| author(record)).collect();
     let shown =
         read.into_iter().filter_map(|(seq, record)| Some(FeedEntry { seq, body: record.show(reader)? }));
-    Ok(Page { entries: shown.collect(), last })
+    Ok(Page { entries: shown.collect(), last, authors })
 }
 
 /// The records of a page of the entries `from..=to`, of which there is at least one: with no gap,

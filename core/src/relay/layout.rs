@@ -6,7 +6,7 @@
 //! | META | ws | [`WorkspaceRecord`]: feed end and digest, always of the same moment |
 //! | ENTITY | ws ‖ entity | [`EntityRecord`] |
 //! | ENTITY | ws ‖ entity ‖ actor number (u32) | [`ActorRecord`] |
-//! | HEADER | ws ‖ entity ‖ place (u32) | [`HeaderRecord`](crate::codec::HeaderRecord) |
+//! | HEADER | ws ‖ entity ‖ place (u32) | [`HeaderRecord`](crate::codec::HeaderRecord), with [`ChangeTargets`] since layout 2 |
 //! | REFUSED | ws ‖ entity ‖ change hash | [`RefusalRecord`] |
 //! | DEVICE | ws ‖ device key | [`DeviceRecord`] |
 //! | FEED | ws ‖ seq (u64) ‖ part (u32) | [`FeedRecord`](super::feed::FeedRecord), split |
@@ -21,10 +21,16 @@
 
 use bincode::{Decode, Encode};
 
+use crate::codec::{self, HeaderRecord};
+use crate::header::Header;
 use crate::id::{DeviceId, EntityHash, WorkspaceId};
+use crate::store::StoreError;
+use crate::targets::ChangeTargets;
 
 /// Version of this layout.
-pub(super) const LAYOUT_VERSION: u32 = 1;
+pub(super) const LAYOUT_VERSION: u32 = 2;
+/// Version of the records of headers.
+const HEADER_VERSION: u8 = 2;
 /// Key of the [`RelayRecord`]. Never 16 bytes long, as a workspace's key is.
 pub(super) const RELAY_KEY: &[u8] = b"relay";
 
@@ -74,6 +80,21 @@ impl WorkspaceHash {
     pub(super) fn used_token(self, token_id: &str) -> Vec<u8> {
         self.key(&[&[1], blake3::hash(token_id.as_bytes()).as_bytes()])
     }
+}
+
+/// The record of a header with where its change acted.
+pub(super) fn encode_header(header: &Header, targets: ChangeTargets) -> Vec<u8> {
+    codec::encode_as(HEADER_VERSION, &(HeaderRecord::from(header), targets))
+}
+
+/// Reads the record of a header; before layout 2 it did not say where its change acted.
+pub(super) fn decode_header(bytes: &[u8]) -> Result<(Header, Option<ChangeTargets>), StoreError> {
+    if bytes.first() == Some(&HEADER_VERSION) {
+        let (header, targets): (HeaderRecord, ChangeTargets) =
+            codec::decode_as(HEADER_VERSION, bytes, "a header")?;
+        return Ok((header.into(), Some(targets)));
+    }
+    codec::decode::<HeaderRecord>(bytes, "a header").map(|header| (header.into(), None))
 }
 
 /// Takes the key of a part of a feed entry apart: (seq, part).

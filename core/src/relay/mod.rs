@@ -12,8 +12,22 @@
 //! }
 //! ```
 //!
-//! One request, from its bytes to its answer: `hub` takes the input, `session` knows the
-//! connection, `requests` does what was asked with the help of `grants` (who may), `admit`
+//! A host that serves many shares the work out: it hands over what has come
+//! ([`Relay::accept`], which is cheap), then has the relay do one piece of work for whoever's turn
+//! it is ([`Relay::turn`]), and looks for inputs again.
+//!
+//! ```text
+//! loop {
+//!     for input in what_has_come() { relay.accept(now, input)? }
+//!     let turn = relay.turn(now)?;
+//!     relay.charge(what_that_took);
+//!     while let Some(output) = relay.poll_output() { carry_out(output) }
+//!     if turn.is_none() { wait_for_an_input() }
+//! }
+//! ```
+//!
+//! One request, from its bytes to its answer: `hub` takes the input, `turns` says when it is dealt
+//! with and `quota` how much one may ask, `session` knows the connection, `requests` does what was asked with the help of `grants` (who may), `admit`
 //! and `entities` (what is taken) and `schemas`; `workspace` makes one batch of what follows
 //! and holds back its answer until that is durable; `pump` then serves the `feed` to all who
 //! listen. `layout` has every key and record.
@@ -25,20 +39,27 @@ mod grants;
 mod hub;
 mod layout;
 mod pump;
+mod quota;
 mod requests;
 mod schemas;
 mod session;
+mod turns;
 mod verify;
 mod workspace;
 
-pub use hub::Relay;
+pub use hub::{Relay, Turn, UserTag};
+pub use quota::Rate;
 pub use verify::{Checked, verify};
 pub use workspace::all as workspaces;
 
 use crate::clock::WallMs;
 use crate::id::DeviceId;
 use crate::store::CommitNo;
-use crate::wire::{FaultCode, GrantRole};
+use crate::wire::{FaultCode, GrantRole, MESSAGE_BYTES_MAX};
+
+/// Most bytes that one connection has waiting for its network. Nothing more is looked at for it beyond
+/// [`session::ANSWER_BYTES_MAX`], so it is that and one message, the largest there is.
+pub const UNSENT_BYTES_MAX: usize = session::ANSWER_BYTES_MAX + MESSAGE_BYTES_MAX;
 
 /// A connection's number, chosen by the host, never used twice while the relay runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,7 +75,9 @@ pub enum Input {
         /// The device's key.
         device: DeviceId,
     },
-    /// A message arrived.
+    /// A message arrived. Until it is dealt with it counts as the relay's memory: the host hands in
+    /// no more of a connection than it wants held, and hears of each that is dealt with by a
+    /// [`Turn`].
     Received {
         /// The connection.
         conn: ConnId,
@@ -148,6 +171,21 @@ pub struct RelayConfig {
     pub channels_max: usize,
     /// Entities whose header index is kept in memory.
     pub cached_entities: usize,
+    /// Connections of one device at once; beyond, the one made first is closed.
+    pub device_connections_max: usize,
+    /// Connections of one user to a workspace at once; a sign-in beyond is refused with a quota fault.
+    pub user_connections_max: usize,
+    /// Connections to one workspace at once; a sign-in beyond is refused with a quota fault.
+    pub workspace_connections_max: usize,
+    /// How much one device may send; beyond, it is not listened to for a while.
+    pub device_rate: Rate,
+    /// How much the devices of one user may send to a workspace; beyond, they are not listened to for
+    /// a while.
+    pub user_rate: Rate,
+    /// How much may be sent to one workspace; beyond, nobody there is listened to for a while.
+    pub workspace_rate: Rate,
+    /// Bytes that wait for all connections' networks; beyond, the one with most of them is closed.
+    pub unsent_bytes_max: usize,
 }
 
 impl Default for RelayConfig {
@@ -159,6 +197,13 @@ impl Default for RelayConfig {
             send_window: 16,
             channels_max: 64,
             cached_entities: 10_000,
+            device_connections_max: 8,
+            user_connections_max: 256,
+            workspace_connections_max: 5_000,
+            device_rate: Rate::kib_per_s(8 * 1024),
+            user_rate: Rate::kib_per_s(16 * 1024),
+            workspace_rate: Rate::kib_per_s(64 * 1024),
+            unsent_bytes_max: 512 * 1024 * 1024,
         }
     }
 }

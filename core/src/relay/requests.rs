@@ -124,6 +124,11 @@ impl Relay {
             }
         };
         self.load_workspace(&workspace)?;
+        if let Some(full) = self.is_crowded(by.hash, decision.user(), (id, channel)) {
+            self.forget_idle(by.hash);
+            self.fault(id, channel, FaultCode::Quota, &full);
+            return Ok(());
+        }
         let name = printable(&asked.device_name);
         let platform = printable(&asked.platform);
         let before = read_device(&*self.store, by.hash, device)?;
@@ -136,6 +141,7 @@ impl Relay {
         };
         let after = DeviceRecord { name, platform, incarnation, sent };
         let grant = self.adopt(now, by, decision, Some((before, after)))?;
+        let user = grant.user.clone();
         let state = ChannelState {
             id: workspace.clone(),
             workspace: by.hash,
@@ -152,12 +158,29 @@ impl Relay {
             let (expiry_at, cursor) = earlier.map_or((None, None), |e| (e.expiry_at, e.cursor));
             conn.channels.insert(channel, ChannelState { expiry_at, cursor, ..state });
         }
+
         if let Some(workspace) = self.workspaces.get_mut(&by.hash) {
-            workspace.members.insert((id, channel), device);
+            workspace.join((id, channel), &user);
         }
+        self.belongs_to(id, by.hash, &user);
         self.watch_expiry(now, id, channel);
         self.granted(id, channel);
-        self.pump(now, id)
+        self.wake(id);
+        Ok(())
+    }
+
+    /// Why a user's channel has no room in a workspace.
+    fn is_crowded(&self, hash: WorkspaceHash, user: &str, place: (ConnId, Channel)) -> Option<String> {
+        let workspace = self.workspaces.get(&hash)?;
+        if workspace.members.get(&place).is_some_and(|before| before == user) {
+            return None;
+        }
+        let (all, own) = (workspace.members.len(), workspace.count_of(user));
+        if own >= self.config.user_connections_max {
+            return Some(format!("the user has {own} connections to {} already", workspace.id));
+        }
+        let full = all >= self.config.workspace_connections_max;
+        full.then(|| format!("{} has {all} connections already", workspace.id))
     }
 
     fn refresh(&mut self, now: Now, id: ConnId, asked: &Refresh) -> Result<(), StoreError> {
@@ -192,7 +215,8 @@ impl Relay {
         }
         self.watch_expiry(now, id, channel);
         self.granted(id, channel);
-        self.pump(now, id)
+        self.wake(id);
+        Ok(())
     }
 
     /// Makes a decision durable, with what was learned about the device, and lets every other
@@ -218,14 +242,14 @@ impl Relay {
             }
         }
         if !draft.batch.is_empty() {
-            workspace.commit(&*self.store, draft)?;
-            self.unsettled.insert(by.hash);
+            self.commit(by.hash, draft)?;
         }
-        let same: Vec<(ConnId, Channel)> = workspace
-            .members
-            .iter()
-            .filter(|(_, device)| **device == by.device)
-            .map(|(place, _)| *place)
+        let same: Vec<(ConnId, Channel)> = self
+            .of_device(by.device)
+            .filter_map(|id| Some((id, self.conns.get(&id)?)))
+            .flat_map(|(id, conn)| conn.channels.iter().map(move |(channel, state)| (id, *channel, state)))
+            .filter(|(.., state)| state.workspace == by.hash)
+            .map(|(id, channel, _)| (id, channel))
             .collect();
         for (id, channel) in same {
             if let Some(state) = self.conns.get_mut(&id).and_then(|conn| conn.channels.get_mut(&channel)) {
@@ -274,7 +298,8 @@ impl Relay {
             (asked.cursor + if mutated!(AcceptStaleCursor) { 2 } else { 1 }, asked.full)
         };
         state.cursor = Some(Cursor { next, full, told: false });
-        self.pump(now, id)
+        self.wake(id);
+        Ok(())
     }
 
     fn changes(&mut self, now: Now, id: ConnId, asked: Changes) -> Result<(), StoreError> {
@@ -315,9 +340,9 @@ impl Relay {
             draft.batch.put(Keyspace::DEVICE, hash.device(device), codec::encode(&seen));
         }
         if !draft.batch.is_empty() {
-            workspace.commit(&*store, draft)?;
-            self.unsettled.insert(hash);
+            self.commit(hash, draft)?;
         }
+        let Some(workspace) = self.workspaces.get(&hash) else { return Ok(()) };
         let (gate, seq) = (workspace.gate(), workspace.tip.seq);
         for entity in verdict.entities.into_iter().filter(|entity| entity.is_stored()) {
             self.entities.put(hash, entity);
@@ -345,14 +370,16 @@ impl Relay {
         let mut draft = workspace.draft();
         let problems = match schemas::push(workspace.schema.as_ref(), &asked.source, hash, &mut draft) {
             Ok(Some(schema)) => {
-                workspace.commit(&*self.store, draft)?;
-                workspace.schema = Some(schema);
-                self.unsettled.insert(hash);
+                self.commit(hash, draft)?;
+                if let Some(workspace) = self.workspaces.get_mut(&hash) {
+                    workspace.schema = Some(schema);
+                }
                 Vec::new()
             }
             Ok(None) => Vec::new(),
             Err(problems) => problems,
         };
+        let Some(workspace) = self.workspaces.get(&hash) else { return Ok(()) };
         let answer = SchemaIs { channel, hash: schema_hash(workspace), source: None, problems };
         let gate = workspace.gate();
         self.send(id, gate, answer);

@@ -11,15 +11,17 @@ use crate::wire::{Channel, Grant, GrantRole, Hello, Message, VERSION_MAX, VERSIO
 use super::feed::Reader;
 use super::grants;
 use super::layout::WorkspaceHash;
+use super::quota::Sender;
+use super::turns::Origin;
 
 /// How long a connection may take to say hello, in milliseconds; then it is closed.
 pub(super) const HELLO_MS_MAX: u64 = 15_000;
 /// Unsent bytes at which a connection's feed pauses.
-const FEED_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(super) const FEED_BYTES_MAX: usize = 1024 * 1024;
+/// Unsent bytes at which nothing more that a device asks is looked at.
+pub(super) const ANSWER_BYTES_MAX: usize = FEED_BYTES_MAX + 256 * 1024;
 /// Unsent answers at which a connection is closed: its device asks and does not listen.
 const ANSWERS_MAX: usize = 1024;
-/// Unsent bytes at which a connection is closed.
-const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Features of this relay.
 const FEATURES: u64 = 0;
 
@@ -39,6 +41,15 @@ pub(super) struct Conn {
     pub(super) device: DeviceId,
     pub(super) phase: Phase,
     pub(super) channels: BTreeMap<Channel, ChannelState>,
+    /// As whose its work counts.
+    pub(super) origin: Origin,
+    /// Messages that wait for a turn.
+    inbox: VecDeque<Vec<u8>>,
+    inbox_bytes: usize,
+    /// Until when nothing it says is looked at: it has said too much.
+    pub(super) parked: Option<MonoMs>,
+    /// Whether its last turn went to its feed; messages and feed take turns.
+    pub(super) fed: bool,
     /// The channel whose feed was served last.
     pub(super) served: Channel,
     /// Whether the host was told to take larger messages.
@@ -96,9 +107,14 @@ impl ChannelState {
 }
 
 impl Conn {
-    pub(super) fn new(device: DeviceId, now: MonoMs) -> Self {
+    pub(super) fn new(id: ConnId, device: DeviceId, now: MonoMs) -> Self {
         Self {
             device,
+            origin: Origin::stranger(device, id),
+            inbox: VecDeque::new(),
+            inbox_bytes: 0,
+            parked: None,
+            fed: false,
             phase: Phase::New,
             channels: BTreeMap::new(),
             served: 0,
@@ -108,6 +124,37 @@ impl Conn {
             unsent: VecDeque::new(),
             unsent_bytes: 0,
         }
+    }
+
+    /// Takes in a message.
+    pub(super) fn hear(&mut self, bytes: Vec<u8>) {
+        self.inbox_bytes += bytes.len();
+        self.inbox.push_back(bytes);
+    }
+
+    /// The message that has waited longest.
+    pub(super) fn next_message(&mut self) -> Option<Vec<u8>> {
+        let bytes = self.inbox.pop_front()?;
+        self.inbox_bytes -= bytes.len();
+        Some(bytes)
+    }
+
+    /// Whether a message waits that may be looked at. To one that was told to go away, nothing is
+    /// answered any more.
+    pub(super) fn has_message(&self) -> bool {
+        let may = self.parked.is_none() && self.unsent_bytes < ANSWER_BYTES_MAX;
+        !self.inbox.is_empty() && (may || self.phase == Phase::Closing)
+    }
+
+    /// As whom it sends, once it signed in.
+    pub(super) fn sender(&self) -> Option<Sender<'_>> {
+        let state = self.channels.values().next_back()?;
+        Some(Sender { workspace: state.workspace, user: &state.grant.user, device: self.device })
+    }
+
+    /// What it holds of the relay's memory: (what it said, what it was not sent yet), in bytes.
+    pub(super) fn memory(&self) -> (usize, usize) {
+        (self.inbox_bytes, self.unsent_bytes)
     }
 
     /// Queues an output that may leave when `after` is durable. Order is kept: it also waits
@@ -131,9 +178,11 @@ impl Conn {
         !self.held.is_empty()
     }
 
-    /// The network took the oldest message.
-    pub(super) fn sent(&mut self) {
-        self.unsent_bytes -= self.unsent.pop_front().unwrap_or_default();
+    /// The network took the oldest message. Returns its size.
+    pub(super) fn sent(&mut self) -> usize {
+        let bytes = self.unsent.pop_front().unwrap_or_default();
+        self.unsent_bytes -= bytes;
+        bytes
     }
 
     /// Whether there is room for more of a feed.
@@ -145,7 +194,7 @@ impl Conn {
 
     /// Whether the device leaves too many answers unread.
     pub(super) fn is_deaf(&self, send_window: usize) -> bool {
-        self.unsent.len() > send_window.saturating_add(ANSWERS_MAX) || self.unsent_bytes > ANSWER_BYTES_MAX
+        self.unsent.len() > send_window.saturating_add(ANSWERS_MAX)
     }
 }
 

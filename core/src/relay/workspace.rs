@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::ConnId;
-use super::feed::{self, FeedRecord};
+use super::feed::{self, FeedRecord, SharedPages};
 use super::layout::{WorkspaceHash, WorkspaceRecord};
 use super::schemas::Published;
 use crate::codec;
 use crate::digest::Digest;
-use crate::id::{DeviceId, WorkspaceId};
+use crate::id::WorkspaceId;
 use crate::store::{Batch, CommitNo, Keyspace, Store, StoreError, View};
 use crate::wire::Channel;
 
@@ -39,8 +39,12 @@ pub(super) struct Workspace {
     /// Serial of the newest grant.
     pub(super) serial: u64,
     pub(super) schema: Option<Published>,
-    /// The channels that are signed in, and whose they are.
-    pub(super) members: BTreeMap<(ConnId, Channel), DeviceId>,
+    /// The channels that are signed in, and the users that signed them in.
+    pub(super) members: BTreeMap<(ConnId, Channel), String>,
+    /// How many of them each user has.
+    users: BTreeMap<String, usize>,
+    /// What many read of the newest entries.
+    pub(super) pages: SharedPages,
 }
 
 impl Workspace {
@@ -54,7 +58,32 @@ impl Workspace {
             serial: 0,
             schema: None,
             members: BTreeMap::new(),
+            users: BTreeMap::new(),
+            pages: SharedPages::default(),
         }
+    }
+
+    /// Takes in a channel that a user has signed in, again or for the first time.
+    pub(super) fn join(&mut self, place: (ConnId, Channel), user: &str) {
+        self.leave(place);
+        self.members.insert(place, user.to_owned());
+        *self.users.entry(user.to_owned()).or_default() += 1;
+    }
+
+    /// Takes out a channel, if it is in.
+    pub(super) fn leave(&mut self, place: (ConnId, Channel)) {
+        let Some(user) = self.members.remove(&place) else { return };
+        if let Some(count) = self.users.get_mut(&user) {
+            *count -= 1;
+            if *count == 0 {
+                self.users.remove(&user);
+            }
+        }
+    }
+
+    /// How many channels a user has signed in.
+    pub(super) fn count_of(&self, user: &str) -> usize {
+        self.users.get(user).copied().unwrap_or_default()
     }
 
     /// Reads a workspace; `None` if nobody ever signed in to it.
@@ -77,6 +106,9 @@ impl Workspace {
         while let Some((_, tip)) = self.pending.front().filter(|(commit, _)| *commit <= durable) {
             self.durable = *tip;
             self.pending.pop_front();
+        }
+        if self.durable != before {
+            self.pages = SharedPages::default();
         }
         self.durable != before
     }

@@ -10,6 +10,7 @@ use anabranch_store::{FaultStore, MemoryStore};
 use serde_json::json;
 
 use super::*;
+use crate::queue;
 
 const SCHEMA: &str = "[task]\nversion = 1\n[task.fields]\ntitle = { type = \"string\" }\nn = { type = \"int\", merge = \"counter\" }\n";
 
@@ -41,7 +42,7 @@ struct Device {
     disk: Disk,
     inbox: Receiver<Command>,
     conn: ConnId,
-    frames: Option<mpsc::UnboundedReceiver<Vec<u8>>>,
+    frames: Option<queue::Frames>,
 }
 
 struct Net {
@@ -124,7 +125,7 @@ impl Net {
     fn connect(&mut self, device: usize) {
         self.conns += 1;
         let conn = ConnId(self.conns);
-        let (outgoing, frames) = mpsc::unbounded_channel();
+        let (outgoing, frames) = queue::frames();
         let token = if device == 0 { "authority" } else { "writer" };
         let Device { hub, conn: own, frames: queue, .. } = &mut self.devices[device];
         let gone = Input::Disconnected { conn: std::mem::replace(own, conn) };
@@ -145,7 +146,7 @@ impl Net {
         for device in &mut self.devices {
             device.settle();
         }
-        let frames = |device: &mut Device| Some((device.conn, device.frames.as_mut()?.try_recv().ok()?));
+        let frames = |device: &mut Device| Some((device.conn, device.frames.as_mut()?.try_next()?));
         let sent = self.devices.iter_mut().find_map(frames);
         if let Some((conn, bytes)) = sent {
             self.tell(Input::Received { conn, bytes });
@@ -331,4 +332,22 @@ fn the_slow_look_finds_by_itself_what_is_wrong() {
     device.settle();
     assert_eq!(device.status().damage, 1);
     assert_eq!(device.disk.scan(View::Latest, Keyspace::ROW, &[], &[], 9).unwrap().len(), 1);
+}
+
+/// A relay that takes nothing can't make the device hold more and more for it.
+#[test]
+fn a_link_that_takes_nothing_is_let_go_and_loses_nothing() {
+    let mut net = Net::new();
+    assert!(net.devices[1].hub.link.is_some());
+    // Nothing is taken from now on, and the app goes on and on giving tokens.
+    for _ in 0..=FRAMES_PER_WORKSPACE_MAX {
+        net.devices[1].hub.take(Command::Token { token: "writer".into() });
+    }
+    net.devices[1].write("while_it_takes_nothing").unwrap();
+    assert!(net.devices[1].hub.link.is_none());
+    assert!(net.devices[1].status().last_error.is_some_and(|why| why.contains("takes nothing more")));
+    net.connect(1);
+    net.run();
+    assert_eq!(net.devices[1].status().pending, 0);
+    net.agree();
 }

@@ -114,16 +114,8 @@ impl Device {
 
     /// Sends a new entity and waits until the relay has stored it.
     pub(crate) async fn create(&mut self, workspace: &str, id: &str, title: &str) -> Ack {
-        let change = self.change(workspace, id, title);
-        let entity = EntityChanges {
-            type_name: "note".into(),
-            id: id.into(),
-            genesis: Vec::new(),
-            changes: vec![change],
-            signature: Vec::new(),
-        };
-        self.send(Changes { channel: CHANNEL, unit_id: 7, sent: 1, unit: Unit { entities: vec![entity] } })
-            .await;
+        let entities = vec![entity(&self.key, workspace, id, title)];
+        self.send(Changes { channel: CHANNEL, unit_id: 7, sent: 1, unit: Unit { entities } }).await;
         loop {
             match self.next().await {
                 Message::Ack(ack) => return ack,
@@ -133,18 +125,12 @@ impl Device {
         }
     }
 
-    fn change(&self, workspace: &str, id: &str, title: &str) -> Vec<u8> {
-        let author =
-            Author { device: DeviceId(*self.key.public().as_bytes()), incarnation: Incarnation::default() };
-        let workspace = WorkspaceId::new(workspace).unwrap();
-        let actor = author.actor(&workspace, &EntityKey::new("note", id).unwrap());
-        // Setting an author draws a random actor, so the actor comes after it.
-        let mut document = AutoCommit::new().with_author(Some(author.to_bytes().into())).with_actor(actor);
-        document.put(ROOT, "title", title).unwrap();
-        let time = Hlc::from_wall(WallMs(wall_ms())).to_change_time();
-        document
-            .commit_with(CommitOptions::default().with_message(Note::default().to_message()).with_time(time));
-        document.get_last_local_change().unwrap().raw_bytes().to_vec()
+    /// A unit of new entities of a device.
+    pub(crate) fn unit(key: &DeviceKey, workspace: &str, numbers: std::ops::Range<u64>) -> Changes {
+        let by = key.public();
+        let entities =
+            numbers.map(|number| entity(key, workspace, &format!("{by}-{number}"), "milk")).collect();
+        Changes { channel: CHANNEL, unit_id: 7, sent: 1, unit: Unit { entities } }
     }
 
     /// Waits until the relay closes the connection, and says with which code.
@@ -153,6 +139,25 @@ impl Device {
             TransportError::Refused { code, .. } => code,
             other => panic!("instead of a close by the relay: {other}"),
         }
+    }
+}
+
+/// A new entity.
+fn entity(key: &DeviceKey, workspace: &str, id: &str, title: &str) -> EntityChanges {
+    let author = Author { device: DeviceId(*key.public().as_bytes()), incarnation: Incarnation::default() };
+    let workspace = WorkspaceId::new(workspace).unwrap();
+    let actor = author.actor(&workspace, &EntityKey::new("note", id).unwrap());
+    // Setting an author draws a random actor, so the actor comes after it.
+    let mut document = AutoCommit::new().with_author(Some(author.to_bytes().into())).with_actor(actor);
+    document.put(ROOT, "title", title).unwrap();
+    let time = Hlc::from_wall(WallMs(wall_ms())).to_change_time();
+    document.commit_with(CommitOptions::default().with_message(Note::default().to_message()).with_time(time));
+    EntityChanges {
+        type_name: "note".into(),
+        id: id.into(),
+        genesis: Vec::new(),
+        changes: vec![document.get_last_local_change().unwrap().raw_bytes().to_vec()],
+        signature: Vec::new(),
     }
 }
 

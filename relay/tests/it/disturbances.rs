@@ -115,3 +115,80 @@ async fn a_device_that_does_not_read_slows_nobody() {
     an_honest_device_works(&bench, &relay).await;
     soon(relay.shutdown()).await.unwrap();
 }
+
+#[tokio::test]
+async fn large_messages_of_one_user_wait_for_each_other_and_for_nobody_else() {
+    let bench = Bench::new();
+    let relay = bench.start().await;
+    let mut honest = Device::connect(relay.url()).await;
+    honest.sign_in("home", Some(bench.token("home", "ann"))).await.unwrap();
+    let mut greedy = tokio::task::JoinSet::new();
+    for _ in 0..6 {
+        let mut device = Device::connect(relay.url()).await;
+        device.sign_in("home", Some(bench.token("home", "mallory"))).await.unwrap();
+        greedy.spawn(async move {
+            // Two fill the room of their user; a kind that may be skipped.
+            let mut large = vec![0; 5 << 20];
+            large[0] = 200;
+            for _ in 0..3 {
+                device.sender.send(large.clone()).await.unwrap();
+            }
+            device.sign_in("home", None).await.unwrap();
+        });
+    }
+    let large: String = noise(1, 300_000).iter().map(|b| char::from(b % 90 + 33)).collect();
+    for round in 0..5 {
+        assert_eq!(honest.create("home", &format!("small{round}"), "milk").await.refused, vec![]);
+        assert_eq!(honest.create("home", &format!("large{round}"), &large).await.refused, vec![]);
+    }
+    while let Some(done) = soon(greedy.join_next()).await {
+        done.unwrap();
+    }
+    soon(relay.shutdown()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_device_that_connects_too_often_loses_its_oldest_connection() {
+    let bench = Bench::new();
+    let relay = bench.start().await;
+    let key = DeviceKey::generate().unwrap();
+    let mut connections = Vec::new();
+    for _ in 0..9 {
+        connections.push(Device::connect_as(relay.url(), key.clone()).await);
+    }
+    assert_eq!(connections[0].closed_with().await, FaultCode::Quota as u64);
+    for device in &mut connections[1..] {
+        device.sign_in("home", Some(bench.token("home", "ann"))).await.unwrap();
+    }
+    soon(relay.shutdown()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_closed_connection_that_does_not_read_why_is_cut() {
+    let bench = Bench::new();
+    let relay = bench.start().await;
+    let mut writer = Device::connect(relay.url()).await;
+    writer.sign_in("home", Some(bench.token("home", "ann"))).await.unwrap();
+    let key = DeviceKey::generate().unwrap();
+    let mut deaf = Device::connect_as(relay.url(), key.clone()).await;
+    deaf.sign_in("home", Some(bench.token("home", "deaf"))).await.unwrap();
+    deaf.send(anabranch_core::wire::Open {
+        channel: crate::device::CHANNEL,
+        epoch: [0; 16],
+        cursor: 0,
+        digest: [0; 32],
+        full: false,
+    })
+    .await;
+    // More than a window, so that what it is told last can't reach it.
+    for round in 0..30 {
+        let title: String = noise(round, 100_000).iter().map(|b| char::from(b % 90 + 33)).collect();
+        assert_eq!(writer.create("home", &format!("n{round}"), &title).await.refused, vec![]);
+    }
+    let mut later = Vec::new();
+    for _ in 0..8 {
+        later.push(Device::connect_as(relay.url(), key.clone()).await);
+    }
+    assert_eq!(deaf.closed_with().await, FaultCode::Quota as u64);
+    soon(relay.shutdown()).await.unwrap();
+}
