@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -53,27 +53,64 @@ trait Contender {
 
 /// What came of it.
 struct Run {
-    per_second: f64,
+    speed: Speed,
     /// The numbers of the values that became durable together, where that is known.
     groups: Vec<Vec<u64>>,
 }
 
+#[derive(Clone, Copy)]
+struct Speed {
+    per_second: f64,
+    /// Microseconds of processor time for each value, of all threads. Less disturbed by whoever else
+    /// uses the machine.
+    cpu_us: f64,
+}
+
+struct Meter {
+    start: Instant,
+    cpu_us: f64,
+}
+
+impl Meter {
+    fn start() -> Meter {
+        Meter { start: Instant::now(), cpu_us: cpu_us() }
+    }
+
+    fn is_over(&self) -> bool {
+        self.start.elapsed() >= SLICE
+    }
+
+    fn speed(&self, values: usize) -> Speed {
+        let per_second = values as f64 / self.start.elapsed().as_secs_f64();
+        Speed { per_second, cpu_us: (cpu_us() - self.cpu_us) / values as f64 }
+    }
+}
+
+/// Processor time of this process so far; 0 where Linux does not tell it.
+fn cpu_us() -> f64 {
+    const TICK_US: f64 = 10_000.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let behind_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = behind_name.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<f64>().ok());
+    ticks.sum::<f64>() * TICK_US
+}
+
 /// `writers` threads, each of which waits for its write.
-fn threads(writers: usize, write: impl Fn(u64, &[u8]) + Sync) -> f64 {
-    let done = AtomicU64::new(0);
-    let start = Instant::now();
+fn threads(writers: usize, write: impl Fn(u64, &[u8]) + Sync) -> Speed {
+    let done = AtomicUsize::new(0);
+    let meter = Meter::start();
     std::thread::scope(|scope| {
         for _ in 0..writers {
             scope.spawn(|| {
                 let value = value();
-                while start.elapsed() < SLICE {
+                while !meter.is_over() {
                     write(next(), &value);
                     done.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
     });
-    done.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64()
+    meter.speed(done.into_inner())
 }
 
 /// The number of the next value; none is used twice.
@@ -117,12 +154,12 @@ impl Contender for Blocking {
         let heard = Arc::clone(&log);
         self.store
             .set_durable_hook(Arc::new(move |news| heard.durable.lock().unwrap().push(news.unwrap().0)));
-        let per_second = threads(writers, |n, value| {
+        let speed = threads(writers, |n, value| {
             let commit = self.store.commit(put(n, value)).unwrap();
             self.store.wait_durable(commit).unwrap();
             log.commits.lock().unwrap().push((commit, n));
         });
-        Run { per_second, groups: log.groups() }
+        Run { speed, groups: log.groups() }
     }
 }
 
@@ -155,14 +192,14 @@ impl Contender for Tasks {
                 let _ = tell.send(Command::Durable);
             }
         }));
-        let done = Arc::new(AtomicU64::new(0));
+        let done = Arc::new(AtomicUsize::new(0));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
-        let start = Instant::now();
+        let meter = Arc::new(Meter::start());
         let tasks: Vec<_> = (0..writers)
             .map(|_| {
-                let (commands, done) = (commands.clone(), Arc::clone(&done));
+                let (commands, done, meter) = (commands.clone(), Arc::clone(&done), Arc::clone(&meter));
                 runtime.spawn(async move {
-                    while start.elapsed() < SLICE {
+                    while !meter.is_over() {
                         let (reply, durable) = oneshot::channel();
                         commands.send(Command::Write(next(), reply)).unwrap();
                         durable.await.unwrap();
@@ -173,10 +210,7 @@ impl Contender for Tasks {
             .collect();
         drop(commands);
         hub(&*self.store, &received, &told, &tasks, &log);
-        Run {
-            per_second: done.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64(),
-            groups: log.groups(),
-        }
+        Run { speed: meter.speed(done.load(Ordering::Relaxed)), groups: log.groups() }
     }
 }
 
@@ -249,7 +283,7 @@ impl Contender for Sqlite {
     }
 
     fn run(&self, writers: usize) -> Run {
-        let per_second = threads(writers, |n, value| {
+        let speed = threads(writers, |n, value| {
             CONNECTION.with_borrow_mut(|connection| {
                 let connection = connection.get_or_insert_with(|| self.connect());
                 let mut insert =
@@ -257,7 +291,7 @@ impl Contender for Sqlite {
                 insert.execute((&key(n)[..], value)).unwrap();
             });
         });
-        Run { per_second, groups: Vec::new() }
+        Run { speed, groups: Vec::new() }
     }
 }
 
@@ -272,12 +306,12 @@ impl Contender for Append {
     }
 
     fn run(&self, writers: usize) -> Run {
-        let per_second = threads(writers, |n, value| {
+        let speed = threads(writers, |n, value| {
             let record = [&key(n), value].concat();
             (&self.file).write_all(&record).unwrap();
             self.file.sync_data().unwrap();
         });
-        Run { per_second, groups: Vec::new() }
+        Run { speed, groups: Vec::new() }
     }
 }
 
@@ -339,8 +373,8 @@ impl Raw for RawSled {
 
 const CACHE_BYTES: u64 = 48_000_000;
 
-/// Writes the merged batches of a run again, to the backend alone; values per second.
-fn run_raw(raw: &dyn Raw, groups: &[Vec<u64>]) -> f64 {
+/// Writes the merged batches of a run again, to the backend alone.
+fn run_raw(raw: &dyn Raw, groups: &[Vec<u64>]) -> Speed {
     // As long as with the store: the keyspace before the key, a checksum behind the value, and one record
     // that says how far the store is.
     let stored = [value(), vec![0; 4]].concat();
@@ -352,57 +386,61 @@ fn run_raw(raw: &dyn Raw, groups: &[Vec<u64>]) -> f64 {
         group
     });
     let prepared: Vec<_> = prepared.collect();
-    let start = Instant::now();
+    let meter = Meter::start();
     let mut values = 0;
     for group in &prepared {
         raw.write(group);
         values += group.len() - 1;
-        if start.elapsed() >= SLICE {
+        if meter.is_over() {
             break;
         }
     }
-    values as f64 / start.elapsed().as_secs_f64()
+    meter.speed(values)
 }
 
 /// Who is measured, and what its merged batches are written to alone.
 struct Lane {
     contender: Box<dyn Contender>,
     raw: Option<Box<dyn Raw>>,
-    per_second: Vec<f64>,
-    raw_per_second: Vec<f64>,
+    speeds: Vec<Speed>,
+    raw_speeds: Vec<Speed>,
     group: Vec<f64>,
 }
 
 impl Lane {
     fn new(contender: impl Contender + 'static, raw: Option<Box<dyn Raw>>) -> Lane {
         let contender = Box::new(contender);
-        Lane { contender, raw, per_second: Vec::new(), raw_per_second: Vec::new(), group: Vec::new() }
+        Lane { contender, raw, speeds: Vec::new(), raw_speeds: Vec::new(), group: Vec::new() }
     }
 
     fn round(&mut self, writers: usize) {
         let run = self.contender.run(writers);
-        self.per_second.push(run.per_second);
+        self.speeds.push(run.speed);
         if let Some(raw) = &self.raw {
-            self.raw_per_second.push(run_raw(&**raw, &run.groups));
+            self.raw_speeds.push(run_raw(&**raw, &run.groups));
             let values: usize = run.groups.iter().map(Vec::len).sum();
             self.group.push(values as f64 / run.groups.len() as f64);
         }
     }
 
+    fn per_second(&self) -> f64 {
+        median(self.speeds.iter().map(|speed| speed.per_second))
+    }
+
     fn print(&self, limit: Option<f64>) {
-        let figure = median(&self.per_second);
-        print!("  {:<40} {figure:>9.0}/s", self.contender.name());
+        let cpu_us = median(self.speeds.iter().map(|speed| speed.cpu_us));
+        print!("  {:<38} {:>8.0}/s {cpu_us:>6.1} us CPU each", self.contender.name(), self.per_second());
         if let Some(limit) = limit {
-            print!("  {:>6.2} x the time of append + fdatasync", limit / figure);
+            print!("  {:>6.2} x the time of append + fdatasync", limit / self.per_second());
         }
         if self.raw.is_some() {
-            let ratios: Vec<f64> =
-                self.per_second.iter().zip(&self.raw_per_second).map(|(a, b)| a / b).collect();
+            let pairs = || self.speeds.iter().zip(&self.raw_speeds);
             print!(
-                "   {:.2} x the same batches ({:.0} each) raw, {:.0}/s",
-                median(&ratios),
-                median(&self.group),
-                median(&self.raw_per_second)
+                "   {:.2} x the same batches ({:.0} each) raw: {:.0}/s, {:.1} us CPU each",
+                median(pairs().map(|(store, raw)| store.per_second / raw.per_second)),
+                median(self.group.iter().copied()),
+                median(self.raw_speeds.iter().map(|speed| speed.per_second)),
+                median(self.raw_speeds.iter().map(|speed| speed.cpu_us)),
             );
         }
         println!();
@@ -430,11 +468,11 @@ fn commits(dir: &Path, writers: usize, rounds: usize) {
                 _ => Some(Box::new(RawSled::new(&dir))),
             }
         };
-        if wanted(&format!("{name}, threads")) {
+        if wanted(&format!("{name} threads")) {
             let store = open(sub(name), options.clone()).unwrap();
             lanes.push(Lane::new(Blocking { name, store }, raw("threads")));
         }
-        if writers > 1 && wanted(&format!("{name}, tasks")) {
+        if writers > 1 && wanted(&format!("{name} tasks")) {
             let store = open(sub(&format!("{name}-tasks")), options.clone()).unwrap();
             lanes.push(Lane::new(Tasks { name, store }, raw("tasks")));
         }
@@ -444,7 +482,7 @@ fn commits(dir: &Path, writers: usize, rounds: usize) {
         lanes.iter_mut().for_each(|lane| lane.round(writers));
     }
     println!("{writers} writer(s), durable commits/s:");
-    let limit = wanted("append").then(|| median(&lanes[0].per_second));
+    let limit = wanted("append").then(|| lanes[0].per_second());
     lanes.iter().for_each(|lane| lane.print(limit));
     println!();
 }
@@ -540,8 +578,8 @@ fn value() -> Vec<u8> {
         .collect()
 }
 
-fn median(figures: &[f64]) -> f64 {
-    let mut figures = figures.to_vec();
+fn median(figures: impl Iterator<Item = f64>) -> f64 {
+    let mut figures: Vec<f64> = figures.collect();
     figures.sort_unstable_by(f64::total_cmp);
     figures[figures.len() / 2]
 }
