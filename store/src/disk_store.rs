@@ -63,7 +63,7 @@ pub use archive::restore;
 use commits::Commits;
 pub use compact::{CompactOptions, CompactReport, CompactStep, Encryption, compact};
 use format::Format;
-use pending::Pending;
+use pending::{Pending, Sealed};
 use snapshot::Snapshots;
 use space::Space;
 pub use usage::{KeyspaceUsage, Usage};
@@ -145,8 +145,23 @@ struct Published {
     last: u64,
 }
 
-/// For each key a group touches, what it was before (values as stored).
-type Shadow = BTreeMap<Bytes, Option<Bytes>>;
+/// For each key a group touches, what was stored before.
+type Shadow = BTreeMap<Bytes, Before>;
+
+/// See [`Shadow`]. Encrypted still: few of them are ever read.
+struct Before {
+    stored_key: Bytes,
+    stored: Option<Bytes>,
+}
+
+impl Before {
+    fn opened(&self, backend: &dyn Backend) -> Result<Option<Bytes>, StoreError> {
+        match &self.stored {
+            Some(stored) => Ok(Some(backend.opened_entry(&self.stored_key, stored)?.1)),
+            None => Ok(None),
+        }
+    }
+}
 
 impl DiskStore {
     /// Opens the store in `dir`, or makes one there. When this returns, everything that the
@@ -316,10 +331,12 @@ impl DiskStore {
             }
             View::Published => {
                 let published = shared.published();
-                let reader = published.backend()?.reader()?;
+                let backend = &**published.backend()?;
+                let reader = backend.reader()?;
                 let mut sources = Vec::with_capacity(published.shadows.len() + 1);
                 for shadow in &published.shadows {
-                    let known = shadow.range::<Bytes, _>(bounds()).map(|(k, v)| Ok((k.clone(), v.clone())));
+                    let known = shadow.range::<Bytes, _>(bounds());
+                    let known = known.map(|(key, before)| Ok((key.clone(), before.opened(backend)?)));
                     sources.push(in_direction(known, descending));
                 }
                 sources.push(in_backend(&*reader, &range, descending)?);
@@ -415,7 +432,7 @@ impl Published {
     /// A value as stored.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         match self.shadows.iter().find_map(|shadow| shadow.get(key)) {
-            Some(known) => Ok(known.clone()),
+            Some(before) => before.opened(&**self.backend()?),
             None => self.backend()?.reader()?.get(key),
         }
     }
@@ -465,7 +482,8 @@ impl Store for DiskStore {
         self.shared.durability.check()?;
         check_batch(&batch)?;
         lock(&self.shared.space).check(batch.size_bytes() as u64)?;
-        match self.shared.pending.push(batch) {
+        let backend = Arc::clone(self.shared.published().backend()?);
+        match self.shared.pending.push(Sealed::new(batch, &*backend)?) {
             Some(commit) => Ok(CommitNo(commit)),
             None => {
                 self.shared.durability.check()?;
@@ -511,7 +529,7 @@ impl Drop for DiskStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Changes;
+    use crate::backend::Change;
     use crate::{FaultStore, contract};
 
     fn sled() -> StoreOptions {
@@ -623,7 +641,7 @@ mod tests {
             self.inner.reader()
         }
 
-        fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
+        fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
             let (free, told) = &*self.free;
             drop(told.wait_while(lock(free), |free| !*free).unwrap());
             self.inner.apply(changes)
@@ -641,12 +659,8 @@ mod tests {
             self.inner.stored()
         }
 
-        fn sealed_entry(
-            &self,
-            key: &[u8],
-            value: Option<&[u8]>,
-        ) -> Result<(Bytes, Option<Bytes>), StoreError> {
-            self.inner.sealed_entry(key, value)
+        fn sealed(&self, key: Bytes, value: Option<Bytes>) -> Result<Change, StoreError> {
+            self.inner.sealed(key, value)
         }
 
         fn opened_entry(&self, key: &Bytes, stored: &Bytes) -> Result<(Bytes, Bytes), StoreError> {
@@ -688,9 +702,9 @@ mod tests {
 
     /// Writes to the backend what the store would never write.
     fn plant(store: &DiskStore, key: &[u8], value: &[u8]) {
-        let changes = Changes::from([(Bytes::from(key), Some(Bytes::from(value)))]);
         let backend = store.shared.published().backend().unwrap().clone();
-        backend.apply(&changes).unwrap();
+        let change = backend.sealed(key.into(), Some(value.into())).unwrap();
+        backend.apply(&[change]).unwrap();
         backend.sync().unwrap();
     }
 
