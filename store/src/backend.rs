@@ -144,6 +144,12 @@ pub(crate) trait Backend: Send + Sync {
     /// What was given to this backend to be stored as this entry.
     fn opened_entry(&self, key: &Bytes, stored: &Bytes) -> Result<(Bytes, Bytes), StoreError>;
 
+    /// Whether there is certainly no such entry, as far as that is known without reading. Asked only for
+    /// keys that no group changes meanwhile.
+    fn is_absent(&self, _key: &[u8]) -> bool {
+        false
+    }
+
     /// Looks for damage that reading every entry would not show. Others may have to wait.
     fn verify(&self) -> Result<(), StoreError>;
 

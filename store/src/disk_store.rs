@@ -52,7 +52,7 @@ use anabranch_core::store::{
     Batch, CommitNo, DurableHook, Entry, Keyspace, Store, StoreError, StoreStats, View,
 };
 
-use crate::backend::{Backend, BackendKind, Bytes, Reader, panic_words, release};
+use crate::backend::{Backend, BackendKind, Bytes, Change, Reader, panic_words, release};
 use crate::backup::BackupReport;
 use crate::durability::{Durability, lock};
 use crate::encrypt::{self, StoreKey};
@@ -149,12 +149,20 @@ struct Published {
 type Shadow = BTreeMap<Bytes, Before>;
 
 /// See [`Shadow`]. Encrypted still: few of them are ever read.
+#[derive(Clone)]
 struct Before {
     stored_key: Bytes,
     stored: Option<Bytes>,
 }
 
 impl Before {
+    /// What is stored now where a change will be.
+    fn read(backend: &dyn Backend, reader: &dyn Reader, change: &Change) -> Result<Before, StoreError> {
+        let stored_key = Bytes::clone(&change.stored_key);
+        let stored = if backend.is_absent(&change.key) { None } else { reader.get(&stored_key)? };
+        Ok(Before { stored_key, stored })
+    }
+
     fn opened(&self, backend: &dyn Backend) -> Result<Option<Bytes>, StoreError> {
         match &self.stored {
             Some(stored) => Ok(Some(backend.opened_entry(&self.stored_key, stored)?.1)),
@@ -413,6 +421,20 @@ impl Shared {
         self.pending.stop();
     }
 
+    /// Reads what a batch is going to replace. The thread that commits does so for itself, in place of the
+    /// one thread that writes; that one reads what could not be foreseen, and names what is wrong.
+    fn foresee(&self, backend: &dyn Backend, batch: &mut Sealed) {
+        let settled = self.pending.settled(batch);
+        let read = || {
+            let reader = backend.stored().reader()?;
+            let read = |change: &Change| Before::read(backend, &*reader, change);
+            settled.read(batch, read)
+        };
+        if let Ok(foreseen) = self.guarded(read) {
+            batch.foreseen = Some(foreseen);
+        }
+    }
+
     /// Runs a read. A backend panics where it meets damage; what it leaves behind then is not
     /// to be used again.
     fn guarded<T>(&self, read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
@@ -483,7 +505,11 @@ impl Store for DiskStore {
         check_batch(&batch)?;
         lock(&self.shared.space).check(batch.size_bytes() as u64)?;
         let backend = Arc::clone(self.shared.published().backend()?);
-        match self.shared.pending.push(Sealed::new(batch, &*backend)?) {
+        let mut sealed = Sealed::new(batch, &*backend)?;
+        if backend.shows_unsynced() {
+            self.shared.foresee(&*backend, &mut sealed);
+        }
+        match self.shared.pending.push(sealed) {
             Some(commit) => Ok(CommitNo(commit)),
             None => {
                 self.shared.durability.check()?;
@@ -529,7 +555,6 @@ impl Drop for DiskStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Change;
     use crate::{FaultStore, contract};
 
     fn sled() -> StoreOptions {

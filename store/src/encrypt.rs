@@ -238,6 +238,11 @@ impl Backend for Encrypted {
         Ok((self.hider.reveal(key).into(), self.open_value(key, stored)?.into()))
     }
 
+    fn is_absent(&self, key: &[u8]) -> bool {
+        let directory = || self.directory.read().unwrap_or_else(PoisonError::into_inner);
+        is_secret(keyspace_of(key)) && !directory().contains(key)
+    }
+
     fn verify(&self) -> Result<(), StoreError> {
         self.inner.verify()
     }

@@ -1,5 +1,6 @@
 //! The two threads of a store: one writes groups of batches to the backend, one syncs them.
 
+use std::collections::btree_map::Entry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -87,10 +88,10 @@ fn write_groups(
         let Some(last) = group.last().map(|batch| batch.commit) else { continue };
         shared.durability.expect(CommitNo(last));
         lock(&shared.commits).reserve(last)?;
-        let mut changes = merged(group);
+        let (mut changes, foreseen) = merged(group);
         let applying = lock(&shared.applying);
         if backend.shows_unsynced() || shared.snapshots.is_active() {
-            let shadow = Arc::new(before(backend, &changes)?);
+            let shadow = Arc::new(before(backend, &changes, foreseen)?);
             shared.snapshots.keep(&shadow);
             if backend.shows_unsynced() {
                 // Up before the backend is touched: from here on it differs from what is published.
@@ -113,21 +114,26 @@ fn write_groups(
     Ok(())
 }
 
-fn merged(group: Vec<Queued>) -> Vec<Change> {
-    let mut changes = group.into_iter().flat_map(|batch| batch.ops).collect();
+fn merged(group: Vec<Queued>) -> (Vec<Change>, Shadow) {
+    let (mut changes, mut foreseen) = (Vec::new(), Shadow::new());
+    for batch in group {
+        changes.extend(batch.ops);
+        foreseen.extend(batch.foreseen);
+    }
     put_in_order(&mut changes);
-    changes
+    (changes, foreseen)
 }
 
 /// What a group replaces: the backend holds all groups before it.
-fn before(backend: &dyn Backend, changes: &[Change]) -> Result<Shadow, StoreError> {
+fn before(backend: &dyn Backend, changes: &[Change], foreseen: Shadow) -> Result<Shadow, StoreError> {
+    let mut shadow = foreseen;
     let reader = backend.stored().reader()?;
-    let before = |change: &Change| {
-        let stored_key = Bytes::clone(&change.stored_key);
-        let stored = reader.get(&stored_key)?;
-        Ok((Bytes::clone(&change.key), Before { stored_key, stored }))
-    };
-    changes.iter().map(before).collect()
+    for change in changes {
+        if let Entry::Vacant(vacant) = shadow.entry(Bytes::clone(&change.key)) {
+            vacant.insert(Before::read(backend, &*reader, change)?);
+        }
+    }
+    Ok(shadow)
 }
 
 fn sync_groups(
