@@ -26,6 +26,12 @@ const SLICE: Duration = Duration::from_millis(600);
 const VALUE_BYTES: usize = 300;
 
 fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [reader, path, name, keys] = arguments.as_slice()
+        && reader == READER
+    {
+        return open_and_read(Path::new(path), name, keys.parse().unwrap());
+    }
     let rounds = number("ANABRANCH_BENCH_ROUNDS", 5);
     let keys = number("ANABRANCH_BENCH_KEYS", 100_000) as u64;
     let writers = text("ANABRANCH_BENCH_WRITERS").unwrap_or_else(|| "1,8,64".to_owned());
@@ -487,13 +493,13 @@ fn commits(dir: &Path, writers: usize, rounds: usize) {
     println!();
 }
 
-/// Reads from, and opening of, a store with `keys` values; what it takes on disk.
+/// Reads from, and opening of, a store with `keys` values; what it takes on disk and in memory. Each is
+/// opened by a process of its own, so that what it takes is not mixed with what filling it took.
 fn reads(dir: &Path, keys: u64) {
-    const READS: u64 = 20_000;
     println!("{keys} values of {VALUE_BYTES} B:");
     for (name, options) in kinds().into_iter().filter(|(name, _)| wanted(name)) {
         let path = dir.join(format!("reads-{name}"));
-        let store = open(&path, options.clone()).unwrap();
+        let store = open(&path, options).unwrap();
         let value = value();
         let start = Instant::now();
         for chunk in (0..keys).collect::<Vec<_>>().chunks(500) {
@@ -502,37 +508,62 @@ fn reads(dir: &Path, keys: u64) {
             let commit = store.commit(batch).unwrap();
             store.wait_durable(commit).unwrap();
         }
-        let filled = start.elapsed();
+        let filled = keys as f64 / start.elapsed().as_secs_f64();
         store.shut_down().unwrap();
         drop(store);
-        let start = Instant::now();
-        let store = open(&path, options).unwrap();
-        let opened = start.elapsed();
-        let start = Instant::now();
-        for n in 0..READS {
-            let key = key(n * 7919 % keys);
-            assert!(store.get(View::Published, Keyspace::ROW, &key).unwrap().is_some());
-        }
-        let random = start.elapsed();
-        let start = Instant::now();
-        let (mut from, mut seen) = (Vec::new(), 0_u64);
-        loop {
-            let page = store.scan(View::Published, Keyspace::ROW, &[], &from, 256).unwrap();
-            let Some((last, _)) = page.last() else { break };
-            from = [last.as_slice(), &[0]].concat();
-            seen += page.len() as u64;
-        }
-        assert_eq!(seen, keys);
-        let ordered = start.elapsed();
-        let per_live = store.stats().disk_bytes as f64 / (keys * (VALUE_BYTES as u64 + 16)) as f64;
-        println!(
-            "  {name:<20} filled {:>8.0}/s   open {opened:>9.1?}   random reads {:>8.0}/s   ordered {:>9.0}/s   \
-             {per_live:.2} bytes on disk per live byte",
-            keys as f64 / filled.as_secs_f64(),
-            READS as f64 / random.as_secs_f64(),
-            keys as f64 / ordered.as_secs_f64(),
-        );
+        print!("  {name:<15} filled {filled:>7.0}/s");
+        std::io::stdout().flush().unwrap();
+        let reader = std::process::Command::new(std::env::current_exe().unwrap())
+            .arg(READER)
+            .args([path.as_os_str(), name.as_ref(), keys.to_string().as_ref()])
+            .status();
+        assert!(reader.unwrap().success());
+        std::fs::remove_dir_all(&path).unwrap();
     }
+}
+
+/// First argument of the process that opens and reads.
+const READER: &str = "--read";
+
+/// The other process of [`reads`].
+fn open_and_read(path: &Path, name: &str, keys: u64) {
+    const READS: u64 = 20_000;
+    let (_, options) = kinds().into_iter().find(|(kind, _)| *kind == name).unwrap();
+    let start = Instant::now();
+    let store = open(path, options).unwrap();
+    let opened = start.elapsed();
+    let start = Instant::now();
+    for n in 0..READS {
+        let key = key(n * 7919 % keys);
+        assert!(store.get(View::Published, Keyspace::ROW, &key).unwrap().is_some());
+    }
+    let random = start.elapsed();
+    let start = Instant::now();
+    let (mut from, mut seen) = (Vec::new(), 0_u64);
+    loop {
+        let page = store.scan(View::Published, Keyspace::ROW, &[], &from, 256).unwrap();
+        let Some((last, _)) = page.last() else { break };
+        from = [last.as_slice(), &[0]].concat();
+        seen += page.len() as u64;
+    }
+    assert_eq!(seen, keys);
+    let ordered = start.elapsed();
+    let per_live = store.stats().disk_bytes as f64 / (keys * (VALUE_BYTES as u64 + 16)) as f64;
+    println!(
+        "   open {opened:>8.1?}   random reads {:>7.0}/s   ordered {:>8.0}/s   {per_live:.2} bytes on disk \
+         per live byte   {} MB resident at most",
+        READS as f64 / random.as_secs_f64(),
+        keys as f64 / ordered.as_secs_f64(),
+        peak_resident_bytes() / 1_000_000,
+    );
+}
+
+/// The most memory this process ever held; 0 where Linux does not tell it.
+fn peak_resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
 }
 
 /// Every kind of store that can be opened.

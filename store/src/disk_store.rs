@@ -424,7 +424,7 @@ impl Shared {
     /// Reads what a batch is going to replace. The thread that commits does so for itself, in place of the
     /// one thread that writes; that one reads what could not be foreseen, and names what is wrong.
     fn foresee(&self, backend: &dyn Backend, batch: &mut Sealed) {
-        let settled = self.pending.settled(batch);
+        let Some(settled) = self.pending.settled(batch) else { return };
         let read = || {
             let reader = backend.stored().reader()?;
             let read = |change: &Change| Before::read(backend, &*reader, change);

@@ -105,8 +105,15 @@ impl Durability {
             }
             state.durable = commit.0;
             // A gate that covers later commits too opens with the first: whoever still waits comes back.
-            let reached = |last: &u64, gate: &mut Gate| *last <= commit.0 || gate.oldest <= commit.0;
-            state.gates.extract_if(.., reached).collect()
+            let mut reached = Vec::new();
+            state.gates.retain(|last, gate| {
+                let waits = *last > commit.0 && gate.oldest > commit.0;
+                if !waits {
+                    reached.push(Arc::clone(&gate.opened));
+                }
+                waits
+            });
+            reached
         };
         open(reached);
         self.tell();
@@ -124,7 +131,7 @@ impl Durability {
             state.failure = Some(cause);
             std::mem::take(&mut state.gates)
         };
-        open(waiting);
+        open(waiting.into_values().map(|gate| gate.opened));
         self.tell();
     }
 
@@ -135,7 +142,7 @@ impl Durability {
             state.closed = true;
             std::mem::take(&mut state.gates)
         };
-        open(waiting);
+        open(waiting.into_values().map(|gate| gate.opened));
         let hook = lock(&self.hook).call.take();
         drop(hook);
     }
@@ -186,10 +193,10 @@ impl Hook {
     }
 }
 
-fn open(gates: BTreeMap<u64, Gate>) {
-    for gate in gates.into_values() {
+fn open(gates: impl IntoIterator<Item = Arc<OnceLock<()>>>) {
+    for gate in gates {
         // Nobody else opens it.
-        let _ = gate.opened.set(());
+        let _ = gate.set(());
     }
 }
 
@@ -212,5 +219,54 @@ impl State {
             None if self.closed => Err(StoreError::Closed),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However commits are divided into groups, and whether or not someone said so before.
+    #[test]
+    fn each_waits_until_its_own_commit_is_durable_and_no_longer() {
+        for expected in [&[][..], &[6], &[1, 4], &[2, 3, 9]] {
+            let durability = Durability::new(CommitNo(0));
+            std::thread::scope(|scope| {
+                for commit in (1..=6).cycle().take(24) {
+                    let durability = &durability;
+                    scope.spawn(move || {
+                        durability.wait(CommitNo(commit)).unwrap();
+                        assert!(durability.newest() >= CommitNo(commit));
+                    });
+                }
+                for last in expected {
+                    durability.expect(CommitNo(*last));
+                    std::thread::yield_now();
+                }
+                for commit in 1..=6 {
+                    durability.advance(CommitNo(commit));
+                    std::thread::yield_now();
+                }
+            });
+            assert!(lock(&durability.state).gates.range(..=6).next().is_none());
+        }
+    }
+
+    #[test]
+    fn a_failure_wakes_whoever_waits() {
+        let durability = Durability::new(CommitNo(0));
+        durability.expect(CommitNo(1));
+        std::thread::scope(|scope| {
+            let waiting = [1, 2].map(|commit| {
+                scope.spawn({
+                    let durability = &durability;
+                    move || durability.wait(CommitNo(commit))
+                })
+            });
+            durability.poison("to order");
+            for waiting in waiting {
+                assert!(matches!(waiting.join().unwrap(), Err(StoreError::Poisoned { .. })));
+            }
+        });
     }
 }
