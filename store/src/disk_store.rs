@@ -755,6 +755,64 @@ mod tests {
         }
     }
 
+    /// Changes one byte of what is stored under a key, counted from the end.
+    fn damage(store: &DiskStore, key: &[u8], from_end: usize) {
+        let backend = store.shared.published().backend().unwrap().clone();
+        let stored_key = backend.sealed(key.into(), None).unwrap().stored_key;
+        let below = backend.stored();
+        let mut stored = below.reader().unwrap().get(&stored_key).unwrap().unwrap().to_vec();
+        let at = stored.len() - from_end;
+        stored[at] ^= 1;
+        below.apply(&[Change::plain(stored_key, Some(stored.into()))]).unwrap();
+        below.sync().unwrap();
+    }
+
+    #[test]
+    fn one_damaged_value_of_an_encrypted_store_costs_that_value_alone() {
+        // Of the tag, and of the value.
+        for (options, from_end) in [(encrypted(sled()), 1), (encrypted(redb()), 20)] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = DiskStore::open(dir.path(), options.clone()).unwrap();
+            for key in ["bad", "good"] {
+                store.commit(put(key, "the value of a row")).unwrap();
+            }
+            store.wait_durable(CommitNo(2)).unwrap();
+            damage(&store, b"\x05bad", from_end);
+            store.shut_down().unwrap();
+
+            let store = DiskStore::open(dir.path(), options).unwrap();
+            assert!(store.get(View::Published, Keyspace::ROW, b"good").unwrap().is_some());
+            for damaged in [
+                store.get(View::Published, Keyspace::ROW, b"bad").map(|_| ()),
+                store.scan(View::Published, Keyspace::ROW, b"", b"", 9).map(|_| ()),
+                store.verify().map(|_| ()),
+            ] {
+                assert!(matches!(damaged, Err(StoreError::Damaged { .. })), "{damaged:?}");
+            }
+            let commit = store.commit(put("bad", "once more")).unwrap();
+            store.wait_durable(commit).unwrap();
+            assert_eq!(store.scan(View::Published, Keyspace::ROW, b"", b"", 9).unwrap().len(), 2);
+            assert_eq!(store.verify().unwrap(), 2);
+        }
+    }
+
+    #[test]
+    fn an_encrypted_store_whose_key_of_an_entry_is_damaged_is_moved_aside() {
+        for options in [encrypted(sled()), encrypted(redb())] {
+            let parent = tempfile::tempdir().unwrap();
+            let dir = parent.path().join("store");
+            let store = DiskStore::open(&dir, options.clone()).unwrap();
+            let commit = store.commit(put("bad", "value")).unwrap();
+            store.wait_durable(commit).unwrap();
+            // Tag, checksum and value lie behind the key.
+            damage(&store, b"\x05bad", 16 + 4 + "value".len() + 1);
+            store.shut_down().unwrap();
+            drop(store);
+            assert!(matches!(DiskStore::open(&dir, options), Err(StoreError::Damaged { .. })));
+            assert!(parent.path().join("store.damaged-1").exists());
+        }
+    }
+
     /// Keyspaces whose keys are kept in order on disk answer any range in order, also one that
     /// is not behind one hash.
     #[test]
