@@ -2,11 +2,14 @@
 //!
 //! # How a batch travels
 //! ```text
-//! commit ─▶ pending queue ─▶ writer thread ───────────▶ sync thread ──────────▶ published
-//!           (bounded; its     merges what waits into     backend.sync(),        durable, hook
-//!           contents are the  one group: shadow,         once for all groups
-//!           Latest overlay)   backend.apply()            applied before it began
+//! commit ───▶ pending queue ─▶ writer thread ───────────▶ sync thread ──────────▶ published
+//! (checksums,  (bounded; its     merges what waits into     backend.sync(),        durable, hook
+//! encrypts)    contents are the  one group: shadow,         once for all groups
+//!              Latest overlay)   backend.apply()            applied before it began
 //! ```
+//! There is one writer thread, so what can be done before is done by the threads that commit: they
+//! checksum and encrypt, and while the writer is busy they read what their batch is going to replace.
+//!
 //! While the sync thread syncs, the writer merges the next group: many batches share one
 //! sync. redb syncs within `apply`, and its `sync` has nothing to do.
 //!
