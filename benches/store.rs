@@ -529,31 +529,35 @@ const READER: &str = "--read";
 fn open_and_read(path: &Path, name: &str, keys: u64) {
     const READS: u64 = 20_000;
     let (_, options) = kinds().into_iter().find(|(kind, _)| *kind == name).unwrap();
-    let start = Instant::now();
+    let meter = Meter::start();
     let store = open(path, options).unwrap();
-    let opened = start.elapsed();
-    let start = Instant::now();
+    let opened = (meter.start.elapsed(), Duration::from_secs_f64(meter.speed(1).cpu_us / 1e6));
+    let meter = Meter::start();
     for n in 0..READS {
         let key = key(n * 7919 % keys);
         assert!(store.get(View::Published, Keyspace::ROW, &key).unwrap().is_some());
     }
-    let random = start.elapsed();
-    let start = Instant::now();
-    let (mut from, mut seen) = (Vec::new(), 0_u64);
+    let random = meter.speed(READS as usize);
+    let meter = Meter::start();
+    let (mut from, mut seen) = (Vec::new(), 0);
     loop {
         let page = store.scan(View::Published, Keyspace::ROW, &[], &from, 256).unwrap();
         let Some((last, _)) = page.last() else { break };
         from = [last.as_slice(), &[0]].concat();
-        seen += page.len() as u64;
+        seen += page.len();
     }
-    assert_eq!(seen, keys);
-    let ordered = start.elapsed();
+    assert_eq!(seen as u64, keys);
+    let ordered = meter.speed(seen);
     let per_live = store.stats().disk_bytes as f64 / (keys * (VALUE_BYTES as u64 + 16)) as f64;
     println!(
-        "   open {opened:>8.1?}   random reads {:>7.0}/s   ordered {:>8.0}/s   {per_live:.2} bytes on disk \
-         per live byte   {} MB resident at most",
-        READS as f64 / random.as_secs_f64(),
-        keys as f64 / ordered.as_secs_f64(),
+        "   open {:>7.1?} ({:.1?} CPU)   random reads {:>6.0}/s ({:.1} us CPU each)   ordered {:>7.0}/s ({:.1} us \
+         CPU each)   {per_live:.2} bytes on disk per live byte   {} MB resident at most",
+        opened.0,
+        opened.1,
+        random.per_second,
+        random.cpu_us,
+        ordered.per_second,
+        ordered.cpu_us,
         peak_resident_bytes() / 1_000_000,
     );
 }
