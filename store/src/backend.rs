@@ -144,8 +144,8 @@ pub(crate) trait Backend: Send + Sync {
     /// What was given to this backend to be stored as this entry.
     fn opened_entry(&self, key: &Bytes, stored: &Bytes) -> Result<(Bytes, Bytes), StoreError>;
 
-    /// Whether there is certainly no such entry, as far as that is known without reading. Asked only for
-    /// keys that no group changes meanwhile.
+    /// Whether there is certainly no such entry, as far as that is known without reading. Asked between
+    /// two groups.
     fn is_absent(&self, _key: &[u8]) -> bool {
         false
     }

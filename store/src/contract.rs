@@ -373,8 +373,7 @@ fn scans_are_never_torn(new_store: NewStore<'_>, view: View) {
     assert!(scans.load(Ordering::Relaxed) >= scans_min);
 }
 
-/// Several threads write, each keys of its own, and wait until they are durable: batches are queued beside
-/// those of others, while nothing that touches their keys is on its way. Published scans see whole
+/// Several threads write, each keys of its own, and wait until they are durable. Published scans see whole
 /// batches, none older than what was acknowledged before.
 pub fn scans_between_many_writers_are_never_torn(new_store: NewStore<'_>) {
     const WRITERS: usize = 6;

@@ -7,8 +7,7 @@
 //! encrypts)    contents are the  one group: shadow,         once for all groups
 //!              Latest overlay)   backend.apply()            applied before it began
 //! ```
-//! There is one writer thread, so what can be done before is done by the threads that commit: they
-//! checksum and encrypt, and while the writer is busy they read what their batch is going to replace.
+//! There is one writer thread, so what can be done before is done by the threads that commit.
 //!
 //! While the sync thread syncs, the writer merges the next group: many batches share one
 //! sync. redb syncs within `apply`, and its `sync` has nothing to do.
@@ -152,7 +151,6 @@ struct Published {
 type Shadow = BTreeMap<Bytes, Before>;
 
 /// See [`Shadow`]. Encrypted still: few of them are ever read.
-#[derive(Clone)]
 struct Before {
     stored_key: Bytes,
     stored: Option<Bytes>,
@@ -424,20 +422,6 @@ impl Shared {
         self.pending.stop();
     }
 
-    /// Reads what a batch is going to replace. The thread that commits does so for itself, in place of the
-    /// one thread that writes; that one reads what could not be foreseen, and names what is wrong.
-    fn foresee(&self, backend: &dyn Backend, batch: &mut Sealed) {
-        let Some(settled) = self.pending.settled(batch) else { return };
-        let read = || {
-            let reader = backend.stored().reader()?;
-            let read = |change: &Change| Before::read(backend, &*reader, change);
-            settled.read(batch, read)
-        };
-        if let Ok(foreseen) = self.guarded(read) {
-            batch.foreseen = Some(foreseen);
-        }
-    }
-
     /// Runs a read. A backend panics where it meets damage; what it leaves behind then is not
     /// to be used again.
     fn guarded<T>(&self, read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
@@ -508,11 +492,7 @@ impl Store for DiskStore {
         check_batch(&batch)?;
         lock(&self.shared.space).check(batch.size_bytes() as u64)?;
         let backend = Arc::clone(self.shared.published().backend()?);
-        let mut sealed = Sealed::new(batch, &*backend)?;
-        if backend.shows_unsynced() {
-            self.shared.foresee(&*backend, &mut sealed);
-        }
-        match self.shared.pending.push(sealed) {
+        match self.shared.pending.push(Sealed::new(batch, &*backend)?) {
             Some(commit) => Ok(CommitNo(commit)),
             None => {
                 self.shared.durability.check()?;

@@ -6,7 +6,6 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use anabranch_core::store::{Batch, Op, StoreError};
 
-use super::Before;
 use super::seal::seal;
 use crate::backend::{Backend, Bytes, Change};
 use crate::durability::lock;
@@ -34,8 +33,6 @@ struct Queue {
     ops: usize,
     bytes: usize,
     last: u64,
-    /// No newer commit has left the overlay.
-    forgotten: u64,
     overlay: Overlay,
     closing: bool,
     stopped: bool,
@@ -45,8 +42,6 @@ struct Queue {
 pub(super) struct Queued {
     pub(super) commit: u64,
     pub(super) ops: Vec<Change>,
-    /// What some of them replace, by their keys.
-    pub(super) foreseen: Vec<(Bytes, Before)>,
     bytes: usize,
 }
 
@@ -55,8 +50,6 @@ pub(super) struct Sealed {
     ops: Vec<Change>,
     /// The value of each operation as the overlay shows it.
     values: Vec<Option<Bytes>>,
-    /// See [`Settled`].
-    pub(super) foreseen: Option<Foreseen>,
     bytes: usize,
 }
 
@@ -72,46 +65,7 @@ impl Sealed {
             ops.push(backend.sealed(key, value.clone())?);
             values.push(value);
         }
-        Ok(Sealed { ops, values, foreseen: None, bytes })
-    }
-}
-
-/// Which keys of a batch no commit on its way was changing, when the newest commit was `last`. What the
-/// backend holds under such a key then is what the batch is going to replace, unless a commit that
-/// comes in between changes it. Such a commit is newer than `last`: it is in the overlay when the batch
-/// is queued, or it has left the overlay and raised [`Queue::forgotten`] above `last`.
-pub(super) struct Settled {
-    last: u64,
-    keys: Vec<bool>,
-}
-
-/// What a batch is going to replace, if the conditions of [`Settled`] hold when it is queued.
-pub(super) struct Foreseen {
-    last: u64,
-    before: Vec<(Bytes, Before)>,
-}
-
-impl Settled {
-    /// Reads what the settled keys have.
-    pub(super) fn read(
-        &self,
-        batch: &Sealed,
-        read: impl Fn(&Change) -> Result<Before, StoreError>,
-    ) -> Result<Foreseen, StoreError> {
-        let settled = batch.ops.iter().zip(&self.keys).filter(|(_, settled)| **settled);
-        let before = settled.map(|(op, _)| Ok((Bytes::clone(&op.key), read(op)?)));
-        Ok(Foreseen { last: self.last, before: before.collect::<Result<_, StoreError>>()? })
-    }
-}
-
-impl Queue {
-    /// What holds of what was foreseen.
-    fn confirmed(&self, foreseen: Option<Foreseen>) -> Vec<(Bytes, Before)> {
-        let Some(mut foreseen) = foreseen.filter(|foreseen| self.forgotten <= foreseen.last) else {
-            return Vec::new();
-        };
-        foreseen.before.retain(|(key, _)| !self.overlay.contains_key(key));
-        foreseen.before
+        Ok(Sealed { ops, values, bytes })
     }
 }
 
@@ -126,14 +80,14 @@ pub(super) struct Latest {
 
 impl Pending {
     pub(super) fn new(last: u64) -> Self {
-        let queue = Mutex::new(Queue { last, forgotten: last, ..Queue::default() });
+        let queue = Mutex::new(Queue { last, ..Queue::default() });
         Pending { queue, work: Condvar::new(), room: Condvar::new() }
     }
 
     /// Numbers a batch, queues it and shows it in the overlay. Blocks while the queue is
     /// full. `None` once the queue is closed or stopped.
     pub(super) fn push(&self, batch: Sealed) -> Option<u64> {
-        let Sealed { ops, values, foreseen, bytes } = batch;
+        let Sealed { ops, values, bytes } = batch;
         let mut queue = lock(&self.queue);
         loop {
             if queue.closing || queue.stopped {
@@ -146,7 +100,6 @@ impl Pending {
             }
             queue = self.room.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
-        let foreseen = queue.confirmed(foreseen);
         queue.last += 1;
         let commit = queue.last;
         queue.ops += ops.len();
@@ -156,23 +109,12 @@ impl Pending {
         }
         // The writer waits only while there is nothing.
         let awaited = queue.batches.is_empty();
-        queue.batches.push_back(Queued { commit, ops, foreseen, bytes });
+        queue.batches.push_back(Queued { commit, ops, bytes });
         drop(queue);
         if awaited {
             self.work.notify_one();
         }
         Some(commit)
-    }
-
-    /// See [`Settled`]. `None` while nothing is queued: then the writer has time, and whoever commits may
-    /// be the one that has too much to do.
-    pub(super) fn settled(&self, batch: &Sealed) -> Option<Settled> {
-        let queue = lock(&self.queue);
-        if queue.batches.is_empty() {
-            return None;
-        }
-        let keys = batch.ops.iter().map(|op| !queue.overlay.contains_key(&op.key)).collect();
-        Some(Settled { last: queue.last, keys })
     }
 
     /// Waits for batches and takes as many as one group may have. `None` when there will be
@@ -209,7 +151,6 @@ impl Pending {
     /// commit after `durable` has changed again.
     pub(super) fn forget<'a>(&self, keys: impl Iterator<Item = &'a Bytes>, durable: u64) {
         let mut queue = lock(&self.queue);
-        queue.forgotten = durable;
         for key in keys {
             if queue.overlay.get(key).is_some_and(|latest| latest.commit <= durable) {
                 queue.overlay.remove(key);
@@ -264,107 +205,5 @@ fn stored(op: Op) -> (Bytes, Option<Bytes>) {
             (key.into(), Some(sealed))
         }
         Op::Delete(keyspace, key) => (physical(keyspace, &key).into(), None),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use anabranch_core::store::Keyspace;
-
-    /// A batch that puts one key, sealed as by a backend that stores what it is given.
-    fn put(key: &str) -> Sealed {
-        let key = Bytes::from(key.as_bytes());
-        let ops = vec![Change::plain(Bytes::clone(&key), Some(key))];
-        Sealed { ops, values: vec![None], foreseen: None, bytes: 1 }
-    }
-
-    /// The batch once what it replaces was read: something that tells it from what is read later.
-    fn foreseen(pending: &Pending, mut batch: Sealed) -> Sealed {
-        let settled = pending.settled(&batch);
-        let read = |change: &Change| {
-            Ok(Before {
-                stored_key: Bytes::clone(&change.stored_key),
-                stored: Some(Bytes::from(&b"old"[..])),
-            })
-        };
-        batch.foreseen = settled.map(|settled| settled.read(&batch, read).unwrap());
-        batch
-    }
-
-    /// With one batch queued, so that the writer has something to do.
-    fn busy(last: u64) -> Pending {
-        let pending = Pending::new(last);
-        pending.push(put("other")).unwrap();
-        pending
-    }
-
-    /// How much of what was foreseen the writer is given with each batch of the next group.
-    fn group(pending: &Pending) -> Vec<usize> {
-        pending.take_group().unwrap().iter().map(|batch| batch.foreseen.len()).collect()
-    }
-
-    fn keys(batches: &[&str]) -> Vec<Bytes> {
-        batches.iter().map(|key| Bytes::from(key.as_bytes())).collect()
-    }
-
-    #[test]
-    fn what_was_foreseen_holds_while_no_other_commit_changes_the_key() {
-        let pending = busy(0);
-        let batch = foreseen(&pending, put("a"));
-        pending.push(put("b")).unwrap();
-        pending.push(batch).unwrap();
-        assert_eq!(group(&pending), [0, 0, 1]);
-
-        // Changed by a commit that is on its way when the key is read, or comes before the batch is queued.
-        let pending = busy(0);
-        let batch = foreseen(&pending, put("a"));
-        pending.push(put("a")).unwrap();
-        pending.push(foreseen(&pending, put("a"))).unwrap();
-        pending.push(batch).unwrap();
-        assert_eq!(group(&pending), [0, 0, 0, 0]);
-    }
-
-    #[test]
-    fn what_was_foreseen_falls_with_a_commit_that_came_and_became_durable_meanwhile() {
-        let pending = busy(6);
-        let batch = foreseen(&pending, put("a"));
-        assert_eq!(pending.push(put("a")), Some(8));
-        assert_eq!(group(&pending), [0, 0]);
-        pending.forget(keys(&["a"]).iter(), 8);
-        pending.push(batch).unwrap();
-        assert_eq!(group(&pending), [0]);
-
-        // One that was on its way when the key was read, and is durable when the batch is queued.
-        let pending = busy(6);
-        pending.push(put("a")).unwrap();
-        let batch = foreseen(&pending, put("a"));
-        assert_eq!(group(&pending), [0, 0]);
-        pending.forget(keys(&["a"]).iter(), 8);
-        pending.push(batch).unwrap();
-        assert_eq!(group(&pending), [0]);
-        pending.forget(keys(&["a"]).iter(), 9);
-        pending.push(put("b")).unwrap();
-        pending.push(foreseen(&pending, put("a"))).unwrap();
-        assert_eq!(group(&pending), [0, 1], "nothing that changes it is on its way");
-    }
-
-    #[test]
-    fn the_overlay_shows_a_batch_until_it_is_durable() {
-        let pending = Pending::new(0);
-        let mut batch = Batch::new();
-        batch.put(Keyspace(5), "k", "v");
-        let op = stored(batch.into_ops().remove(0));
-        let sealed = Sealed {
-            ops: vec![Change::plain(Bytes::clone(&op.0), op.1.clone())],
-            values: vec![op.1.clone()],
-            foreseen: None,
-            bytes: 2,
-        };
-        pending.push(sealed).unwrap();
-        assert_eq!(pending.overlay()[&op.0].value, op.1);
-        assert_eq!(group(&pending), [0]);
-        pending.forget([op.0.clone()].iter(), 1);
-        assert!(pending.overlay().is_empty());
     }
 }

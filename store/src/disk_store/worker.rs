@@ -1,6 +1,5 @@
 //! The two threads of a store: one writes groups of batches to the backend, one syncs them.
 
-use std::collections::btree_map::Entry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -88,10 +87,10 @@ fn write_groups(
         let Some(last) = group.last().map(|batch| batch.commit) else { continue };
         shared.durability.expect(CommitNo(last));
         lock(&shared.commits).reserve(last)?;
-        let (mut changes, foreseen) = merged(group);
+        let mut changes = merged(group);
         let applying = lock(&shared.applying);
         if backend.shows_unsynced() || shared.snapshots.is_active() {
-            let shadow = Arc::new(before(backend, &changes, foreseen)?);
+            let shadow = Arc::new(before(backend, &changes)?);
             shared.snapshots.keep(&shadow);
             if backend.shows_unsynced() {
                 // Up before the backend is touched: from here on it differs from what is published.
@@ -114,26 +113,17 @@ fn write_groups(
     Ok(())
 }
 
-fn merged(group: Vec<Queued>) -> (Vec<Change>, Shadow) {
-    let (mut changes, mut foreseen) = (Vec::new(), Shadow::new());
-    for batch in group {
-        changes.extend(batch.ops);
-        foreseen.extend(batch.foreseen);
-    }
+fn merged(group: Vec<Queued>) -> Vec<Change> {
+    let mut changes = group.into_iter().flat_map(|batch| batch.ops).collect();
     put_in_order(&mut changes);
-    (changes, foreseen)
+    changes
 }
 
 /// What a group replaces: the backend holds all groups before it.
-fn before(backend: &dyn Backend, changes: &[Change], foreseen: Shadow) -> Result<Shadow, StoreError> {
-    let mut shadow = foreseen;
+fn before(backend: &dyn Backend, changes: &[Change]) -> Result<Shadow, StoreError> {
     let reader = backend.stored().reader()?;
-    for change in changes {
-        if let Entry::Vacant(vacant) = shadow.entry(Bytes::clone(&change.key)) {
-            vacant.insert(Before::read(backend, &*reader, change)?);
-        }
-    }
-    Ok(shadow)
+    let before = |change: &Change| Ok((Bytes::clone(&change.key), Before::read(backend, &*reader, change)?));
+    changes.iter().map(before).collect()
 }
 
 fn sync_groups(
