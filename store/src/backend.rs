@@ -7,7 +7,6 @@ pub(crate) mod redb;
 pub(crate) mod sled;
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -22,8 +21,35 @@ use crate::options::StoreOptions;
 /// A physical key or a stored value.
 pub(crate) type Bytes = Arc<[u8]>;
 
-/// A group of changes: the new value of each key, or that it goes.
-pub(crate) type Changes = BTreeMap<Bytes, Option<Bytes>>;
+/// An entry that is put or removed, as it was given and as it will be stored.
+#[derive(Clone)]
+pub(crate) struct Change {
+    /// The key as it was given.
+    pub(crate) key: Bytes,
+    /// The key on disk.
+    pub(crate) stored_key: Bytes,
+    /// The value on disk, or that the entry goes.
+    pub(crate) stored: Option<Bytes>,
+}
+
+impl Change {
+    /// Where entries are stored as they are given.
+    pub(crate) fn plain(key: Bytes, value: Option<Bytes>) -> Change {
+        Change { stored_key: Bytes::clone(&key), key, stored: value }
+    }
+}
+
+/// Puts a group of changes, the newest of which come last, in the order on disk, each key once.
+pub(crate) fn put_in_order(changes: &mut Vec<Change>) {
+    changes.sort_by(|a, b| a.stored_key.cmp(&b.stored_key));
+    changes.dedup_by(|later, earlier| {
+        let same = later.stored_key == earlier.stored_key;
+        if same {
+            std::mem::swap(later, earlier);
+        }
+        same
+    });
+}
 
 /// Entries of a range, in the order asked for.
 pub(crate) type Entries<'a> = Box<dyn Iterator<Item = Result<(Bytes, Bytes), StoreError>> + 'a>;
@@ -102,8 +128,8 @@ pub(crate) trait Backend: Send + Sync {
     /// A look at the current state. Short-lived: it may keep old pages from being freed.
     fn reader(&self) -> Result<Box<dyn Reader + '_>, StoreError>;
 
-    /// Writes a group, whole or not at all. Only one thread does so.
-    fn apply(&self, changes: &Changes) -> Result<(), StoreError>;
+    /// Writes a group, whole or not at all. Only one thread does so. Each key occurs once.
+    fn apply(&self, changes: &[Change]) -> Result<(), StoreError>;
 
     /// When this returns, every group whose `apply` returned before survives power loss.
     fn sync(&self) -> Result<(), StoreError>;
@@ -111,11 +137,18 @@ pub(crate) trait Backend: Send + Sync {
     /// The backend that holds the entries as they are stored: below encryption, or itself.
     fn stored(&self) -> &dyn Backend;
 
-    /// A key and its value as [`Backend::stored`] holds them.
-    fn sealed_entry(&self, key: &[u8], value: Option<&[u8]>) -> Result<(Bytes, Option<Bytes>), StoreError>;
+    /// A change in the form that [`Backend::apply`] takes. Touches nothing, so that any thread can
+    /// do this work.
+    fn sealed(&self, key: Bytes, value: Option<Bytes>) -> Result<Change, StoreError>;
 
     /// What was given to this backend to be stored as this entry.
     fn opened_entry(&self, key: &Bytes, stored: &Bytes) -> Result<(Bytes, Bytes), StoreError>;
+
+    /// Whether there is certainly no such entry, as far as that is known without reading. Asked between
+    /// two groups.
+    fn is_absent(&self, _key: &[u8]) -> bool {
+        false
+    }
 
     /// Looks for damage that reading every entry would not show. Others may have to wait.
     fn verify(&self) -> Result<(), StoreError>;

@@ -46,6 +46,7 @@ pub fn run_all(new_store: NewStore<'_>) {
     a_closed_store_says_so(new_store);
     published_scans_are_never_torn(new_store);
     latest_scans_are_never_torn(new_store);
+    scans_between_many_writers_are_never_torn(new_store);
     many_writers_share_the_store(new_store);
     a_model_agrees(new_store, 24);
 }
@@ -292,12 +293,16 @@ pub fn latest_scans_are_never_torn(new_store: NewStore<'_>) {
     scans_are_never_torn(new_store, View::Latest);
 }
 
-/// `ANABRANCH_TORN_SCANS` sets how many scans there are at least, all while batches are written.
+/// How many scans there are at least, all while batches are written: `ANABRANCH_TORN_SCANS`.
+fn torn_scans_min() -> u64 {
+    std::env::var("ANABRANCH_TORN_SCANS").ok().and_then(|n| n.parse().ok()).unwrap_or(2)
+}
+
 fn scans_are_never_torn(new_store: NewStore<'_>, view: View) {
     // More keys than fit one page of any tree, and every other batch removes half of them.
     const KEYS: u32 = 60;
     const GENERATIONS_MIN: u32 = 240;
-    let scans_min = std::env::var("ANABRANCH_TORN_SCANS").ok().and_then(|n| n.parse().ok()).unwrap_or(2_u64);
+    let scans_min = torn_scans_min();
     let open = new_store();
     let store = open();
     let done = AtomicBool::new(false);
@@ -366,6 +371,70 @@ fn scans_are_never_torn(new_store: NewStore<'_>, view: View) {
         store.wait_durable(last).unwrap();
     });
     assert!(scans.load(Ordering::Relaxed) >= scans_min);
+}
+
+/// Several threads write, each keys of its own, and wait until they are durable. Published scans see whole
+/// batches, none older than what was acknowledged before.
+pub fn scans_between_many_writers_are_never_torn(new_store: NewStore<'_>) {
+    const WRITERS: usize = 6;
+    const KEYS: u32 = 12;
+    const GENERATIONS_MIN: u32 = 60;
+    let scans_min = torn_scans_min();
+    let open = new_store();
+    let store = open();
+    let acknowledged: [AtomicU32; WRITERS] = Default::default();
+    let done = AtomicBool::new(false);
+    let mut scans = 0;
+    let write = |writer: usize| {
+        for generation in 1_u32.. {
+            if done.load(Ordering::SeqCst) {
+                return;
+            }
+            let mut batch = Batch::new();
+            for n in 0..KEYS {
+                let key = format!("{writer} {n:02}");
+                if generation % 2 == 0 && n % 2 == 0 {
+                    batch.delete(ROW, key);
+                } else {
+                    batch.put(ROW, key, generation.to_be_bytes());
+                }
+            }
+            commit_durably(&*store, batch);
+            acknowledged[writer].store(generation, Ordering::SeqCst);
+        }
+    };
+    thread::scope(|threads| {
+        let write = &write;
+        for writer in 0..WRITERS {
+            threads.spawn(move || write(writer));
+        }
+        let _end = SetOnDrop(&done);
+        let mut newest = [0; WRITERS];
+        while scans < scans_min
+            || acknowledged.iter().any(|generation| generation.load(Ordering::Relaxed) < GENERATIONS_MIN)
+        {
+            for (writer, newest) in newest.iter_mut().enumerate() {
+                let before = acknowledged[writer].load(Ordering::SeqCst);
+                let prefix = format!("{writer} ");
+                let page = store.scan(View::Published, ROW, prefix.as_bytes(), b"", 100).unwrap();
+                let generation =
+                    page.first().map_or(0, |(_, v)| u32::from_be_bytes(v[..].try_into().unwrap()));
+                assert!(page.iter().all(|(_, v)| v[..] == generation.to_be_bytes()), "a torn scan");
+                let expected = match generation {
+                    0 => 0,
+                    odd if odd % 2 == 1 => KEYS,
+                    _ => KEYS / 2,
+                };
+                assert_eq!(page.len(), expected as usize, "generation {generation}: a torn scan");
+                assert!(
+                    generation >= before.max(*newest),
+                    "{generation} was seen after {before} or {newest}"
+                );
+                *newest = generation;
+                scans += 1;
+            }
+        }
+    });
 }
 
 struct SetOnDrop<'a>(&'a AtomicBool);

@@ -2,11 +2,13 @@
 //!
 //! # How a batch travels
 //! ```text
-//! commit ─▶ pending queue ─▶ writer thread ───────────▶ sync thread ──────────▶ published
-//!           (bounded; its     merges what waits into     backend.sync(),        durable, hook
-//!           contents are the  one group: shadow,         once for all groups
-//!           Latest overlay)   backend.apply()            applied before it began
+//! commit ───▶ pending queue ─▶ writer thread ───────────▶ sync thread ──────────▶ published
+//! (checksums,  (bounded; its     merges what waits into     backend.sync(),        durable, hook
+//! encrypts)    contents are the  one group: shadow,         once for all groups
+//!              Latest overlay)   backend.apply()            applied before it began
 //! ```
+//! There is one writer thread, so what can be done before is done by the threads that commit.
+//!
 //! While the sync thread syncs, the writer merges the next group: many batches share one
 //! sync. redb syncs within `apply`, and its `sync` has nothing to do.
 //!
@@ -52,7 +54,7 @@ use anabranch_core::store::{
     Batch, CommitNo, DurableHook, Entry, Keyspace, Store, StoreError, StoreStats, View,
 };
 
-use crate::backend::{Backend, BackendKind, Bytes, Reader, panic_words, release};
+use crate::backend::{Backend, BackendKind, Bytes, Change, Reader, panic_words, release};
 use crate::backup::BackupReport;
 use crate::durability::{Durability, lock};
 use crate::encrypt::{self, StoreKey};
@@ -63,7 +65,7 @@ pub use archive::restore;
 use commits::Commits;
 pub use compact::{CompactOptions, CompactReport, CompactStep, Encryption, compact};
 use format::Format;
-use pending::Pending;
+use pending::{Pending, Sealed};
 use snapshot::Snapshots;
 use space::Space;
 pub use usage::{KeyspaceUsage, Usage};
@@ -145,8 +147,30 @@ struct Published {
     last: u64,
 }
 
-/// For each key a group touches, what it was before (values as stored).
-type Shadow = BTreeMap<Bytes, Option<Bytes>>;
+/// For each key a group touches, what was stored before.
+type Shadow = BTreeMap<Bytes, Before>;
+
+/// See [`Shadow`]. Encrypted still: few of them are ever read.
+struct Before {
+    stored_key: Bytes,
+    stored: Option<Bytes>,
+}
+
+impl Before {
+    /// What is stored now where a change will be.
+    fn read(backend: &dyn Backend, reader: &dyn Reader, change: &Change) -> Result<Before, StoreError> {
+        let stored_key = Bytes::clone(&change.stored_key);
+        let stored = if backend.is_absent(&change.key) { None } else { reader.get(&stored_key)? };
+        Ok(Before { stored_key, stored })
+    }
+
+    fn opened(&self, backend: &dyn Backend) -> Result<Option<Bytes>, StoreError> {
+        match &self.stored {
+            Some(stored) => Ok(Some(backend.opened_entry(&self.stored_key, stored)?.1)),
+            None => Ok(None),
+        }
+    }
+}
 
 impl DiskStore {
     /// Opens the store in `dir`, or makes one there. When this returns, everything that the
@@ -316,10 +340,12 @@ impl DiskStore {
             }
             View::Published => {
                 let published = shared.published();
-                let reader = published.backend()?.reader()?;
+                let backend = &**published.backend()?;
+                let reader = backend.reader()?;
                 let mut sources = Vec::with_capacity(published.shadows.len() + 1);
                 for shadow in &published.shadows {
-                    let known = shadow.range::<Bytes, _>(bounds()).map(|(k, v)| Ok((k.clone(), v.clone())));
+                    let known = shadow.range::<Bytes, _>(bounds());
+                    let known = known.map(|(key, before)| Ok((key.clone(), before.opened(backend)?)));
                     sources.push(in_direction(known, descending));
                 }
                 sources.push(in_backend(&*reader, &range, descending)?);
@@ -415,7 +441,7 @@ impl Published {
     /// A value as stored.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         match self.shadows.iter().find_map(|shadow| shadow.get(key)) {
-            Some(known) => Ok(known.clone()),
+            Some(before) => before.opened(&**self.backend()?),
             None => self.backend()?.reader()?.get(key),
         }
     }
@@ -465,7 +491,8 @@ impl Store for DiskStore {
         self.shared.durability.check()?;
         check_batch(&batch)?;
         lock(&self.shared.space).check(batch.size_bytes() as u64)?;
-        match self.shared.pending.push(batch) {
+        let backend = Arc::clone(self.shared.published().backend()?);
+        match self.shared.pending.push(Sealed::new(batch, &*backend)?) {
             Some(commit) => Ok(CommitNo(commit)),
             None => {
                 self.shared.durability.check()?;
@@ -511,7 +538,6 @@ impl Drop for DiskStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Changes;
     use crate::{FaultStore, contract};
 
     fn sled() -> StoreOptions {
@@ -623,7 +649,7 @@ mod tests {
             self.inner.reader()
         }
 
-        fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
+        fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
             let (free, told) = &*self.free;
             drop(told.wait_while(lock(free), |free| !*free).unwrap());
             self.inner.apply(changes)
@@ -641,12 +667,8 @@ mod tests {
             self.inner.stored()
         }
 
-        fn sealed_entry(
-            &self,
-            key: &[u8],
-            value: Option<&[u8]>,
-        ) -> Result<(Bytes, Option<Bytes>), StoreError> {
-            self.inner.sealed_entry(key, value)
+        fn sealed(&self, key: Bytes, value: Option<Bytes>) -> Result<Change, StoreError> {
+            self.inner.sealed(key, value)
         }
 
         fn opened_entry(&self, key: &Bytes, stored: &Bytes) -> Result<(Bytes, Bytes), StoreError> {
@@ -688,9 +710,9 @@ mod tests {
 
     /// Writes to the backend what the store would never write.
     fn plant(store: &DiskStore, key: &[u8], value: &[u8]) {
-        let changes = Changes::from([(Bytes::from(key), Some(Bytes::from(value)))]);
         let backend = store.shared.published().backend().unwrap().clone();
-        backend.apply(&changes).unwrap();
+        let change = backend.sealed(key.into(), Some(value.into())).unwrap();
+        backend.apply(&[change]).unwrap();
         backend.sync().unwrap();
     }
 
@@ -713,6 +735,64 @@ mod tests {
                 assert!(error.to_string().contains("keyspace 5, key 626164"), "{error}");
             }
             assert!(store.get(View::Published, Keyspace::ROW, b"good").unwrap().is_some());
+        }
+    }
+
+    /// Changes one byte of what is stored under a key, counted from the end.
+    fn damage(store: &DiskStore, key: &[u8], from_end: usize) {
+        let backend = store.shared.published().backend().unwrap().clone();
+        let stored_key = backend.sealed(key.into(), None).unwrap().stored_key;
+        let below = backend.stored();
+        let mut stored = below.reader().unwrap().get(&stored_key).unwrap().unwrap().to_vec();
+        let at = stored.len() - from_end;
+        stored[at] ^= 1;
+        below.apply(&[Change::plain(stored_key, Some(stored.into()))]).unwrap();
+        below.sync().unwrap();
+    }
+
+    #[test]
+    fn one_damaged_value_of_an_encrypted_store_costs_that_value_alone() {
+        // Of the tag, and of the value.
+        for (options, from_end) in [(encrypted(sled()), 1), (encrypted(redb()), 20)] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = DiskStore::open(dir.path(), options.clone()).unwrap();
+            for key in ["bad", "good"] {
+                store.commit(put(key, "the value of a row")).unwrap();
+            }
+            store.wait_durable(CommitNo(2)).unwrap();
+            damage(&store, b"\x05bad", from_end);
+            store.shut_down().unwrap();
+
+            let store = DiskStore::open(dir.path(), options).unwrap();
+            assert!(store.get(View::Published, Keyspace::ROW, b"good").unwrap().is_some());
+            for damaged in [
+                store.get(View::Published, Keyspace::ROW, b"bad").map(|_| ()),
+                store.scan(View::Published, Keyspace::ROW, b"", b"", 9).map(|_| ()),
+                store.verify().map(|_| ()),
+            ] {
+                assert!(matches!(damaged, Err(StoreError::Damaged { .. })), "{damaged:?}");
+            }
+            let commit = store.commit(put("bad", "once more")).unwrap();
+            store.wait_durable(commit).unwrap();
+            assert_eq!(store.scan(View::Published, Keyspace::ROW, b"", b"", 9).unwrap().len(), 2);
+            assert_eq!(store.verify().unwrap(), 2);
+        }
+    }
+
+    #[test]
+    fn an_encrypted_store_whose_key_of_an_entry_is_damaged_is_moved_aside() {
+        for options in [encrypted(sled()), encrypted(redb())] {
+            let parent = tempfile::tempdir().unwrap();
+            let dir = parent.path().join("store");
+            let store = DiskStore::open(&dir, options.clone()).unwrap();
+            let commit = store.commit(put("bad", "value")).unwrap();
+            store.wait_durable(commit).unwrap();
+            // Tag, checksum and value lie behind the key.
+            damage(&store, b"\x05bad", 16 + 4 + "value".len() + 1);
+            store.shut_down().unwrap();
+            drop(store);
+            assert!(matches!(DiskStore::open(&dir, options), Err(StoreError::Damaged { .. })));
+            assert!(parent.path().join("store.damaged-1").exists());
         }
     }
 

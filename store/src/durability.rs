@@ -3,8 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::{self, Thread};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anabranch_core::store::{CommitNo, DurableHook, StoreError};
 
@@ -24,9 +23,23 @@ struct State {
     durable: u64,
     failure: Option<String>,
     closed: bool,
-    /// Threads by the commit that they wait for. Each is woken when its own is durable: with
-    /// many writers, waking all of them for each group costs more than the group.
-    waiters: BTreeMap<u64, Vec<Thread>>,
+    /// By the newest commit that each covers; what lies behind the newest group waits at the last.
+    /// Threads are woken when their group is durable, all of one group in one call to the
+    /// system: with many writers, waking each by itself costs more than writing the group.
+    gates: BTreeMap<u64, Gate>,
+}
+
+/// What threads wait at until a group is durable.
+struct Gate {
+    /// The oldest commit that somebody waits for here.
+    oldest: u64,
+    opened: Arc<OnceLock<()>>,
+}
+
+impl Gate {
+    fn new() -> Gate {
+        Gate { oldest: u64::MAX, opened: Arc::default() }
+    }
 }
 
 #[derive(Default)]
@@ -63,16 +76,23 @@ impl Durability {
 
     pub(crate) fn wait(&self, commit: CommitNo) -> Result<(), StoreError> {
         loop {
-            {
+            let opened = {
                 let mut state = lock(&self.state);
                 if state.failure.is_none() && state.durable >= commit.0 {
                     return Ok(());
                 }
                 state.check()?;
-                state.waiters.entry(commit.0).or_default().push(thread::current());
-            }
-            thread::park();
+                state.gate(commit.0)
+            };
+            opened.wait();
         }
+    }
+
+    /// Says that commits up to this one will become durable together, unless more join them.
+    pub(crate) fn expect(&self, last: CommitNo) {
+        let mut state = lock(&self.state);
+        let gate = state.gates.remove(&u64::MAX).unwrap_or_else(Gate::new);
+        state.gates.insert(last.0, gate);
     }
 
     /// Raises the newest durable commit and tells everyone. Does nothing once the store has
@@ -84,10 +104,18 @@ impl Durability {
                 return;
             }
             state.durable = commit.0;
-            let later = state.waiters.split_off(&(commit.0 + 1));
-            std::mem::replace(&mut state.waiters, later)
+            // A gate that covers later commits too opens with the first: whoever still waits comes back.
+            let mut reached = Vec::new();
+            state.gates.retain(|last, gate| {
+                let waits = *last > commit.0 && gate.oldest > commit.0;
+                if !waits {
+                    reached.push(Arc::clone(&gate.opened));
+                }
+                waits
+            });
+            reached
         };
-        wake(reached);
+        open(reached);
         self.tell();
     }
 
@@ -101,9 +129,9 @@ impl Durability {
             let cause = cause.into();
             tracing::error!(%cause, "the store stopped");
             state.failure = Some(cause);
-            std::mem::take(&mut state.waiters)
+            std::mem::take(&mut state.gates)
         };
-        wake(waiting);
+        open(waiting.into_values().map(|gate| gate.opened));
         self.tell();
     }
 
@@ -112,9 +140,9 @@ impl Durability {
         let waiting = {
             let mut state = lock(&self.state);
             state.closed = true;
-            std::mem::take(&mut state.waiters)
+            std::mem::take(&mut state.gates)
         };
-        wake(waiting);
+        open(waiting.into_values().map(|gate| gate.opened));
         let hook = lock(&self.hook).call.take();
         drop(hook);
     }
@@ -165,13 +193,24 @@ impl Hook {
     }
 }
 
-fn wake(waiters: BTreeMap<u64, Vec<Thread>>) {
-    waiters.into_values().flatten().for_each(|thread| thread.unpark());
+fn open(gates: impl IntoIterator<Item = Arc<OnceLock<()>>>) {
+    for gate in gates {
+        // Nobody else opens it.
+        let _ = gate.set(());
+    }
 }
 
 impl State {
     fn new(durable: CommitNo) -> Self {
-        State { durable: durable.0, failure: None, closed: false, waiters: BTreeMap::new() }
+        State { durable: durable.0, failure: None, closed: false, gates: BTreeMap::new() }
+    }
+
+    /// Where to wait for a commit.
+    fn gate(&mut self, commit: u64) -> Arc<OnceLock<()>> {
+        let covering = self.gates.range(commit..).next().map_or(u64::MAX, |(last, _)| *last);
+        let gate = self.gates.entry(covering).or_insert_with(Gate::new);
+        gate.oldest = gate.oldest.min(commit);
+        Arc::clone(&gate.opened)
     }
 
     fn check(&self) -> Result<(), StoreError> {
@@ -180,5 +219,54 @@ impl State {
             None if self.closed => Err(StoreError::Closed),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However commits are divided into groups, and whether or not someone said so before.
+    #[test]
+    fn each_waits_until_its_own_commit_is_durable_and_no_longer() {
+        for expected in [&[][..], &[6], &[1, 4], &[2, 3, 9]] {
+            let durability = Durability::new(CommitNo(0));
+            std::thread::scope(|scope| {
+                for commit in (1..=6).cycle().take(24) {
+                    let durability = &durability;
+                    scope.spawn(move || {
+                        durability.wait(CommitNo(commit)).unwrap();
+                        assert!(durability.newest() >= CommitNo(commit));
+                    });
+                }
+                for last in expected {
+                    durability.expect(CommitNo(*last));
+                    std::thread::yield_now();
+                }
+                for commit in 1..=6 {
+                    durability.advance(CommitNo(commit));
+                    std::thread::yield_now();
+                }
+            });
+            assert!(lock(&durability.state).gates.range(..=6).next().is_none());
+        }
+    }
+
+    #[test]
+    fn a_failure_wakes_whoever_waits() {
+        let durability = Durability::new(CommitNo(0));
+        durability.expect(CommitNo(1));
+        std::thread::scope(|scope| {
+            let waiting = [1, 2].map(|commit| {
+                scope.spawn({
+                    let durability = &durability;
+                    move || durability.wait(CommitNo(commit))
+                })
+            });
+            durability.poison("to order");
+            for waiting in waiting {
+                assert!(matches!(waiting.join().unwrap(), Err(StoreError::Poisoned { .. })));
+            }
+        });
     }
 }

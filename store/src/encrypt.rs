@@ -17,6 +17,7 @@
 //! Both keys follow from the *data key*, which is random and lies, wrapped, in `KEY`; see
 //! [`key_file`].
 
+mod cipher;
 mod hide;
 mod key_file;
 #[cfg(feature = "os-key-store")]
@@ -27,21 +28,18 @@ use std::ops::Bound;
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use anabranch_core::store::{KeyForm, Keyspace, StoreError};
-use chacha20poly1305::aead::{AeadInPlace, KeyInit};
-use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
 use zeroize::Zeroizing;
 
-use crate::backend::{Backend, Bytes, Changes, Entries, Reader, Visit};
+use crate::backend::{Backend, Bytes, Change, Entries, Reader, Visit};
 use crate::durability::lock;
 use crate::keys::{KeyRange, successor};
+use cipher::{Cipher, NONCE_BYTES};
 use hide::Hider;
 pub use key_file::StoreKey;
 pub(crate) use key_file::{DataKey, FILE as KEY_FILE, create_data_key, load_data_key, rekey};
 
 /// Version of the form of values and keys; part of what is authenticated.
 const VERSION: u8 = 1;
-const NONCE_BYTES: usize = 24;
-const TAG_BYTES: usize = 16;
 /// Nonces drawn from the system at once.
 const NONCES: usize = 128;
 
@@ -53,7 +51,7 @@ pub(crate) fn draw(bytes: &mut [u8]) -> Result<(), StoreError> {
 /// See the [module](self).
 pub(crate) struct Encrypted {
     inner: Box<dyn Backend>,
-    cipher: XChaCha20Poly1305,
+    cipher: Cipher,
     hider: Hider,
     nonces: Mutex<Vec<[u8; NONCE_BYTES]>>,
     /// The keys of all `Secret` keyspaces. Invariant: it has every key that is stored, before
@@ -63,8 +61,8 @@ pub(crate) struct Encrypted {
     directory: RwLock<Directory>,
 }
 
-type Directory = BTreeSet<Box<[u8]>>;
-type Bounds = (Bound<Box<[u8]>>, Bound<Box<[u8]>>);
+type Directory = BTreeSet<Bytes>;
+type Bounds = (Bound<Bytes>, Bound<Bytes>);
 
 impl Encrypted {
     /// Reads all keys that are kept in memory, and with them their values.
@@ -72,65 +70,72 @@ impl Encrypted {
         let value_key = Zeroizing::new(blake3::derive_key("anabranch 2026 store values v1", key.as_slice()));
         let encrypted = Encrypted {
             inner,
-            cipher: XChaCha20Poly1305::new((&*value_key).into()),
+            cipher: Cipher::new(value_key),
             hider: Hider::new(key),
             nonces: Mutex::default(),
             directory: RwLock::default(),
         };
-        let mut directory = Directory::new();
+        let mut keys = Vec::new();
         {
             let reader = encrypted.inner.reader()?;
             for keyspace in (1..=u8::MAX).map(Keyspace).filter(|keyspace| is_secret(*keyspace)) {
                 for entry in reader.range(&KeyRange::keyspace(keyspace), false)? {
                     let (stored_key, stored) = entry?;
-                    let (key, _) = encrypted.open_secret(&stored_key, &stored)?;
-                    directory.insert(key.into());
+                    keys.push(encrypted.secret_key(&stored_key, &stored)?);
                 }
             }
         }
+        // A set that is made of what is sorted is built without comparing each with the others.
+        keys.sort_unstable();
+        let directory = Directory::from_iter(keys);
         *encrypted.directory.write().unwrap_or_else(PoisonError::into_inner) = directory;
         Ok(encrypted)
     }
 
-    fn seal(&self, stored_key: &[u8], mut plain: Vec<u8>) -> Result<Bytes, StoreError> {
-        let nonce = self.nonce()?;
-        let tag = self
-            .cipher
-            .encrypt_in_place_detached(XNonce::from_slice(&nonce), &associated(stored_key), &mut plain)
-            .map_err(|_| StoreError::Io { operation: "encrypt", cause: "the value is too long".into() })?;
-        Ok([&nonce[..], &plain, &tag].concat().into())
+    fn seal(&self, stored_key: &[u8], parts: &[&[u8]]) -> Result<Bytes, StoreError> {
+        let sealed = self.cipher.seal(&self.nonce()?, &associated(stored_key), parts);
+        let refused = |_| StoreError::Io { operation: "encrypt", cause: "the value is too long".into() };
+        Ok(sealed.map_err(refused)?.into())
     }
 
     fn open_value(&self, stored_key: &[u8], stored: &[u8]) -> Result<Vec<u8>, StoreError> {
-        let opened = stored.split_first_chunk::<NONCE_BYTES>().and_then(|(nonce, rest)| {
-            let (text, tag) = rest.split_last_chunk::<TAG_BYTES>()?;
-            let mut plain = text.to_vec();
-            let nonce = XNonce::from_slice(nonce);
-            self.cipher
-                .decrypt_in_place_detached(nonce, &associated(stored_key), &mut plain, Tag::from_slice(tag))
-                .ok()?;
-            Some(plain)
-        });
-        opened.ok_or_else(|| StoreError::Damaged {
+        let refused = |_| StoreError::Damaged {
             what: format!(
                 "a value can't be decrypted: keyspace {}, stored key {}",
                 stored_key.first().unwrap_or(&0),
                 hide::hex(stored_key.get(1..).unwrap_or_default()),
             ),
-        })
+        };
+        self.cipher.open(&associated(stored_key), stored).map_err(refused)
+    }
+
+    /// The key of an entry of a `Secret` keyspace, which is certainly what is stored there: also where the
+    /// value was damaged behind it. Reading that value names the damage.
+    fn secret_key(&self, stored_key: &[u8], stored: &[u8]) -> Result<Bytes, StoreError> {
+        let belongs = |text: &[u8]| match split_secret(text) {
+            Some((key, _)) if self.hider.secret(key) == *stored_key => Some(Bytes::from(key)),
+            _ => None,
+        };
+        match self.open_value(stored_key, stored) {
+            Ok(text) => belongs(&text).ok_or_else(moved),
+            Err(damage) => {
+                let text = self.cipher.unverified(stored).ok();
+                // Nobody without the keys finds another text whose key is hidden like this one.
+                let key = text.and_then(|text| belongs(&text)).ok_or_else(|| damage.clone())?;
+                tracing::error!(%damage, "one value of the store is damaged");
+                Ok(key)
+            }
+        }
     }
 
     /// The key and value of an entry of a `Secret` keyspace.
     fn open_secret(&self, stored_key: &[u8], stored: &[u8]) -> Result<(Vec<u8>, Bytes), StoreError> {
-        let plain = self.open_value(stored_key, stored)?;
-        let parts = plain
-            .split_first_chunk::<2>()
-            .and_then(|(length, rest)| rest.split_at_checked(usize::from(u16::from_be_bytes(*length))));
-        match parts {
+        let text = self.open_value(stored_key, stored)?;
+        match split_secret(&text) {
             Some((key, value)) if self.hider.secret(key) == *stored_key => {
                 Ok((key.to_vec(), Bytes::from(value)))
             }
-            _ => Err(StoreError::Damaged { what: "an entry was stored under another key".into() }),
+            _ => Err(moved()),
         }
     }
 
@@ -144,25 +149,16 @@ impl Encrypted {
         nonces.extend(drawn.as_chunks().0);
         nonces.pop().ok_or(StoreError::Io { operation: "draw randomness", cause: "nothing came".into() })
     }
+}
 
-    /// The key and value as they are stored.
-    fn sealed(&self, key: &[u8], value: Option<&[u8]>) -> Result<(Bytes, Option<Bytes>), StoreError> {
-        let stored_key = self.hider.hide(key);
-        let sealed = match value {
-            None => None,
-            Some(value) if is_secret(keyspace_of(key)) => {
-                let length = u16::try_from(key.len()).map_err(|_| StoreError::TooLarge {
-                    what: "key",
-                    bytes: key.len(),
-                    max_bytes: usize::from(u16::MAX),
-                })?;
-                let plain = [&length.to_be_bytes()[..], key, value].concat();
-                Some(self.seal(&stored_key, plain)?)
-            }
-            Some(value) => Some(self.seal(&stored_key, value.to_vec())?),
-        };
-        Ok((stored_key.into(), sealed))
-    }
+/// The key and the value of the text of an entry of a `Secret` keyspace.
+fn split_secret(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = text.split_first_chunk::<2>()?;
+    rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))
+}
+
+fn moved() -> StoreError {
+    StoreError::Damaged { what: "an entry was stored under another key".into() }
 }
 
 fn associated(stored_key: &[u8]) -> Vec<u8> {
@@ -191,28 +187,22 @@ impl Backend for Encrypted {
         Ok(Box::new(Look { store: self, inner, directory }))
     }
 
-    fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
-        let mut stored = Changes::new();
-        for (key, value) in changes {
-            let (key, value) = self.sealed(key, value.as_deref())?;
-            stored.insert(key, value);
-        }
+    fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
         let secret = |put: bool| {
-            let of_kind = changes.iter().filter(move |(_, value)| value.is_some() == put);
-            of_kind.map(|(key, _)| key).filter(|key| is_secret(keyspace_of(key)))
+            let of_kind = changes.iter().filter(move |change| change.stored.is_some() == put);
+            of_kind.map(|change| &change.key).filter(|key| is_secret(keyspace_of(key)))
         };
         {
             let mut directory = self.directory.write().unwrap_or_else(PoisonError::into_inner);
-            for key in secret(true) {
-                if !directory.contains(&**key) {
-                    directory.insert((**key).into());
-                }
-            }
+            directory.extend(secret(true).cloned());
         }
-        self.inner.apply(&stored)?;
-        let mut directory = self.directory.write().unwrap_or_else(PoisonError::into_inner);
-        for key in secret(false) {
-            directory.remove(&**key);
+        self.inner.apply(changes)?;
+        let mut gone = secret(false).peekable();
+        if gone.peek().is_some() {
+            let mut directory = self.directory.write().unwrap_or_else(PoisonError::into_inner);
+            for key in gone {
+                directory.remove(key);
+            }
         }
         Ok(())
     }
@@ -225,8 +215,21 @@ impl Backend for Encrypted {
         &*self.inner
     }
 
-    fn sealed_entry(&self, key: &[u8], value: Option<&[u8]>) -> Result<(Bytes, Option<Bytes>), StoreError> {
-        self.sealed(key, value)
+    fn sealed(&self, key: Bytes, value: Option<Bytes>) -> Result<Change, StoreError> {
+        let stored_key = Bytes::from(self.hider.hide(&key));
+        let stored = match value {
+            None => None,
+            Some(value) if is_secret(keyspace_of(&key)) => {
+                let length = u16::try_from(key.len()).map_err(|_| StoreError::TooLarge {
+                    what: "key",
+                    bytes: key.len(),
+                    max_bytes: usize::from(u16::MAX),
+                })?;
+                Some(self.seal(&stored_key, &[&length.to_be_bytes(), &key, &value])?)
+            }
+            Some(value) => Some(self.seal(&stored_key, &[&value])?),
+        };
+        Ok(Change { key, stored_key, stored })
     }
 
     fn opened_entry(&self, key: &Bytes, stored: &Bytes) -> Result<(Bytes, Bytes), StoreError> {
@@ -235,6 +238,11 @@ impl Backend for Encrypted {
             return Ok((key.into(), value));
         }
         Ok((self.hider.reveal(key).into(), self.open_value(key, stored)?.into()))
+    }
+
+    fn is_absent(&self, key: &[u8]) -> bool {
+        let directory = || self.directory.read().unwrap_or_else(PoisonError::into_inner);
+        is_secret(keyspace_of(key)) && !directory().contains(key)
     }
 
     fn verify(&self) -> Result<(), StoreError> {
@@ -261,16 +269,20 @@ impl Reader for Look<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         let stored_key = self.store.hider.hide(key);
         let Some(stored) = self.inner.get(&stored_key)? else { return Ok(None) };
-        if is_secret(keyspace_of(key)) {
-            return self.store.open_secret(&stored_key, &stored).map(|(_, value)| Some(value));
+        let text = self.store.open_value(&stored_key, &stored)?;
+        if !is_secret(keyspace_of(key)) {
+            return Ok(Some(text.into()));
         }
-        self.store.open_value(&stored_key, &stored).map(|value| Some(value.into()))
+        match split_secret(&text) {
+            Some((found, value)) if found == key => Ok(Some(value.into())),
+            _ => Err(moved()),
+        }
     }
 
     fn range(&self, range: &KeyRange, descending: bool) -> Result<Entries<'_>, StoreError> {
         let keyspace = keyspace_of(&range.prefix);
         if is_secret(keyspace) {
-            return Ok(Box::new(DirectoryRange { look: self, rest: range.bounds(), descending }));
+            return Ok(Box::new(DirectoryRange::new(self, range, descending)));
         }
         match self.store.hider.hashes(&range.prefix) {
             Some(hashes) => self.behind_hashes(range, hashes, descending),
@@ -337,11 +349,51 @@ impl Look<'_> {
     }
 }
 
-/// The entries of a range of a `Secret` keyspace.
+/// The entries of a range of a `Secret` keyspace. Keys are taken from the directory in growing
+/// portions: finding the place where the last one ended takes as long as several keys.
 struct DirectoryRange<'a> {
     look: &'a Look<'a>,
     rest: Bounds,
     descending: bool,
+    portion: std::vec::IntoIter<Bytes>,
+    portion_keys: usize,
+}
+
+const PORTION_KEYS_MIN: usize = 4;
+const PORTION_KEYS_MAX: usize = 256;
+
+impl<'a> DirectoryRange<'a> {
+    fn new(look: &'a Look<'a>, range: &KeyRange, descending: bool) -> Self {
+        let portion = Vec::new().into_iter();
+        DirectoryRange { look, rest: range.bounds(), descending, portion, portion_keys: PORTION_KEYS_MIN }
+    }
+
+    fn next_key(&mut self) -> Option<Bytes> {
+        if let Some(key) = self.portion.next() {
+            return Some(key);
+        }
+        // Ordered sets panic where the start lies behind the end, as it does at the end.
+        if let (Bound::Included(lower) | Bound::Excluded(lower), Bound::Excluded(upper)) = &self.rest
+            && lower >= upper
+        {
+            return None;
+        }
+        let rest = self.look.directory.range::<Bytes, _>(self.rest.clone());
+        let portion: Vec<Bytes> = if self.descending {
+            rest.rev().take(self.portion_keys).cloned().collect()
+        } else {
+            rest.take(self.portion_keys).cloned().collect()
+        };
+        self.portion_keys = (2 * self.portion_keys).min(PORTION_KEYS_MAX);
+        let passed = Bound::Excluded(Bytes::clone(portion.last()?));
+        if self.descending {
+            self.rest.1 = passed;
+        } else {
+            self.rest.0 = passed;
+        }
+        self.portion = portion.into_iter();
+        self.portion.next()
+    }
 }
 
 impl Iterator for DirectoryRange<'_> {
@@ -349,22 +401,9 @@ impl Iterator for DirectoryRange<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            // Ordered sets panic where the start lies behind the end, as it does at the end.
-            if let (Bound::Included(lower) | Bound::Excluded(lower), Bound::Excluded(upper)) = &self.rest
-                && lower >= upper
-            {
-                return None;
-            }
-            let mut rest = self.look.directory.range::<Box<[u8]>, _>(self.rest.clone());
-            let key = if self.descending { rest.next_back() } else { rest.next() }?;
-            let passed = Bound::Excluded(key.clone());
-            if self.descending {
-                self.rest.1 = passed;
-            } else {
-                self.rest.0 = passed;
-            }
-            match self.look.get(key) {
-                Ok(Some(value)) => return Some(Ok((Bytes::from(&**key), value))),
+            let key = self.next_key()?;
+            match self.look.get(&key) {
+                Ok(Some(value)) => return Some(Ok((key, value))),
                 Ok(None) => {}
                 Err(e) => return Some(Err(e)),
             }

@@ -13,7 +13,7 @@ use redb::{
     ReadableDatabase, ReadableTable, StorageError, TableDefinition, TableError, TransactionError,
 };
 
-use super::{Backend, Bytes, Changes, Entries, Reader, Visit, file_error};
+use super::{Backend, Bytes, Change, Entries, Reader, Visit, file_error};
 use crate::files::{io_error, sync_dir};
 use crate::keys::KeyRange;
 use crate::options::StoreOptions;
@@ -97,14 +97,15 @@ impl Backend for Redb {
         Ok(Box::new(Snapshot { table, _db: db }))
     }
 
-    fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
+    fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
         let transaction = begin(&self.db())?;
         {
             let mut table = transaction.open_table(TABLE).map_err(table_error)?;
-            for (key, value) in changes {
-                match value {
-                    Some(value) => table.insert(&**key, &**value).map(drop),
-                    None => table.remove(&**key).map(drop),
+            for change in changes {
+                let key = &*change.stored_key;
+                match &change.stored {
+                    Some(value) => table.insert(key, &**value).map(drop),
+                    None => table.remove(key).map(drop),
                 }
                 .map_err(storage_error("commit"))?;
             }
@@ -121,8 +122,8 @@ impl Backend for Redb {
         self
     }
 
-    fn sealed_entry(&self, key: &[u8], value: Option<&[u8]>) -> Result<(Bytes, Option<Bytes>), StoreError> {
-        Ok((key.into(), value.map(Bytes::from)))
+    fn sealed(&self, key: Bytes, value: Option<Bytes>) -> Result<Change, StoreError> {
+        Ok(Change::plain(key, value))
     }
 
     fn opened_entry(&self, key: &Bytes, stored: &Bytes) -> Result<(Bytes, Bytes), StoreError> {

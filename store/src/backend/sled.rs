@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use anabranch_core::store::StoreError;
 use sled::IVec;
 
-use super::{Backend, Bytes, Changes, Entries, Reader, Visit, file_error};
+use super::{Backend, Bytes, Change, Entries, Reader, Visit, file_error};
 use crate::durability::lock;
 use crate::files::{io_error, sync_dir};
 use crate::keys::KeyRange;
@@ -114,12 +114,13 @@ impl Backend for Sled {
         Ok(Box::new(&self.db))
     }
 
-    fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
+    fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
         let mut batch = sled::Batch::default();
-        for (key, value) in changes {
-            match value {
-                Some(value) => batch.insert(&**key, &**value),
-                None => batch.remove(&**key),
+        for change in changes {
+            let key = &*change.stored_key;
+            match &change.stored {
+                Some(value) => batch.insert(key, &**value),
+                None => batch.remove(key),
             }
         }
         self.db.apply_batch(batch).map_err(refused("commit"))?;
@@ -139,8 +140,8 @@ impl Backend for Sled {
         self
     }
 
-    fn sealed_entry(&self, key: &[u8], value: Option<&[u8]>) -> Result<(Bytes, Option<Bytes>), StoreError> {
-        Ok((key.into(), value.map(Bytes::from)))
+    fn sealed(&self, key: Bytes, value: Option<Bytes>) -> Result<Change, StoreError> {
+        Ok(Change::plain(key, value))
     }
 
     fn opened_entry(&self, key: &Bytes, stored: &Bytes) -> Result<(Bytes, Bytes), StoreError> {

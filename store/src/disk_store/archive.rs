@@ -12,7 +12,7 @@ use super::format::Format;
 use super::lock::DirLock;
 use super::snapshot::Snapshot;
 use super::{Shared, open, swap};
-use crate::backend::{Backend, BackendKind, Bytes, Changes, release};
+use crate::backend::{Backend, BackendKind, Bytes, Change, put_in_order, release};
 use crate::backup::{
     BackupReport, Entries, Manifest, Writer, create_private_dir, damaged, restore_file, sync_tree,
 };
@@ -152,7 +152,7 @@ pub(super) struct Build {
     backend: Box<dyn Backend>,
     kind: BackendKind,
     dir: PathBuf,
-    changes: Changes,
+    changes: Vec<Change>,
     bytes: usize,
     /// How many were put, without the store's own.
     pub(super) entries: u64,
@@ -169,13 +169,13 @@ impl Build {
 
     /// The same on top of a backend that is open.
     pub(super) fn on(backend: Box<dyn Backend>, kind: BackendKind, dir: &Path) -> Build {
-        Build { backend, kind, dir: dir.to_owned(), changes: Changes::new(), bytes: 0, entries: 0 }
+        Build { backend, kind, dir: dir.to_owned(), changes: Vec::new(), bytes: 0, entries: 0 }
     }
 
     pub(super) fn put(&mut self, key: Bytes, value: Bytes) -> Result<(), StoreError> {
         self.entries += u64::from(!key.starts_with(&[OWN.0]));
         self.bytes += key.len() + value.len();
-        self.changes.insert(key, Some(value));
+        self.changes.push(self.backend.sealed(key, Some(value))?);
         if self.bytes >= GROUP_BYTES_MAX {
             self.write()?;
         }
@@ -183,6 +183,7 @@ impl Build {
     }
 
     fn write(&mut self) -> Result<(), StoreError> {
+        put_in_order(&mut self.changes);
         self.backend.apply(&self.changes)?;
         self.changes.clear();
         self.bytes = 0;

@@ -211,10 +211,7 @@ fn copy(
     let epoch = commits.map_err(io_error("write COMMITS"))?.record().epoch;
     let own = match keep {
         true => snapshot.own_records(&epoch)?,
-        false => open::own_records(&epoch, snapshot.last())
-            .into_iter()
-            .filter_map(|(k, v)| Some((k, v?)))
-            .collect(),
+        false => open::own_records(&epoch, snapshot.last()).into(),
     };
     for (key, value) in own {
         build.put(key, value)?;

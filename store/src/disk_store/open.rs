@@ -17,7 +17,7 @@ use super::lock::DirLock;
 use super::seal::{seal, unseal};
 use super::space::FREE_BYTES_MIN;
 use super::swap;
-use crate::backend::{Backend, BackendKind, Bytes, Changes, panic_words};
+use crate::backend::{Backend, BackendKind, Bytes, panic_words};
 use crate::encrypt::{self, Encrypted, StoreKey};
 use crate::files::{io_error, sync_dir};
 
@@ -252,15 +252,17 @@ fn reconcile(dir: &Path, backend: Box<dyn Backend>) -> Result<Parts, Refusal> {
 
 /// Makes the backend go on from commit `last` of `epoch`, durably.
 fn begin(backend: &dyn Backend, epoch: Epoch, last: u64) -> Result<Epoch, Refusal> {
-    backend.apply(&own_records(&epoch, last))?;
+    let records = own_records(&epoch, last).into_iter();
+    let changes: Result<Vec<_>, _> = records.map(|(key, value)| backend.sealed(key, Some(value))).collect();
+    backend.apply(&changes?)?;
     backend.sync()?;
     Ok(epoch)
 }
 
 /// The records by which the store knows itself.
-pub(super) fn own_records(epoch: &[u8], last: u64) -> Changes {
-    let own = |key: &[u8], value: &[u8]| (Bytes::from(key), Some(seal(key, value.to_vec())));
-    Changes::from([own(&EPOCH_KEY, epoch), own(&COMMIT_KEY, &last.to_be_bytes())])
+pub(super) fn own_records(epoch: &[u8], last: u64) -> [(Bytes, Bytes); 2] {
+    let own = |key: &[u8], value: &[u8]| (Bytes::from(key), seal(key, value.to_vec()));
+    [own(&EPOCH_KEY, epoch), own(&COMMIT_KEY, &last.to_be_bytes())]
 }
 
 pub(super) fn new_epoch() -> Result<Epoch, StoreError> {

@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use anabranch_core::store::{Batch, Op};
+use anabranch_core::store::{Batch, Op, StoreError};
 
 use super::seal::seal;
-use crate::backend::Bytes;
+use crate::backend::{Backend, Bytes, Change};
 use crate::durability::lock;
 use crate::keys::physical;
 
@@ -41,8 +41,32 @@ struct Queue {
 /// A batch as the backend will be given it.
 pub(super) struct Queued {
     pub(super) commit: u64,
-    pub(super) ops: Vec<(Bytes, Option<Bytes>)>,
+    pub(super) ops: Vec<Change>,
     bytes: usize,
+}
+
+/// A batch that is sealed and not yet queued.
+pub(super) struct Sealed {
+    ops: Vec<Change>,
+    /// The value of each operation as the overlay shows it.
+    values: Vec<Option<Bytes>>,
+    bytes: usize,
+}
+
+impl Sealed {
+    /// Checksums and encrypts a batch: work that the threads of those who commit do for themselves, in
+    /// place of the one thread that writes.
+    pub(super) fn new(batch: Batch, backend: &dyn Backend) -> Result<Sealed, StoreError> {
+        let bytes = batch.size_bytes();
+        let batch = batch.into_ops();
+        let (mut ops, mut values) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+        for op in batch {
+            let (key, value) = stored(op);
+            ops.push(backend.sealed(key, value.clone())?);
+            values.push(value);
+        }
+        Ok(Sealed { ops, values, bytes })
+    }
 }
 
 /// The newest value of each key that is not yet durable.
@@ -62,9 +86,8 @@ impl Pending {
 
     /// Numbers a batch, queues it and shows it in the overlay. Blocks while the queue is
     /// full. `None` once the queue is closed or stopped.
-    pub(super) fn push(&self, batch: Batch) -> Option<u64> {
-        let bytes = batch.size_bytes();
-        let ops: Vec<(Bytes, Option<Bytes>)> = batch.into_ops().into_iter().map(stored).collect();
+    pub(super) fn push(&self, batch: Sealed) -> Option<u64> {
+        let Sealed { ops, values, bytes } = batch;
         let mut queue = lock(&self.queue);
         loop {
             if queue.closing || queue.stopped {
@@ -81,12 +104,16 @@ impl Pending {
         let commit = queue.last;
         queue.ops += ops.len();
         queue.bytes += bytes;
-        for (key, value) in &ops {
-            queue.overlay.insert(key.clone(), Latest { commit, value: value.clone() });
+        for (op, value) in ops.iter().zip(values) {
+            queue.overlay.insert(Bytes::clone(&op.key), Latest { commit, value });
         }
+        // The writer waits only while there is nothing.
+        let awaited = queue.batches.is_empty();
         queue.batches.push_back(Queued { commit, ops, bytes });
         drop(queue);
-        self.work.notify_one();
+        if awaited {
+            self.work.notify_one();
+        }
         Some(commit)
     }
 

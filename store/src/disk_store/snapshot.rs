@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anabranch_core::store::StoreError;
 
-use super::{Shadow, Shared, open, seal};
+use super::{Before, Shadow, Shared, open, seal};
 use crate::backend::{Backend, Bytes};
 use crate::durability::lock;
 use crate::keys::{KeyRange, OWN};
@@ -55,28 +55,25 @@ impl Snapshots {
     }
 
     /// Keeps what a group is about to change. Waits while too much is kept.
-    pub(super) fn keep(&self, backend: &dyn Backend, shadow: &Shadow) -> Result<(), StoreError> {
+    pub(super) fn keep(&self, shadow: &Shadow) {
         let mut kept = lock(&self.kept);
         while kept.as_ref().is_some_and(|kept| kept.bytes > KEPT_BYTES_MAX) {
             kept = self.room.wait(kept).unwrap_or_else(PoisonError::into_inner);
         }
-        match kept.as_mut() {
-            Some(kept) => kept.add(backend, shadow),
-            None => Ok(()),
+        if let Some(kept) = kept.as_mut() {
+            kept.add(shadow);
         }
     }
 }
 
 impl Kept {
-    fn add(&mut self, backend: &dyn Backend, shadow: &Shadow) -> Result<(), StoreError> {
-        for (key, value) in shadow {
-            let (key, value) = backend.sealed_entry(key, value.as_deref())?;
-            if self.passed.as_ref().is_none_or(|passed| key > *passed) && !self.before.contains_key(&key) {
-                self.bytes += entry_bytes(&key, &value);
-                self.before.insert(key, value);
+    fn add(&mut self, shadow: &Shadow) {
+        for Before { stored_key: key, stored } in shadow.values() {
+            if self.passed.as_ref().is_none_or(|passed| key > passed) && !self.before.contains_key(key) {
+                self.bytes += entry_bytes(key, stored);
+                self.before.insert(Bytes::clone(key), stored.clone());
             }
         }
-        Ok(())
     }
 
     fn pass(&mut self, key: Bytes) {
@@ -113,7 +110,7 @@ impl<'a> Snapshot<'a> {
         let backend = Arc::clone(published.backend()?);
         let mut kept = Kept::default();
         for shadow in &published.shadows {
-            kept.add(&*backend, shadow)?;
+            kept.add(shadow);
         }
         *lock(&shared.snapshots.kept) = Some(kept);
         Ok(Snapshot { shared, backend, last: published.last, next: Some(Vec::new()), _turn: turn })
@@ -173,9 +170,9 @@ impl<'a> Snapshot<'a> {
     /// The store's own records of this state, as stored.
     pub(super) fn own_records(&self, epoch: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
         let records = open::own_records(epoch, self.last);
-        let stored = records.iter().map(|(key, value)| {
-            let (key, value) = self.backend.sealed_entry(key, value.as_deref())?;
-            Ok(value.map(|value| (key, value)))
+        let stored = records.into_iter().map(|(key, value)| {
+            let change = self.backend.sealed(key, Some(value))?;
+            Ok(change.stored.map(|stored| (change.stored_key, stored)))
         });
         stored.filter_map(Result::transpose).collect()
     }

@@ -10,8 +10,8 @@ use anabranch_core::store::{CommitNo, StoreError};
 use super::pending::Queued;
 use super::seal::seal;
 use super::watch::{self, Caller};
-use super::{Shadow, Shared, open};
-use crate::backend::{Backend, Bytes, Changes, panic_words};
+use super::{Before, Shadow, Shared, open};
+use crate::backend::{Backend, Bytes, Change, panic_words, put_in_order};
 use crate::durability::lock;
 use crate::files::io_error;
 
@@ -85,27 +85,26 @@ fn write_groups(
 ) -> Result<(), StoreError> {
     while let Some(group) = shared.pending.take_group() {
         let Some(last) = group.last().map(|batch| batch.commit) else { continue };
+        shared.durability.expect(CommitNo(last));
         lock(&shared.commits).reserve(last)?;
         let mut changes = merged(group);
         let applying = lock(&shared.applying);
         if backend.shows_unsynced() || shared.snapshots.is_active() {
             let shadow = Arc::new(before(backend, &changes)?);
-            shared.snapshots.keep(backend, &shadow)?;
+            shared.snapshots.keep(&shadow);
             if backend.shows_unsynced() {
                 // Up before the backend is touched: from here on it differs from what is published.
                 shared.publishing().shadows.push_back(shadow);
             }
         }
-        let keys = changes.keys().cloned().collect();
-        changes.insert(
-            Bytes::from(&open::COMMIT_KEY[..]),
-            Some(seal(&open::COMMIT_KEY, last.to_be_bytes().to_vec())),
-        );
+        let own = seal(&open::COMMIT_KEY, last.to_be_bytes().to_vec());
+        changes.push(backend.sealed(Bytes::from(&open::COMMIT_KEY[..]), Some(own))?);
         shared.watch.over(Caller::Writer, || backend.apply(&changes))?;
         if !backend.shows_unsynced() {
             shared.publishing().last = last;
         }
         drop(applying);
+        let keys = changes.into_iter().map(|change| change.key).collect();
         if to_sync.send(Applied { last, keys }).is_err() {
             // The sync thread has failed and said so.
             return Ok(());
@@ -114,14 +113,17 @@ fn write_groups(
     Ok(())
 }
 
-fn merged(group: Vec<Queued>) -> Changes {
-    group.into_iter().flat_map(|batch| batch.ops).collect()
+fn merged(group: Vec<Queued>) -> Vec<Change> {
+    let mut changes = group.into_iter().flat_map(|batch| batch.ops).collect();
+    put_in_order(&mut changes);
+    changes
 }
 
 /// What a group replaces: the backend holds all groups before it.
-fn before(backend: &dyn Backend, changes: &Changes) -> Result<Shadow, StoreError> {
-    let reader = backend.reader()?;
-    changes.keys().map(|key| Ok((key.clone(), reader.get(key)?))).collect()
+fn before(backend: &dyn Backend, changes: &[Change]) -> Result<Shadow, StoreError> {
+    let reader = backend.stored().reader()?;
+    let before = |change: &Change| Ok((Bytes::clone(&change.key), Before::read(backend, &*reader, change)?));
+    changes.iter().map(before).collect()
 }
 
 fn sync_groups(

@@ -22,11 +22,10 @@ use std::path::Path;
 
 use anabranch_core::store::StoreError;
 use argon2::{Algorithm, Argon2, Params};
-use chacha20poly1305::aead::{AeadInPlace, KeyInit};
-use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
 use zeroize::Zeroizing;
 
-use super::{NONCE_BYTES, TAG_BYTES, draw};
+use super::cipher::{Cipher, NONCE_BYTES, TAG_BYTES};
+use super::draw;
 use crate::files::{io_error, replace};
 
 /// The random key from which those for values and keys follow.
@@ -37,7 +36,8 @@ const MAGIC: [u8; 8] = *b"anabkey1";
 const SLOT_BYTES: usize = 4096;
 const SALT_BYTES: usize = 16;
 const HEAD_BYTES: usize = 8 + 1 + 12 + SALT_BYTES;
-const RECORD_BYTES: usize = HEAD_BYTES + NONCE_BYTES + 32 + TAG_BYTES + 4;
+const WRAPPED_BYTES: usize = NONCE_BYTES + 32 + TAG_BYTES;
+const RECORD_BYTES: usize = HEAD_BYTES + WRAPPED_BYTES + 4;
 
 /// A passphrase or a key is shorter; anything longer is another file.
 const SECRET_FILE_BYTES_MAX: usize = 4096;
@@ -225,9 +225,8 @@ impl Kind {
 struct Record {
     kind: Kind,
     salt: [u8; SALT_BYTES],
-    nonce: [u8; NONCE_BYTES],
-    wrapped: [u8; 32],
-    tag: [u8; TAG_BYTES],
+    /// Nonce, data key and tag.
+    wrapped: [u8; WRAPPED_BYTES],
 }
 
 impl Record {
@@ -241,11 +240,11 @@ impl Record {
         draw(&mut salt)?;
         draw(&mut nonce)?;
         let wrapping = wrapping_key(&key.0, kind, &salt)?;
-        let mut wrapped = Zeroizing::new(**data_key);
-        let tag = XChaCha20Poly1305::new((&*wrapping).into())
-            .encrypt_in_place_detached(XNonce::from_slice(&nonce), &head(kind, &salt), wrapped.as_mut_slice())
-            .map_err(|_| StoreError::Io { operation: "wrap the key", cause: "encryption failed".into() })?;
-        Ok(Record { kind, salt, nonce, wrapped: *wrapped, tag: tag.into() })
+        let wrapped = Cipher::new(wrapping).seal(&nonce, &head(kind, &salt), &[data_key.as_slice()]);
+        let wrapped = wrapped.ok().and_then(|wrapped| wrapped.try_into().ok());
+        let wrapped = wrapped
+            .ok_or_else(|| StoreError::Io { operation: "wrap the key", cause: "encryption failed".into() })?;
+        Ok(Record { kind, salt, wrapped })
     }
 
     fn unwrap(&self, dir: &Path, key: &StoreKey) -> Result<DataKey, StoreError> {
@@ -258,21 +257,15 @@ impl Record {
             (Secret::Raw(_), Kind::Raw) | (Secret::Passphrase(_), Kind::Argon2id { .. }) => {}
         }
         let wrapping = wrapping_key(&key.0, self.kind, &self.salt)?;
-        let mut data_key = DataKey::new(self.wrapped);
-        XChaCha20Poly1305::new((&*wrapping).into())
-            .decrypt_in_place_detached(
-                XNonce::from_slice(&self.nonce),
-                &head(self.kind, &self.salt),
-                data_key.as_mut_slice(),
-                Tag::from_slice(&self.tag),
-            )
-            .map_err(|_| wrong("what was given does not unlock it"))?;
+        let opened = Cipher::new(wrapping).open(&head(self.kind, &self.salt), &self.wrapped);
+        let opened = Zeroizing::new(opened.map_err(|_| wrong("what was given does not unlock it"))?);
+        let mut data_key = DataKey::new([0; 32]);
+        data_key.copy_from_slice(&opened);
         Ok(data_key)
     }
 
     fn encode(&self) -> [u8; RECORD_BYTES] {
-        let parts: [&[u8]; 4] = [&head(self.kind, &self.salt), &self.nonce, &self.wrapped, &self.tag];
-        let body = parts.concat();
+        let body = [&head(self.kind, &self.salt)[..], &self.wrapped].concat();
         let mut out = [0; RECORD_BYTES];
         out[..body.len()].copy_from_slice(&body);
         out[body.len()..].copy_from_slice(&crc32fast::hash(&body).to_be_bytes());
@@ -286,14 +279,11 @@ impl Record {
         }
         let (magic, rest) = body.split_first_chunk::<8>()?;
         let (kind, rest) = rest.split_first_chunk::<13>()?;
-        let (salt, rest) = rest.split_first_chunk()?;
-        let (nonce, rest) = rest.split_first_chunk()?;
-        let (wrapped, tag) = rest.split_first_chunk()?;
+        let (salt, wrapped) = rest.split_first_chunk()?;
         if *magic != MAGIC {
             return None;
         }
-        let (salt, nonce, wrapped) = (*salt, *nonce, *wrapped);
-        Some(Record { kind: Kind::decode(kind)?, salt, nonce, wrapped, tag: tag.try_into().ok()? })
+        Some(Record { kind: Kind::decode(kind)?, salt: *salt, wrapped: wrapped.try_into().ok()? })
     }
 }
 

@@ -166,6 +166,11 @@ fn what_encrypted_sled_acknowledged_outlives_a_power_cut() {
 }
 
 #[test]
+fn what_encrypted_redb_acknowledged_outlives_a_power_cut() {
+    what_was_acknowledged_outlives_a_power_cut("redb encrypted");
+}
+
+#[test]
 fn sled_without_syncs_loses_in_a_power_cut() {
     without_syncs_a_power_cut_loses("sled unsynced");
 }
