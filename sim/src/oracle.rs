@@ -6,6 +6,7 @@
 //! bounded number of events, or something is stuck.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use anabranch_core::admission::Judge;
 use anabranch_core::change::{Change, Role};
@@ -52,9 +53,14 @@ impl Cluster {
             device.full_until_ms = 0;
             device.stale_tokens = 0;
             device.away = false;
+            device.doomed = false;
             device.disk.set_full(false);
         }
         self.relay_disk.set_full(false);
+        self.relay_doomed = false;
+        for link in self.links.values_mut() {
+            (link.damages, link.lingers) = (false, false);
+        }
         let strangers: Vec<_> = self.strangers_links();
         for conn in strangers {
             self.cut_off(conn);
@@ -161,6 +167,7 @@ impl Cluster {
     pub(crate) fn check(&mut self) {
         let Some(log) = self.audit() else { return };
         let entities = self.read_feed(&log);
+        self.read_inboxes();
         self.check_promises(&entities);
         let mut digest = Digest::default();
         for (key, admitted) in &entities {
@@ -397,6 +404,7 @@ impl Cluster {
             // What strangers do within their rights has no user whom the model could ask, and it
             // tells items of sequences apart by what they are.
             self.check_orders(key, &ty, &entity, admitted);
+            self.check_devices(key, &entity);
             return Some(entity.heads());
         }
         match self.model(&ty, &entity, &admitted.changes) {
@@ -413,12 +421,43 @@ impl Cluster {
             Err(wrong) => self.wrong(format!("{key}: {wrong}")),
         }
         self.check_orders(key, &ty, &entity, admitted);
+        self.check_devices(key, &entity);
+        Some(entity.heads())
+    }
+
+    fn read_inboxes(&mut self) {
+        self.inboxes = self
+            .devices
+            .iter()
+            .map(|device| {
+                let mut inbox: BTreeMap<EntityKey, Vec<ConflictRecord>> = BTreeMap::new();
+                for (key, conflict) in device.rows().conflicts().unwrap_or_default() {
+                    inbox.entry(key).or_default().push(conflict);
+                }
+                inbox
+            })
+            .collect();
+    }
+
+    fn check_devices(&mut self, key: &EntityKey, entity: &Entity) {
+        // As each of the two schemas shows it.
+        let rows: Vec<Option<Row>> = self
+            .schemas
+            .iter()
+            .map(|(schema, _)| schema.types.get(key.type_name()).map(|ty| entity.row(ty)))
+            .collect();
+        let version = version_token(&entity.heads());
         for device in 0..self.devices.len() {
-            if let Err(wrong) = self.check_device(device, key, &entity) {
+            let schema = &self.devices[device].config.schema;
+            let row = rows.iter().zip(&self.schemas).find(|(_, (known, _))| Arc::ptr_eq(schema, known));
+            let Some(row) = row.and_then(|(row, _)| row.as_ref()).filter(|_| !self.devices[device].absent)
+            else {
+                continue;
+            };
+            if let Err(wrong) = self.check_device(device, key, row, &version) {
                 self.wrong(format!("{key} on device {device}: {wrong}"));
             }
         }
-        Some(entity.heads())
     }
 
     /// The reference model's log of an entity, from what users meant.
@@ -577,10 +616,8 @@ impl Cluster {
     }
 
     /// What a device shows of an entity is what it is.
-    fn check_device(&self, device: usize, key: &EntityKey, entity: &Entity) -> Result<(), String> {
+    fn check_device(&self, device: usize, key: &EntityKey, row: &Row, version: &str) -> Result<(), String> {
         let this = &self.devices[device];
-        let Some(ty) = this.ty(key).filter(|_| !this.absent) else { return Ok(()) };
-        let row: Row = entity.row(ty);
         let record = this.rows().get(key).map_err(|error| error.to_string())?;
         let Some(record) = record else { return Err("it is missing".into()) };
         if record.deleted != row.deleted {
@@ -591,15 +628,10 @@ impl Cluster {
                 return Err(format!("{name} shows {:?}, it is {value}", record.fields.get(name)));
             }
         }
-        if record.version != version_token(&entity.heads()) {
+        if record.version != version {
             return Err("it has another version".into());
         }
-        let shown = this.rows().conflicts().map_err(|error| error.to_string())?;
-        let shown: Vec<_> = shown
-            .into_iter()
-            .filter(|(entity, _)| entity == key)
-            .map(|(_, conflict)| told(&conflict))
-            .collect();
+        let shown: Vec<_> = self.inboxes[device].get(key).into_iter().flatten().map(told).collect();
         let wanted: Vec<_> = row.conflicts.iter().map(meant).collect();
         if shown != wanted {
             return Err(format!("its inbox has {shown:?}, it must have {wanted:?}"));

@@ -62,7 +62,8 @@ impl fmt::Display for Report {
             parts.join(", ")
         };
         writeln!(f, "{}", list(&self.counts))?;
-        writeln!(f, "{} faults: {}", self.all_faults(), list(&self.faults))?;
-        write!(f, "at most: {}", list(&self.peaks))
+        writeln!(f, "at most: {}", list(&self.peaks))?;
+        writeln!(f, "{} faults:", self.all_faults())?;
+        self.faults.iter().try_for_each(|(class, times)| writeln!(f, "  {times:>9} {class}"))
     }
 }

@@ -42,6 +42,8 @@ pub fn keep_panics() {
 /// Runs the plan that follows from a seed. The same seed and options give the same outcome, to
 /// the byte.
 pub fn run(seed: u64, options: &Options) -> Outcome {
+    #[cfg(feature = "fast")]
+    anabranch_core::entity::set_light_bodies(options.fast);
     let plan = Plan::new(seed, options);
     let (devices, steps) = (plan.devices, plan.steps.len());
     let mut cluster = None;

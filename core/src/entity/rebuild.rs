@@ -7,9 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use automerge::ChangeHash;
 use automerge::legacy::{Key, ObjectId, OpId, OpType};
-use automerge::{ChangeHash, ROOT, ReadDoc};
 
+use super::document::Document;
 use super::{EditContext, Entity, LoadError};
 use crate::change::{Change, Role, TxMark};
 use crate::clock::{Hlc, WallMs};
@@ -103,7 +104,7 @@ impl Entity {
                 results.push(Rewritten::Gone { old: own.hash, why: None });
                 continue;
             }
-            let old_raw = self.doc.get_change_by_hash(&own.hash);
+            let old_raw = self.doc.change(&own.hash);
             let intents = self.moved(&own.intents, ty, &old_base, &entity, &new_base, &ids);
             let context = EditContext {
                 ty,
@@ -149,7 +150,7 @@ impl Entity {
         let mut entity = Entity {
             workspace: self.workspace.clone(),
             key: self.key.clone(),
-            doc: automerge::Automerge::new(),
+            doc: Document::new(),
             headers: crate::header::HeaderIndex::new(),
             genesis: self.genesis.clone(),
             begun: BTreeSet::new(),
@@ -269,15 +270,13 @@ impl Entity {
 
     /// The ids of a sequence's elements in a version. An empty version means none.
     fn element_ids(&self, field: &str, at: &[ChangeHash]) -> Vec<(u64, Vec<u8>)> {
-        let Ok(Some((automerge::Value::Object(_), obj))) = self.doc.get(ROOT, field) else {
-            return Vec::new();
-        };
+        let Some(obj) = self.doc.container(field, None) else { return Vec::new() };
         if at.is_empty() {
             return Vec::new();
         }
-        self.doc
-            .list_range_at(&obj, .., at)
-            .filter_map(|item| match item.id() {
+        let items = self.doc.items(&obj, Some(at)).into_iter();
+        items
+            .filter_map(|(_, id)| match id {
                 automerge::ObjId::Id(counter, actor, _) => Some((counter, actor.to_bytes().to_vec())),
                 automerge::ObjId::Root => None,
             })

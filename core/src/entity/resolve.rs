@@ -6,8 +6,10 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
-use automerge::{Automerge, ChangeHash, ObjId, ROOT, ReadDoc, ScalarValue, Value};
+use automerge::{ChangeHash, ObjId, ROOT, ScalarValue};
 use serde_json::Value as Json;
+
+use super::document::Document;
 
 use crate::change::Role;
 use crate::clock::Hlc;
@@ -131,7 +133,7 @@ impl Resolved {
 /// A document at one moment, with what is needed to resolve it.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a> {
-    pub(super) doc: &'a Automerge,
+    pub(super) doc: &'a Document,
     pub(super) headers: &'a HeaderIndex,
     /// The version to read; none is the present.
     pub(super) at: Option<&'a [ChangeHash]>,
@@ -139,20 +141,16 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(super) fn candidates(&self, obj: &ObjId, key: &str) -> Vec<Candidate> {
-        let all = match self.at {
-            Some(heads) => self.doc.get_all_at(obj, key, heads),
-            None => self.doc.get_all(obj, key),
-        };
-        all.unwrap_or_default()
+        self.doc
+            .values(obj, key, self.at)
             .into_iter()
-            .filter_map(|(value, id)| {
-                let Value::Scalar(scalar) = value else { return None };
+            .filter_map(|(scalar, id)| {
                 let ObjId::Id(counter, actor, _) = &id else { return None };
-                let change = self.doc.hash_for_opid(&id)?;
+                let change = self.doc.change_of(&id)?;
                 let place = self.headers.place(&change)?;
                 let header = self.headers.get(place)?;
                 Some(Candidate {
-                    scalar: scalar.into_owned(),
+                    scalar,
                     place,
                     change,
                     counter: *counter,
@@ -165,14 +163,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn container(&self, field: &str) -> Option<ObjId> {
-        let found = match self.at {
-            Some(heads) => self.doc.get_at(ROOT, field, heads),
-            None => self.doc.get(ROOT, field),
-        };
-        match found.ok()?? {
-            (Value::Object(_), id) => Some(id),
-            _ => None,
-        }
+        self.doc.container(field, self.at)
     }
 
     /// Resolves a register of the root, with its shadow where the policy has one.
@@ -255,7 +246,7 @@ impl<'a> Reader<'a> {
 
     fn only_deletes(&self, place: u32) -> bool {
         let header = &self.headers.headers()[place as usize];
-        let Some(change) = self.doc.get_change_by_hash(&header.hash).filter(|_| !header.revives) else {
+        let Some(change) = self.doc.change(&header.hash).filter(|_| !header.revives) else {
             return false;
         };
         change.decode().operations.iter().all(|op| op.key == TOMBSTONE.into())
@@ -344,23 +335,12 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn counter(&self, field: &str) -> i64 {
-        let found = match self.at {
-            Some(heads) => self.doc.get_at(ROOT, field, heads),
-            None => self.doc.get(ROOT, field),
-        };
-        match found {
-            Ok(Some((Value::Scalar(scalar), _))) => scalar.as_i64().unwrap_or_default(),
-            _ => 0,
-        }
+        self.doc.value(field, self.at).and_then(|scalar| scalar.as_i64()).unwrap_or_default()
     }
 
     pub(super) fn text(&self, field: &str) -> String {
         let Some(obj) = self.container(field) else { return String::new() };
-        match self.at {
-            Some(heads) => self.doc.text_at(&obj, heads),
-            None => self.doc.text(&obj),
-        }
-        .unwrap_or_default()
+        self.doc.text(&obj, self.at)
     }
 
     pub(super) fn set(&self, field: &str) -> Vec<Json> {
@@ -372,35 +352,18 @@ impl<'a> Reader<'a> {
 
     pub(super) fn keys(&self, field: &str) -> Vec<String> {
         let Some(obj) = self.container(field) else { return Vec::new() };
-        match self.at {
-            Some(heads) => self.doc.keys_at(&obj, heads).collect(),
-            None => self.doc.keys(&obj).collect(),
-        }
+        self.doc.keys(&obj, self.at)
     }
 
     pub(super) fn length(&self, field: &str) -> usize {
         let Some(obj) = self.container(field) else { return 0 };
-        match self.at {
-            Some(heads) => self.doc.length_at(&obj, heads),
-            None => self.doc.length(&obj),
-        }
+        self.doc.length(&obj, self.at)
     }
 
     pub(super) fn list(&self, field: &Field) -> Vec<Json> {
         let Some(obj) = self.container(&field.name) else { return Vec::new() };
-        let items: Vec<_> = match self.at {
-            Some(heads) => {
-                self.doc.list_range_at(&obj, .., heads).map(|item| item.value.into_value()).collect()
-            }
-            None => self.doc.list_range(&obj, ..).map(|item| item.value.into_value()).collect(),
-        };
-        items
-            .into_iter()
-            .filter_map(|value| match value {
-                Value::Scalar(scalar) => shape::scalar_to_json(field, &scalar),
-                Value::Object(_) => None,
-            })
-            .collect()
+        let items = self.doc.items(&obj, self.at);
+        items.iter().filter_map(|(scalar, _)| shape::scalar_to_json(field, scalar)).collect()
     }
 
     /// One entry of a map.
