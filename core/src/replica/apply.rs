@@ -69,11 +69,19 @@ impl Replica {
             let replayed = matches!(self.channel.state, ChannelState::CatchingUp { .. });
             self.schema_came(hash, replayed);
         }
-        self.finish(batch, touched)
+        self.finish(batch, now, touched)
     }
 
     /// Writes what was touched, in one batch.
-    fn finish(&mut self, mut batch: Batch, touched: BTreeMap<EntityHash, Touched>) -> Result<(), StoreError> {
+    fn finish(
+        &mut self,
+        mut batch: Batch,
+        now: Now,
+        mut touched: BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
+        for hash in self.keep_whole(&mut batch, now)? {
+            touched.entry(hash).or_default().rewritten = true;
+        }
         let mut entities = Vec::with_capacity(touched.len());
         for (hash, what) in touched {
             let Some(loaded) = self.cache.get(&hash) else { continue };
@@ -247,7 +255,7 @@ impl Replica {
                 self.refuse(&mut batch, now, hash, denied, &condemned, &mut touched)?;
             }
         }
-        self.finish(batch, touched)
+        self.finish(batch, now, touched)
     }
 
     /// A refusal that came by the feed: of an own change whose answer was lost, or of a change
@@ -402,7 +410,7 @@ impl Replica {
     }
 
     #[expect(clippy::too_many_arguments, reason = "one step of one algorithm, told apart by its two callers")]
-    fn rebuild(
+    pub(super) fn rebuild(
         &mut self,
         batch: &mut Batch,
         now: Now,
@@ -486,6 +494,7 @@ impl Replica {
                         (None, None) => (RefusalCode::DependsOnRefused.name().to_owned(), String::new()),
                     };
                     self.delete_outbox(batch, number)?;
+                    self.broke(record.tx);
                     if others.contains(&old) {
                         tracing::warn!(entity = %key, %old, code, "what another device wrote is refused now");
                         continue;

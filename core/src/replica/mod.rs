@@ -14,6 +14,7 @@ pub(crate) mod layout;
 mod outbox;
 mod repair;
 mod verify;
+mod whole;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -163,6 +164,8 @@ pub struct Replica {
     pending: BTreeMap<EntityHash, BTreeSet<u64>>,
     /// Entities with refused changes, and how many.
     refused: BTreeMap<EntityKey, u64>,
+    /// Transactions of which a pending member is gone and the others are still there.
+    broken: BTreeSet<[u8; 16]>,
     conflicts: u64,
     sent: u64,
     received: u64,
@@ -218,6 +221,7 @@ impl Replica {
             sent: 0,
             received: 0,
             transactions: 0,
+            broken: BTreeSet::new(),
             channel: outbox::Link::default(),
             outputs: VecDeque::new(),
             last_commit: CommitNo(0),

@@ -462,6 +462,12 @@ impl Replica {
         for hash in entities {
             redated.extend(self.write_again(batch, now, hash, |sent| !sent || mutated!(ApplyTwice))?);
         }
+        for hash in self.keep_whole(batch, now)? {
+            if let Some(loaded) = self.cache.get(&hash) {
+                redated.push(loaded.entity.key().clone());
+                self.persist(batch, hash, &[], &[], true, false)?;
+            }
+        }
         Ok(redated)
     }
 
