@@ -15,12 +15,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const USAGE: &str = "\
 usage: cargo xtask sim [--seeds A..B] [--minutes M] [--devices N] [--steps N]
            [--faults a,b | --without a,b] [--only STEPS] [--absent DEVICES]
-           [--fast] [--jobs N] [--demand N] [--trace] [--no-minimise] [--mutate NAME|all]
+           [--fast] [--jobs N] [--demand N] [--coverage]
+           [--trace] [--no-minimise] [--mutate NAME|all]
 
 Runs the seeds A to B (B not included), or as many from A on as M minutes allow, and holds each to
 the reference model. A seed that fails is made small, and printed with the command that runs it
 again. With --fast documents have light bodies, so that thousands of devices fit. --jobs says how many seeds are run side by side; as many as there are cores unless given.
-With --demand a run fails if it injected a class of faults less often than that. --mutate builds a known fault in and reports how many seeds it takes to see it.";
+With --demand a run fails if it injected a class of faults less often than that, with
+--coverage if it missed a branch of the policies, the status or the sessions. --mutate builds a known fault in and reports how many seeds it takes to see it.";
 /// Runs that making a plan small may take.
 const MINIMISE_RUNS: usize = 400;
 /// Seeds within which a known fault must be seen.
@@ -34,6 +36,7 @@ struct Args {
     minimise: bool,
     jobs: usize,
     demand: u64,
+    coverage: bool,
     mutate: Option<String>,
 }
 
@@ -65,7 +68,7 @@ fn simulate(args: &Args) -> ExitCode {
         }
     });
     print!("{total}");
-    let met = demand(&total, args.demand);
+    let met = demand(&total, args.demand) && coverage(&total, args.coverage);
     let (seconds, busy) = (started.elapsed().as_secs_f64(), busy_seconds());
     println!(
         "{} runs in {seconds:.0} s, {:.1} core-minutes, {failed} with violations; per core-minute:",
@@ -90,6 +93,37 @@ fn simulate(args: &Args) -> ExitCode {
 fn busy_seconds() -> f64 {
     let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     spent.tv_sec as f64 + spent.tv_nsec as f64 / 1e9
+}
+
+/// Whether every branch was reached that a simulation can reach; prints all of them.
+#[cfg(feature = "marks")]
+fn coverage(total: &Report, wanted: bool) -> bool {
+    use anabranch_core::reached::Mark;
+    if !wanted {
+        return true;
+    }
+    let times = |mark: &Mark| total.reached.get(mark.what()).copied().unwrap_or_default();
+    println!("branches of the policies, the status and the sessions:");
+    for mark in Mark::ALL {
+        let note = match (times(mark), mark.elsewhere()) {
+            (0, Some(test)) => format!(" (reached by {test})"),
+            (0, None) => " NOT REACHED".into(),
+            _ => String::new(),
+        };
+        println!("  {:>12} {}{note}", times(mark), mark.what());
+    }
+    let missed = Mark::ALL.iter().filter(|mark| times(mark) == 0 && mark.elsewhere().is_none()).count();
+    let reached = Mark::ALL.iter().filter(|mark| times(mark) > 0).count();
+    println!("{reached} of {} reached, {missed} missed", Mark::ALL.len());
+    missed == 0
+}
+
+#[cfg(not(feature = "marks"))]
+fn coverage(_: &Report, wanted: bool) -> bool {
+    if wanted {
+        println!("built without the feature `marks`: use cargo xtask sim --coverage");
+    }
+    !wanted
 }
 
 /// Whether each class of faults was injected often enough; names those that were not.
@@ -248,6 +282,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
         minimise: true,
         jobs: std::thread::available_parallelism().map_or(1, usize::from),
         demand: 0,
+        coverage: false,
         mutate: None,
     };
     let mut ends = None;
@@ -276,6 +311,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
             "--trace" => parsed.options.trace = true,
             "--jobs" => parsed.jobs = (number(&value()?)? as usize).max(1),
             "--demand" => parsed.demand = number(&value()?)?,
+            "--coverage" => parsed.coverage = true,
             "--no-minimise" => parsed.minimise = false,
             "--mutate" => parsed.mutate = Some(value()?),
             other => return Err(format!("{other:?} is no option")),

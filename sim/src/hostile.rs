@@ -208,15 +208,39 @@ impl Cluster {
             self.say(conn, lies);
             return;
         }
+        if dice.once_in(6) {
+            // Someone of another time.
+            let none_in_common = match dice.once_in(2) {
+                true => Hello { version_min: VERSION_MAX + 1, version_max: u16::MAX, ..self.hello() },
+                false => Hello { features_required: 1, ..self.hello() },
+            };
+            self.say(conn, none_in_common);
+            return;
+        }
         self.say(conn, self.hello());
         for _ in 0..1 + dice.roll(6) {
-            match dice.roll(8) {
+            match dice.roll(10) {
                 0 => self.say(conn, self.hello()),
                 1 => self.say(conn, lies.clone()),
                 2 => self.say(conn, Ack { channel: CHANNEL, unit_id: 1, seq: u64::MAX, refused: Vec::new() }),
                 3 => self.say(conn, sign_in(dice.word() as u32, Some("authority:99".into()))),
                 4 => self.say(conn, SignIn { workspace: "w".repeat(100_000), ..sign_in(CHANNEL, None) }),
                 5 => self.say(conn, Refresh { channel: CHANNEL, token: "writer:0".into() }),
+                7 => {
+                    // Two workspaces on one channel, a channel more than there may be.
+                    let expires = START_MS + self.time_ms + 3_600_000;
+                    let token = Some(format!("reader:{expires}"));
+                    self.say(conn, sign_in(CHANNEL, token.clone()));
+                    if dice.once_in(2) {
+                        self.say(conn, SignIn { workspace: "other".into(), ..sign_in(CHANNEL, token) });
+                    } else {
+                        (0..70).for_each(|channel| self.say(conn, sign_in(channel, token.clone())));
+                    }
+                }
+                8 => self.say(
+                    conn,
+                    Changes { channel: CHANNEL, unit_id: 1, sent: 0, unit: Unit { entities: Vec::new() } },
+                ),
                 // A kind that nobody knows, with and without the mark that it must be understood.
                 6 => self.send(conn, true, vec![250, dice.word() as u8 & 1, 1, 2, 3]),
                 _ => {

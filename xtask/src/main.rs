@@ -50,7 +50,13 @@ fn fuzz(minutes: u64) -> ExitCode {
 fn sim(args: &[String]) -> ExitCode {
     let mut cargo = vec!["run", "--quiet", "--release", "--locked", "--package", "anabranch-sim"];
     let mutates = args.iter().any(|arg| arg == "--mutate");
-    cargo.extend(["--example", "sim", "--features", if mutates { "fast,mutations" } else { "fast" }, "--"]);
+    cargo.extend([
+        "--example",
+        "sim",
+        "--features",
+        if mutates { "fast,marks,mutations" } else { "fast,marks" },
+        "--",
+    ]);
     let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(cargo)
         .args(args)

@@ -250,9 +250,16 @@ impl Entity {
         match reader.life() {
             Life::Alive => Ok(()),
             // Deleting again confirms a deletion that swallowed edits.
-            Life::Deleted { lost, .. } if deletes && !lost.is_empty() => Ok(()),
-            Life::Deleted { .. } if revives => Ok(()),
+            Life::Deleted { lost, .. } if deletes && !lost.is_empty() => {
+                reached!(DeleteAgain);
+                Ok(())
+            }
+            Life::Deleted { .. } if revives => {
+                reached!(WriteRevives);
+                Ok(())
+            }
             Life::Deleted { .. } => {
+                reached!(WriteDeleted);
                 Err(EditError::NotFound(format!("{} is deleted; revive it to edit it", self.key)))
             }
         }
@@ -406,6 +413,7 @@ impl<'a> Plan<'a> {
         };
         let reference = field.policy == Policy::ServerOnly || ty.is_server_only();
         if self.context.checked && reference && self.context.role != Role::Authority {
+            reached!(WriteReference);
             return invalid(format!("{}.{name} is reference data: only an authority writes it", ty.name));
         }
         Ok(field)
@@ -464,7 +472,13 @@ impl<'a> Plan<'a> {
             }
         };
         if open && !resolves {
+            reached!(WriteOpen);
             return Err(EditError::Conflict { field: format!("{} of {}", name, self.key) });
+        }
+        match (open, group) {
+            (true, true) => reached!(ResolveGroup),
+            (true, false) => reached!(ResolveRegister),
+            (false, _) => {}
         }
         // What is not in conflict is written, whatever the write is called.
         if !open && !self.moves(policy, shown.as_ref(), &value, name)? {
@@ -495,14 +509,17 @@ impl<'a> Plan<'a> {
             None => *value == ScalarValue::Null,
         };
         if same {
+            reached!(WriteSame);
             return Ok(false);
         }
         match (policy, shown) {
             (Policy::FirstWrite, Some(_)) if self.context.checked => {
+                reached!(WriteFirstTaken);
                 invalid(format!("{name} was written before, and the first value stands"))
             }
             (Policy::Max | Policy::Min, Some(shown)) => {
                 if *value == ScalarValue::Null {
+                    reached!(WriteBoundCleared);
                     return invalid(format!("{name} keeps its {} and can't be cleared", policy.name()));
                 }
                 let wanted = if policy == Policy::Max {
@@ -510,7 +527,13 @@ impl<'a> Plan<'a> {
                 } else {
                     std::cmp::Ordering::Less
                 };
-                Ok(compare_numbers(value, shown) == wanted)
+                let moves = compare_numbers(value, shown) == wanted;
+                if moves {
+                    reached!(WriteBoundMoved);
+                } else {
+                    reached!(WriteBoundKept);
+                }
+                Ok(moves)
             }
             _ => Ok(true),
         }
@@ -531,7 +554,11 @@ impl<'a> Plan<'a> {
             }
         };
         if open && !resolves {
+            reached!(WriteEntryOpen);
             return Err(EditError::Conflict { field: format!("{name}.{key} of {}", self.key) });
+        }
+        if open {
+            reached!(ResolveEntry);
         }
         if !open && !self.moves(field.policy, shown.as_ref(), &value, &format!("{name}.{key}"))? {
             return Ok(());

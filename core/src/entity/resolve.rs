@@ -179,8 +179,14 @@ impl<'a> Reader<'a> {
             _ => Vec::new(),
         };
         match policy {
-            Policy::ServerWins => self.privileged(shadow, own),
-            Policy::ClientWins => self.privileged(own, shadow),
+            Policy::ServerWins => {
+                reached!(PrivilegedAuthority);
+                self.privileged(shadow, own)
+            }
+            Policy::ClientWins => {
+                reached!(PrivilegedDevice);
+                self.privileged(own, shadow)
+            }
             _ => pick(own, policy, tie),
         }
     }
@@ -191,12 +197,16 @@ impl<'a> Reader<'a> {
             return pick([first, second].concat(), Policy::Lww, Tie::Clock);
         }
         let Some(winner) = first.into_iter().max_by(|a, b| a.order().cmp(&b.order())) else {
+            reached!(PrivilegedNone);
             return pick(second, Policy::Lww, Tie::Clock);
         };
         let mut aware: Vec<Candidate> =
             second.into_iter().filter(|late| self.headers.is_ancestor(winner.place, late.place)).collect();
         if aware.is_empty() {
+            reached!(PrivilegedStands);
             aware.push(winner);
+        } else {
+            reached!(PrivilegedSeen);
         }
         pick(aware, Policy::Lww, Tie::Clock)
     }
@@ -206,7 +216,10 @@ impl<'a> Reader<'a> {
         let mut deletes = self.candidates(&ROOT, TOMBSTONE);
         deletes.retain(|candidate| candidate.scalar == ScalarValue::Boolean(true));
         deletes.sort_by(|a, b| b.order().cmp(&a.order()));
-        let Some(winner) = deletes.first() else { return Life::Alive };
+        let Some(winner) = deletes.first() else {
+            reached!(LifeNoDelete);
+            return Life::Alive;
+        };
         if mutated!(DropTombstone) && self.headers.headers().len() as u32 > winner.place + 1 {
             return Life::Alive;
         }
@@ -223,6 +236,7 @@ impl<'a> Reader<'a> {
             }
             if self.headers.is_ancestor(winner.place, place) {
                 if header.revives {
+                    reached!(LifeRevived);
                     return Life::Alive;
                 }
                 continue;
@@ -232,12 +246,18 @@ impl<'a> Reader<'a> {
             }
             let actor = self.headers.actors()[header.actor as usize].actor.to_bytes();
             if (header.time, actor) > (winner.time, &winner.actor[..]) {
+                reached!(LifeEditedLater);
                 return Life::Alive;
             }
             lost.push(place);
         }
         // A deletion that someone took back or confirmed since is no edit that was lost.
         lost.retain(|place| !self.only_deletes(*place));
+        if lost.is_empty() {
+            reached!(LifeDeleted);
+        } else {
+            reached!(LifeLostEdit);
+        }
         match contenders(deletes).pop() {
             Some(by) => Life::Deleted { by, lost },
             None => Life::Alive,
@@ -249,7 +269,11 @@ impl<'a> Reader<'a> {
         let Some(change) = self.doc.change(&header.hash).filter(|_| !header.revives) else {
             return false;
         };
-        change.decode().operations.iter().all(|op| op.key == TOMBSTONE.into())
+        let deletes = change.decode().operations.iter().all(|op| op.key == TOMBSTONE.into());
+        if deletes {
+            reached!(LifeOnlyDeletes);
+        }
+        deletes
     }
 
     /// Whether a version includes a change.
@@ -416,7 +440,13 @@ impl<'a> Reader<'a> {
                     value: json(&newest.scalar),
                 })
                 .collect(),
-            base: if common.is_empty() { None } else { base(&common) },
+            base: if common.is_empty() {
+                reached!(NoCommonBase);
+                None
+            } else {
+                reached!(CommonBase);
+                base(&common)
+            },
         }
     }
 
@@ -497,18 +527,24 @@ fn pick(mut candidates: Vec<Candidate>, policy: Policy, tie: Tie) -> Resolved {
     let plain = |value| Resolved { value, kind: None, sides: Vec::new() };
     match policy {
         Policy::Manual if distinct.len() > 1 => {
+            reached!(PickManualOpen);
             Resolved { value: newest, kind: Some(ConflictKind::Manual), sides: distinct }
         }
         Policy::Lww if tie == Tie::Manual && distinct.len() > 1 => {
             let at = distinct[0].newest.time.wall();
             distinct.retain(|c| c.newest.time.wall() == at);
             if distinct.len() > 1 {
+                reached!(PickTieOpen);
                 Resolved { value: newest, kind: Some(ConflictKind::Tie), sides: distinct }
             } else {
+                reached!(PickTieByTime);
                 plain(newest)
             }
         }
-        Policy::FirstWrite => plain(first.or(newest)),
+        Policy::FirstWrite if first.is_some() => {
+            reached!(PickFirst);
+            plain(first)
+        }
         Policy::Max | Policy::Min => {
             let wanted = if policy == Policy::Max { Ordering::Greater } else { Ordering::Less };
             let best = distinct.iter().map(|c| &c.newest).filter(written).fold(
@@ -518,9 +554,22 @@ fn pick(mut candidates: Vec<Candidate>, policy: Policy, tie: Tie) -> Resolved {
                     _ => Some(c),
                 },
             );
+            match (policy, best) {
+                (Policy::Max, Some(_)) => reached!(PickMax),
+                (_, Some(_)) => reached!(PickMin),
+                (_, None) => reached!(PickBoundNull),
+            }
             plain(best.map(|c| c.scalar.clone()).or(newest))
         }
-        _ => plain(newest),
+        _ => {
+            match (policy, distinct.len()) {
+                (Policy::FirstWrite, 1..) => reached!(PickFirstNull),
+                (_, 2..) => reached!(PickNewest),
+                (_, 1) => reached!(PickOnly),
+                _ => {}
+            }
+            plain(newest)
+        }
     }
 }
 
@@ -531,6 +580,7 @@ fn contenders(candidates: Vec<Candidate>) -> Vec<Contender> {
         match distinct.iter_mut().find(|known| known.newest.scalar == candidate.scalar) {
             Some(Contender { newest, others }) => {
                 if candidate.device != newest.device && !others.contains(&candidate.device) {
+                    reached!(EqualValues);
                     others.push(candidate.device);
                 }
             }

@@ -354,13 +354,16 @@ impl Replica {
             }
             // What it builds on is not at the relay now. It may be later.
             if code == Some(RefusalCode::MissingDependency) {
+                reached!(AckStalled);
                 self.channel.stalled.insert(hash);
                 continue;
             }
             if !exhausted && curable(self, &refusal) && !self.offers_again(hash, &change) {
                 clock_ahead |= code == Some(RefusalCode::ClockAhead);
+                reached!(AckAgain);
                 again.insert(change);
             } else {
+                reached!(AckGone);
                 gone.insert(change);
             }
             let name = code.map_or("unknown", RefusalCode::name).to_owned();
@@ -478,6 +481,7 @@ impl Replica {
                     record.skew_ms = correction;
                     record.sent = false;
                     self.put_outbox(batch, number, &record)?;
+                    self.drafted.insert(number, record.clone());
                     let commit = crate::store::CommitNo(self.last_commit.0 + 1);
                     if let Some(pending) = self.outbox.get_mut(&number) {
                         pending.hash = change.hash();
@@ -517,11 +521,13 @@ impl Replica {
     pub(super) fn on_caught_up(&mut self, now: Now, caught_up: CaughtUp) -> Result<(), StoreError> {
         // A channel that was refused stays so, though the relay still feeds it.
         if !self.channel.granted || caught_up.epoch != self.state.epoch {
+            reached!(CaughtUpLate);
             return Ok(());
         }
         // An answer has overtaken the feed: what it admitted counts in the digest here, and not
         // in this one. The next comes with the entries that lie between.
         if caught_up.cursor < self.channel.answered {
+            reached!(CaughtUpOvertaken);
             return Ok(());
         }
         // A feed only grows, so this one has lost its end.
@@ -530,6 +536,7 @@ impl Replica {
         if (went_back || differs) && !self.channel.repaired {
             // Either the relay went back and on since, or something is missing here. What the relay
             // has, all of it, tells which.
+            reached!(CaughtUpWentBack);
             tracing::warn!(went_back, "the relay holds something else: reading its feed from the start");
             self.begin_repair(caught_up.epoch);
             self.channel.state = ChannelState::CatchingUp { cursor: 0, end: caught_up.cursor };
@@ -538,6 +545,7 @@ impl Replica {
             return Ok(());
         }
         if caught_up.cursor != self.state.cursor {
+            reached!(CaughtUpElsewhere);
             return Ok(());
         }
         self.channel.diverged = differs;
@@ -545,23 +553,27 @@ impl Replica {
             tracing::error!("the digest differs from the relay's even after everything was read again");
         }
         if std::mem::take(&mut self.channel.ask_again) {
+            reached!(CaughtUpAskAgain);
             self.open_feed(false);
             return Ok(());
         }
         let mut batch = Batch::new();
         let mut redated = Vec::new();
         if std::mem::take(&mut self.recovering) {
+            reached!(CaughtUpRecovered);
             // What the store lost has come. What is still pending has not been sent.
             batch.delete(Keyspace::META, self.keys.recovering());
             redated = self.redate(&mut batch, now)?;
         }
         if self.repair.reading {
+            reached!(CaughtUpRepaired);
             self.offer_again()?;
         } else if !self.repair.waits_for_schema || self.channel.relay_schema == Some(self.repair.schema) {
             self.repair.waits_for_schema = false;
             self.repair.schema = self.channel.relay_schema.unwrap_or_default();
         }
         self.channel.schema_unsure = false;
+        reached!(Live);
         self.channel.state = ChannelState::Live;
         if self.outbox.is_empty() {
             self.channel.refusals = 0;

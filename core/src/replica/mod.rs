@@ -166,6 +166,8 @@ pub struct Replica {
     refused: BTreeMap<EntityKey, u64>,
     /// Transactions of which a pending member is gone and the others are still there.
     broken: BTreeSet<[u8; 16]>,
+    /// Pending changes as the batch under construction writes them: an entity may be rebuilt twice in it.
+    drafted: BTreeMap<u64, OutboxRecord>,
     conflicts: u64,
     sent: u64,
     received: u64,
@@ -222,6 +224,7 @@ impl Replica {
             received: 0,
             transactions: 0,
             broken: BTreeSet::new(),
+            drafted: BTreeMap::new(),
             channel: outbox::Link::default(),
             outputs: VecDeque::new(),
             last_commit: CommitNo(0),
@@ -458,6 +461,7 @@ impl Replica {
             batch.put(Keyspace::META, self.keys.repair(), codec::encode(&self.repair));
         }
         self.last_commit = self.store.commit(batch)?;
+        self.drafted.clear();
         self.repair_stored.clone_from(&self.repair);
         Ok(self.last_commit)
     }
@@ -721,16 +725,22 @@ impl Replica {
         let first = entity.headers().headers().first();
         let last = entity.headers().headers().iter().max_by_key(|header| header.time);
         let status = if self.refused.contains_key(key) {
+            reached!(StatusFailed);
             SyncStatus::Failed
         } else if !shown.conflicts.is_empty() {
+            reached!(StatusConflict);
             SyncStatus::Conflict
         } else if !self.pending.contains_key(&hash) {
+            reached!(StatusSynced);
             SyncStatus::Synced
         } else if shown.deleted {
+            reached!(StatusPendingDelete);
             SyncStatus::PendingDelete
         } else if record.admitted_heads.is_empty() {
+            reached!(StatusPendingCreate);
             SyncStatus::PendingCreate
         } else {
+            reached!(StatusPendingUpdate);
             SyncStatus::PendingUpdate
         };
         let row = RowRecord {
@@ -839,6 +849,9 @@ impl Replica {
     }
 
     fn read_outbox(&self, number: u64) -> Result<OutboxRecord, StoreError> {
+        if let Some(record) = self.drafted.get(&number) {
+            return Ok(record.clone());
+        }
         let bytes = self.keys.get(&*self.store, View::Latest, Keyspace::OUTBOX, &self.keys.number(number))?;
         let bytes = bytes
             .ok_or_else(|| StoreError::Damaged { what: format!("pending change {number} is missing") })?;

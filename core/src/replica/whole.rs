@@ -27,6 +27,7 @@ impl Replica {
     ) -> Result<BTreeSet<EntityHash>, StoreError> {
         let mut rebuilt = BTreeSet::new();
         while let Some(tx) = self.broken.pop_first() {
+            reached!(TransactionGone);
             let mut left: BTreeMap<EntityHash, (EntityKey, BTreeSet<ChangeHash>)> = BTreeMap::new();
             for pending in self.outbox.values().filter(|pending| !pending.again) {
                 if pending.tx.is_some_and(|(id, _)| id == tx) {
