@@ -41,7 +41,14 @@ impl Cluster {
         match step.act {
             Act::Write => {
                 let key = self.some_key(&mut dice);
-                self.write(device, &[key], &mut dice);
+                self.write(device, std::slice::from_ref(&key), &mut dice);
+                if dice.once_in(8) {
+                    // Someone else has the same idea in the same instant.
+                    let other = (device + 1 + dice.roll(self.devices.len() - 1)) % self.devices.len();
+                    let mut dice = Dice(step.dice ^ 1);
+                    dice.roll(2);
+                    self.write(other, &[key], &mut dice);
+                }
             }
             Act::Transaction => {
                 let mut keys: Vec<EntityKey> =
@@ -70,6 +77,10 @@ impl Cluster {
                 if let Some(replica) = &mut self.devices[device].replica {
                     replica.confirm();
                     self.settle(device, None);
+                }
+                if dice.once_in(3) {
+                    // Its app has a new token before the old one expires.
+                    self.bring_token(device);
                 }
             }
             Act::Backup => {
@@ -141,8 +152,9 @@ impl Cluster {
             .into_iter()
             .map(|draft| {
                 let Draft { key, intents, view, .. } = draft;
-                let jumps = this.jumps;
-                let meant = Meant { intents, base: view.base, screen: view.screen, at_ms, checked, jumps };
+                let (jumps, wandered_ms) = (this.jumps, this.wandered_ms(at_ms));
+                let View { base, screen, .. } = view;
+                let meant = Meant { intents, base, screen, at_ms, checked, jumps, wandered_ms };
                 (key, meant)
             })
             .collect();
@@ -240,6 +252,7 @@ impl Cluster {
             at_ms: self.time_ms,
             checked: true,
             jumps: self.devices[device].jumps,
+            wandered_ms: self.devices[device].wandered_ms(self.time_ms),
         };
         self.report.count("refused edits tried again", 1);
         self.settle(device, Some(&BTreeMap::from([(key, meant)])));
@@ -350,14 +363,11 @@ impl Cluster {
                 this.offset_ms = if dice.once_in(3) { 0 } else { this.offset_ms.saturating_add(by) };
                 this.offset_ms = this.offset_ms.clamp(-3 * YEAR_MS, 3 * YEAR_MS);
                 this.jumps += 1;
-                this.loose_clock |= this.link.is_some();
                 true
             }
             Fault::Drift => {
-                let (time_ms, months) = (self.time_ms, self.months);
-                let this = &mut self.devices[device];
-                this.drift_by(time_ms, dice.between(0, 400) as i64 - 200);
-                this.loose_clock |= months;
+                let time_ms = self.time_ms;
+                self.devices[device].drift_by(time_ms, dice.between(0, 400) as i64 - 200);
                 true
             }
             Fault::Expiry => {

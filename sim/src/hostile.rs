@@ -7,6 +7,7 @@ use anabranch_core::change::{Note, OP_COUNTER_MAX, Role, TxMark};
 use anabranch_core::clock::{Hlc, WallMs};
 use anabranch_core::id::{Author, DeviceId, EntityKey, Incarnation};
 use anabranch_core::relay::ConnId;
+use anabranch_core::shape::TOMBSTONE;
 use anabranch_core::wire::{
     Ack, Changes, EntityChanges, GrantRole, Hello, Message, Open, Refresh, SignIn, Unit, VERSION_MAX,
 };
@@ -113,13 +114,15 @@ struct Forged<'a> {
     forgery: Forgery,
     tx: Option<TxMark>,
     theme: String,
-    /// The change of the same author before it.
-    after: Option<ChangeHash>,
+    /// The change of the same author before it, and its number.
+    after: Option<(ChangeHash, u64)>,
+    /// Whether it deletes or revives, and replaces nothing.
+    deletes: Option<bool>,
 }
 
 impl<'a> Forged<'a> {
     fn new(device: DeviceId, key: &'a EntityKey, forgery: Forgery) -> Self {
-        Self { device, key, forgery, tx: None, theme: "dark".into(), after: None }
+        Self { device, key, forgery, tx: None, theme: "dark".into(), after: None, deletes: None }
     }
 }
 
@@ -142,7 +145,7 @@ impl Cluster {
             if dice.once_in(WRITERS_ONCE_IN) {
                 self.thousand_writers(dice);
             }
-            match dice.roll(11) {
+            match dice.roll(12) {
                 0 => self.speak_out_of_turn(dice),
                 1 => self.forge(dice),
                 2 => self.bring_anothers(dice),
@@ -153,6 +156,7 @@ impl Cluster {
                 7 => self.damaged_frames(dice),
                 8 => self.cut_frames(dice),
                 9 => self.flood(dice),
+                10 => self.revive_beside(dice),
                 _ => self.never_read(dice),
             }
             if dice.once_in(8) {
@@ -271,7 +275,7 @@ impl Cluster {
             let mut made = Vec::new();
             if forgery.follows() {
                 let (hash, bytes) = self.honest(device, &key);
-                forged.after = Some(hash);
+                forged.after = Some((hash, 1));
                 made.push(bytes);
             }
             made.push(self.change(&forged, dice).1);
@@ -300,6 +304,22 @@ impl Cluster {
         let key = self.own_key(dice);
         let bytes = self.change(&Forged::new(device, &key, Forgery::Nothing), dice).1;
         self.say(conn, changes(1, vec![part(&key, vec![bytes])]));
+    }
+
+    /// Takes a deletion back that it has seen, and leaves it where it stands.
+    fn revive_beside(&mut self, dice: &mut Dice) {
+        self.report.fault("hostile: revives beside a deletion");
+        let (conn, device) = self.insider(GrantRole::Writer, dice);
+        let key = self.own_key(dice);
+        let (mut after, mut made) = (None, Vec::new());
+        for deletes in [None, Some(true), Some(false)] {
+            let forged = Forged { after, deletes, ..Forged::new(device, &key, Forgery::Nothing) };
+            let (hash, bytes) = self.change(&forged, dice);
+            self.strangers.insert(hash, key.clone());
+            after = Some((hash, made.len() as u64 + 1));
+            made.push(bytes);
+        }
+        self.say(conn, changes(1, vec![part(&key, made)]));
     }
 
     /// A thousand devices write one field, and none has seen another's value.
@@ -439,13 +459,19 @@ impl Cluster {
         if let Some(link) = self.links.get_mut(&conn) {
             link.deaf = true;
         }
+        if dice.once_in(10) {
+            // More answers than any connection may leave unread.
+            for unit_id in 0..1_200 {
+                self.say(conn, changes(unit_id, Vec::new()));
+            }
+        }
         for _ in 0..20 + dice.roll(200) {
             self.say(conn, Open { channel: CHANNEL, epoch: [0; 16], cursor: 0, digest: [0; 32], full: true });
         }
     }
 
     fn change(&self, forged: &Forged<'_>, dice: &mut Dice) -> (ChangeHash, Vec<u8>) {
-        let Forged { device, key, forgery, tx, theme, after } = forged;
+        let Forged { device, key, forgery, tx, theme, after, deletes } = forged;
         let (device, forgery) = (*device, *forgery);
         let honest = self.devices[0].config.device;
         let author = Author {
@@ -468,6 +494,7 @@ impl Cluster {
         };
         let unknown = OpId::new(1, &ActorId::from([9; 16]));
         let (action, field) = match forgery {
+            _ if deletes.is_some() => (OpType::Put(ScalarValue::Boolean(*deletes == Some(true))), TOMBSTONE),
             Forgery::IncrementsText => (OpType::Increment(1), "theme"),
             Forgery::Genesis => (OpType::Make(automerge::ObjType::Text), "theme"),
             Forgery::Object => (OpType::Make(automerge::ObjType::Map), "theme"),
@@ -484,15 +511,14 @@ impl Cluster {
             pred: match forgery {
                 Forgery::UnknownPredecessor => SortedVec::from(vec![unknown]),
                 // What the change before it wrote.
-                _ if after.is_some() => SortedVec::from(vec![OpId::new(1, &actor)]),
+                _ if after.is_some() && deletes.is_none() => SortedVec::from(vec![OpId::new(1, &actor)]),
                 _ => SortedVec::new(),
             },
             insert: false,
         };
         let start_op = match forgery {
             Forgery::StartOp => *dice.pick(&[OP_COUNTER_MAX, u64::from(u32::MAX), 1 << 33, u64::MAX]),
-            _ if after.is_some() => 2,
-            _ => 1,
+            _ => after.map_or(1, |(_, number)| number + 1),
         };
         let bytes = author.to_bytes();
         let role = if forgery == Forgery::Authority { Role::Authority } else { Role::Device };
@@ -502,17 +528,17 @@ impl Cluster {
             hash: None,
             seq: match forgery {
                 Forgery::SeqGap => *dice.pick(&[3, 4, u64::MAX]),
-                _ if after.is_some() => 2,
-                _ => 1,
+                _ => after.map_or(1, |(_, number)| number + 1),
             },
             start_op: NonZeroU64::new(start_op).expect("not zero"),
             time,
-            message: (forgery != Forgery::Genesis)
-                .then(|| Note { role, revives: false, tx: *tx }.to_message()),
+            message: (forgery != Forgery::Genesis).then(|| {
+                Note { role, tx: *tx, revives: *deletes == Some(false), ..Note::default() }.to_message()
+            }),
             deps: match forgery {
                 Forgery::MissingDependency => vec![ChangeHash([3; 32])],
                 Forgery::NoPredecessor => Vec::new(),
-                _ => after.iter().copied().collect(),
+                _ => after.iter().map(|(hash, _)| *hash).collect(),
             },
             extra_bytes: [&[1, bytes.len() as u8][..], &bytes].concat(),
             author: None,

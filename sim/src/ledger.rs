@@ -44,8 +44,6 @@ pub(crate) struct Promise {
     pub(crate) commit: CommitNo,
     /// Power was lost before it was durable: nobody was promised anything.
     pub(crate) void: bool,
-    /// It was pending again after a backup took its device's place.
-    pub(crate) revived: bool,
     /// An older backup took the device's place: what had not been sent may be gone.
     pub(crate) excused: bool,
 }
@@ -62,6 +60,8 @@ pub(crate) struct Meant {
     pub(crate) checked: bool,
     /// How often the device's clock had been set.
     pub(crate) jumps: u32,
+    /// How far it had drifted in all.
+    pub(crate) wandered_ms: u64,
 }
 
 /// A change that some device made.
@@ -85,7 +85,7 @@ pub(crate) struct Ledger {
     /// Changes that the relay lost and that a device offers again, whoever wrote them.
     offered: BTreeSet<(usize, u64)>,
     /// Devices that ever got an older backup.
-    restored: BTreeSet<usize>,
+    pub(crate) restored: BTreeSet<usize>,
     /// Changes that left a device.
     pub(crate) sent: BTreeMap<ChangeHash, (EntityKey, Change)>,
     /// What is against the rules, as it was seen.
@@ -166,7 +166,6 @@ impl Ledger {
                     fate: None,
                     commit,
                     void: false,
-                    revived: false,
                     excused: false,
                 });
                 self.numbers.insert((device, number), self.promises.len() - 1);
@@ -183,9 +182,6 @@ impl Ledger {
         if let Some(earlier) = self.made.insert(hash, made)
             && earlier.promise != promise
             && !self.promises[earlier.promise].void
-            // Known: a restored device that does the same on the same base, by a clock that is
-            // behind what it has seen, makes the same bytes again.
-            && !self.restored.contains(&device)
         {
             self.wrong.push(format!("two edits of {key} are one change"));
         }
@@ -220,7 +216,6 @@ impl Ledger {
             promise.fate = None;
             // The backup has it, so it is still owed.
             promise.excused = false;
-            promise.revived = true;
         }
     }
 

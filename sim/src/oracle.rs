@@ -14,9 +14,9 @@ use anabranch_core::digest::Digest;
 use anabranch_core::entity::{Conflict, Entity, Row};
 use anabranch_core::id::{EntityHash, EntityKey};
 use anabranch_core::intent::Intent;
-use anabranch_core::replica::version_token;
+use anabranch_core::replica::{Held, version_token};
 use anabranch_core::rows::ConflictRecord;
-use anabranch_core::schema::{EntityType, FieldKind};
+use anabranch_core::schema::{EntityType, FieldKind, Schema};
 use anabranch_core::wire::{FeedBody, GrantRole};
 use automerge::ChangeHash;
 use serde_json::Value as Json;
@@ -27,13 +27,14 @@ use crate::dice::Dice;
 use crate::draft::screen_of;
 use crate::ledger::{Fate, Made, Promise};
 use crate::model::{Edit, EditId, Effects, Log, Seen};
+use crate::salvage::{Beyond, Salvage};
 
 /// Times that all connect anew until nothing is left to do: the second takes what the relay
 /// could not take before, the third what waited for what was refused.
 const ROUNDS_MAX: usize = 5;
-/// How far a change may be dated before it was written: the skew that is tolerated, and what
-/// the handshake can't measure.
-const BEFORE_MS_MAX: u64 = 60_000 + 5_000;
+/// How far a change may be dated before it was written: the skew that is tolerated, what the
+/// handshake can't measure, and what a clock drifts before it is measured again.
+const BEFORE_MS_MAX: u64 = 60_000 + 5_000 + 5_000;
 
 /// One entity as the relay's feed has it.
 #[derive(Default)]
@@ -103,7 +104,7 @@ impl Cluster {
             }
         }
         for device in 0..self.devices.len() {
-            if !self.is_done(device) {
+            if !self.is_done(device) && !self.waits_for_others(device) {
                 let replica = self.devices[device].replica.as_ref();
                 let state = replica.map(|replica| (replica.channel_state().clone(), replica.status()));
                 let pending: Vec<String> = self
@@ -131,6 +132,13 @@ impl Cluster {
     fn is_done(&self, device: usize) -> bool {
         let Some(replica) = &self.devices[device].replica else { return self.devices[device].absent };
         replica.is_complete() && replica.status().pending == 0
+    }
+
+    /// What a device still has waits for what the relay lost and others must bring; `check_salvage` looks
+    /// whether it does.
+    fn waits_for_others(&self, device: usize) -> bool {
+        let held = self.devices[device].replica.as_ref().and_then(|replica| replica.held().ok().flatten());
+        self.may_differ && matches!(held, Some(Held::MissingAtRelay { .. }))
     }
 
     /// What still waits has a reason, and the device says so. The user lets go of what was refused.
@@ -168,15 +176,18 @@ impl Cluster {
         let Some(log) = self.audit() else { return };
         let entities = self.read_feed(&log);
         self.read_inboxes();
-        self.check_promises(&entities);
+        let admitted: BTreeSet<ChangeHash> =
+            entities.values().flat_map(|entity| &entity.changes).map(Change::hash).collect();
+        let salvages = self.check_salvage(&admitted);
+        self.check_promises(&admitted, &salvages);
         let mut digest = Digest::default();
         for (key, admitted) in &entities {
-            if let Some(heads) = self.check_entity(key, admitted) {
+            if let Some(heads) = self.check_entity(key, admitted, &salvages) {
                 digest.replace(EntityHash::of(&Self::workspace(), key), &[], &heads);
             }
         }
         self.check_digests(digest);
-        self.check_strays(&entities);
+        self.check_strays(&entities, &salvages);
         self.report.count("entities", entities.len() as u64);
     }
 
@@ -296,27 +307,22 @@ impl Cluster {
         }
     }
 
-    fn check_promises(&mut self, entities: &BTreeMap<EntityKey, Admitted>) {
-        let admitted: BTreeSet<ChangeHash> =
-            entities.values().flat_map(|entity| &entity.changes).map(Change::hash).collect();
+    fn check_promises(&mut self, admitted: &BTreeSet<ChangeHash>, salvages: &[Salvage]) {
         let tainted = self.tainted();
         let mut wrong = Vec::new();
-        let mut doubled = BTreeSet::new();
         let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
         for promise in &self.ledger.promises {
             let Promise { device, key, fate, void, excused, .. } = promise;
             let times = promise.changes.iter().filter(|(hash, _)| admitted.contains(hash)).count();
+            // What its author holds and does not bring is a matter of `check_salvage`.
+            let held = || {
+                let beyond = salvages[*device].get(&EntityHash::of(&Self::workspace(), key));
+                let held: BTreeSet<ChangeHash> = beyond.into_iter().flat_map(Beyond::changes).collect();
+                promise.changes.iter().any(|(hash, _)| held.contains(hash))
+            };
             let told = format!("device {device}'s edit of {key} at {} ms", promise.meant.at_ms);
             let mut count = |what| *counts.entry(what).or_default() += 1;
-            // Known: an edit that the lost life had dated again, and sent, is no longer known by
-            // its change when an older backup has it as it was.
-            let dated_again = promise.changes.iter().any(|(hash, _)| {
-                admitted.contains(hash) && self.ledger.made.get(hash).is_some_and(|made| made.again)
-            });
-            if times > 1 && promise.revived && dated_again {
-                count("edits applied twice: dated again, sent, and restored from before");
-                doubled.insert(key.clone());
-            } else if times > 1 {
+            if times > 1 {
                 wrong.push(format!("{told} was applied {times} times: {:?}", promise.changes));
             }
             match fate {
@@ -331,10 +337,7 @@ impl Cluster {
                     if times > 0 {
                         wrong.push(format!("{told} counts as refused, and was admitted"));
                     }
-                    // A clock that was set while connected is found out by the relay only.
-                    let clock = self.devices[*device].loose_clock
-                        && ["clock_ahead", "depends_on_refused", "transaction"].contains(&code.as_str());
-                    if promise.meant.checked && !clock && !tainted.contains(&(*device, key.clone())) {
+                    if promise.meant.checked && !tainted.contains(&(*device, key.clone())) {
                         wrong.push(format!("{told} was refused without a cause ({code}: {message})"));
                     }
                     let asked = promise.changes.iter().filter_map(|(hash, _)| self.ledger.made.get(hash));
@@ -345,12 +348,16 @@ impl Cluster {
                 _ if times > 0 => count("edits kept"),
                 _ if *excused => count("edits lost with a restored disk"),
                 Some((Fate::Forgotten, _)) => count("edits forgotten by their author"),
+                _ if self.may_differ && held() => count("edits that wait for what the relay lost"),
+                // Whoever else may bring it would have.
+                Some((Fate::Admitted, _)) if self.may_differ && self.ledger.restored.contains(device) => {
+                    count("edits lost by the relay and by their author")
+                }
                 Some((Fate::Admitted, _)) => wrong
                     .push(format!("{told} was acknowledged, and is not in the feed: {:?}", promise.changes)),
                 None => wrong.push(format!("{told} is lost: {:?}", promise.changes)),
             }
         }
-        self.doubled = doubled;
         self.ledger.wrong.extend(wrong);
         for (what, times) in counts {
             self.report.count(what, times);
@@ -388,7 +395,12 @@ impl Cluster {
     }
 
     /// Holds one entity, and what every device shows of it, to the model. Returns its heads.
-    fn check_entity(&mut self, key: &EntityKey, admitted: &Admitted) -> Option<Vec<ChangeHash>> {
+    fn check_entity(
+        &mut self,
+        key: &EntityKey,
+        admitted: &Admitted,
+        salvages: &[Salvage],
+    ) -> Option<Vec<ChangeHash>> {
         let ty = self.schemas[1].0.types.get(key.type_name())?.clone();
         let mut entity = Entity::new(&Self::workspace(), key, Some(&ty));
         entity.name_containers(&admitted.genesis);
@@ -400,11 +412,11 @@ impl Cluster {
         let foreign =
             admitted.changes.iter().filter(|change| self.strangers.contains_key(&change.hash())).count();
         self.report.count("admitted changes of strangers", foreign as u64);
-        if foreign > 0 || self.doubled.contains(key) {
+        if foreign > 0 {
             // What strangers do within their rights has no user whom the model could ask, and it
             // tells items of sequences apart by what they are.
             self.check_orders(key, &ty, &entity, admitted);
-            self.check_devices(key, &entity);
+            self.check_devices(key, &entity, salvages);
             return Some(entity.heads());
         }
         match self.model(&ty, &entity, &admitted.changes) {
@@ -421,7 +433,7 @@ impl Cluster {
             Err(wrong) => self.wrong(format!("{key}: {wrong}")),
         }
         self.check_orders(key, &ty, &entity, admitted);
-        self.check_devices(key, &entity);
+        self.check_devices(key, &entity, salvages);
         Some(entity.heads())
     }
 
@@ -439,25 +451,41 @@ impl Cluster {
             .collect();
     }
 
-    fn check_devices(&mut self, key: &EntityKey, entity: &Entity) {
+    /// What each device shows of an entity is what it is, with what the device holds beyond the relay.
+    fn check_devices(&mut self, key: &EntityKey, entity: &Entity, salvages: &[Salvage]) {
         // As each of the two schemas shows it.
-        let rows: Vec<Option<Row>> = self
-            .schemas
-            .iter()
-            .map(|(schema, _)| schema.types.get(key.type_name()).map(|ty| entity.row(ty)))
-            .collect();
+        let ty = |schema: &Schema| schema.types.get(key.type_name()).cloned();
+        let rows = self.schemas.each_ref().map(|(schema, _)| ty(schema).map(|ty| entity.row(&ty)));
         let version = version_token(&entity.heads());
+        let place = EntityHash::of(&Self::workspace(), key);
         for device in 0..self.devices.len() {
-            let schema = &self.devices[device].config.schema;
-            let row = rows.iter().zip(&self.schemas).find(|(_, (known, _))| Arc::ptr_eq(schema, known));
-            let Some(row) = row.and_then(|(row, _)| row.as_ref()).filter(|_| !self.devices[device].absent)
-            else {
-                continue;
+            let this = &self.devices[device];
+            let Some(ty) = this.ty(key).filter(|_| !this.absent) else { continue };
+            let checked = match salvages.get(device).and_then(|salvage| salvage.get(&place)) {
+                None => {
+                    let newer = Arc::ptr_eq(&this.config.schema, &self.schemas[1].0);
+                    let Some(row) = &rows[usize::from(newer)] else { continue };
+                    self.check_device(device, key, row, &version)
+                }
+                Some(beyond) => {
+                    let Some(shown) = self.with_more(entity, ty, beyond) else { continue };
+                    self.check_device(device, key, &shown.row(ty), &version_token(&shown.heads()))
+                }
             };
-            if let Err(wrong) = self.check_device(device, key, row, &version) {
+            if let Err(wrong) = checked {
                 self.wrong(format!("{key} on device {device}: {wrong}"));
             }
         }
+    }
+
+    /// An entity with what a device holds beyond the relay; none if something in that was never seen to
+    /// leave a device.
+    fn with_more(&self, entity: &Entity, ty: &EntityType, beyond: &Beyond) -> Option<Entity> {
+        let sent = |hash| self.ledger.sent.get(&hash).map(|(_, change)| change.clone());
+        let more: Vec<Change> = beyond.changes().filter_map(sent).collect();
+        let mut shown = entity.clone();
+        shown.receive(more, Some(ty), Judge::Admitted, false);
+        beyond.changes().all(|hash| shown.headers().contains(&hash)).then_some(shown)
     }
 
     /// The reference model's log of an entity, from what users meant.
@@ -542,11 +570,13 @@ impl Cluster {
         let written = START_MS + promise.meant.at_ms;
         let dated = change.time().wall().0;
         let device = &self.devices[promise.device];
-        // Who sets the clock between writing and connecting, or while connected, can't be helped.
-        if promise.meant.jumps != device.jumps || device.loose_clock {
+        // Who sets the clock between writing and connecting can't be helped.
+        if promise.meant.jumps != device.jumps {
             return Ok(());
         }
-        if dated + BEFORE_MS_MAX < written {
+        // A clock that drifts while nobody can measure it is wrong about when, too.
+        let wandered_ms = device.wandered_ms(self.time_ms) - promise.meant.wandered_ms;
+        if dated + BEFORE_MS_MAX + wandered_ms < written {
             return Err(format!(
                 "{} is dated {} s before device {} wrote it",
                 change.hash(),
@@ -655,7 +685,7 @@ impl Cluster {
     }
 
     /// No device shows what the relay does not have.
-    fn check_strays(&mut self, entities: &BTreeMap<EntityKey, Admitted>) {
+    fn check_strays(&mut self, entities: &BTreeMap<EntityKey, Admitted>, salvages: &[Salvage]) {
         for device in 0..self.devices.len() {
             let rows = self.devices[device].rows();
             let names: Vec<String> = self.devices[device].config.schema.types.keys().cloned().collect();
@@ -672,6 +702,12 @@ impl Cluster {
                     }
                 }
             }
+            // But for what the relay lost and it can't bring back.
+            strays.retain(|key| {
+                let beyond =
+                    salvages.get(device).and_then(|s| s.get(&EntityHash::of(&Self::workspace(), key)));
+                !self.may_differ || beyond.is_none()
+            });
             if !strays.is_empty() {
                 self.wrong(format!("device {device} shows {strays:?}, which the relay does not have"));
             }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use automerge::ChangeHash;
 
 use super::Replica;
+use super::apply::Remake;
 use crate::admission::RefusalCode;
 use crate::clock::Now;
 use crate::id::{EntityHash, EntityKey};
@@ -41,9 +42,10 @@ impl Replica {
                 let reason = (RefusalCode::Transaction.name().to_owned(), why.to_owned());
                 let reasons = gone.iter().map(|change| (*change, reason.clone())).collect();
                 let numbers = self.pending.get(&hash).into_iter().flatten();
-                let left_device =
+                let new_incarnation =
                     numbers.filter_map(|number| self.outbox.get(number)).any(|pending| pending.sent);
-                self.rebuild(batch, now, hash, &gone, &BTreeSet::new(), None, &reasons, left_device)?;
+                let remake = Remake { gone, reasons, new_incarnation, ..Remake::default() };
+                self.rebuild(batch, now, hash, &remake)?;
                 self.unstall(hash);
                 rebuilt.insert(hash);
             }
