@@ -2,6 +2,8 @@
 
 #[macro_use]
 pub mod mutation;
+#[macro_use]
+pub mod reached;
 
 pub mod admission;
 pub mod change;

@@ -74,15 +74,21 @@ impl ClientSession {
 
     /// Takes one message of the other end.
     pub fn receive(&mut self, now: Now, bytes: &[u8]) -> Result<Event, SessionError> {
-        let Some(message) = Message::decode(bytes)? else { return Ok(Event::Skipped) };
+        let Some(message) = Message::decode(bytes)? else {
+            reached!(SessionSkipped);
+            return Ok(Event::Skipped);
+        };
         match message {
             Message::Welcome(welcome) => {
                 if self.ready {
+                    reached!(SessionTwice);
                     return Err(SessionError::Protocol("it welcomed this device twice"));
                 }
                 if !(VERSION_MIN..=VERSION_MAX).contains(&welcome.version) || welcome.features_required != 0 {
+                    reached!(SessionIncompatible);
                     return Err(SessionError::Incompatible { version: welcome.version });
                 }
+                reached!(SessionReady);
                 self.ready = true;
                 // The relay read its clock about halfway between our two readings.
                 let took = now.mono.0.saturating_sub(self.started.mono.0);
@@ -92,15 +98,23 @@ impl ClientSession {
                 Ok(Event::Ready { relay_ahead_ms: ahead, measured: self.started })
             }
             Message::Fault(Fault { channel: None, code, message }) => {
+                reached!(SessionFault);
                 Ok(Event::Fault { code: FaultCode::from_u16(code).unwrap_or(FaultCode::Internal), message })
             }
             message if !self.ready => {
+                reached!(SessionEarly);
                 drop(message);
                 Err(SessionError::Protocol("it spoke before it welcomed this device"))
             }
             message => match message.channel() {
-                Some(channel) => Ok(Event::Channel(channel, message)),
-                None => Err(SessionError::Protocol("it sent what only a device sends")),
+                Some(channel) => {
+                    reached!(SessionChannel);
+                    Ok(Event::Channel(channel, message))
+                }
+                None => {
+                    reached!(SessionForeign);
+                    Err(SessionError::Protocol("it sent what only a device sends"))
+                }
             },
         }
     }

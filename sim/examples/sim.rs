@@ -1,19 +1,28 @@
 //! What `cargo xtask sim` runs: see the chapter on testing in `docs/`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use anabranch_sim::{Fault, Options, Outcome, Report, keep_panics, minimise, run};
 
+/// Runs are made of small allocations.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const USAGE: &str = "\
 usage: cargo xtask sim [--seeds A..B] [--minutes M] [--devices N] [--steps N]
            [--faults a,b | --without a,b] [--only STEPS] [--absent DEVICES]
+           [--fast] [--jobs N] [--demand N] [--coverage]
            [--trace] [--no-minimise] [--mutate NAME|all]
 
 Runs the seeds A to B (B not included), or as many from A on as M minutes allow, and holds each to
 the reference model. A seed that fails is made small, and printed with the command that runs it
-again. --mutate builds a known fault in and reports how many seeds it takes to see it.";
+again. With --fast documents have light bodies, so that thousands of devices fit. --jobs says how many seeds are run side by side; as many as there are cores unless given.
+With --demand a run fails if it injected a class of faults less often than that, with
+--coverage if it missed a branch of the policies, the status or the sessions. --mutate builds a known fault in and reports how many seeds it takes to see it.";
 /// Runs that making a plan small may take.
 const MINIMISE_RUNS: usize = 400;
 /// Seeds within which a known fault must be seen.
@@ -25,6 +34,9 @@ struct Args {
     minutes: Option<u64>,
     options: Options,
     minimise: bool,
+    jobs: usize,
+    demand: u64,
+    coverage: bool,
     mutate: Option<String>,
 }
 
@@ -45,29 +57,133 @@ fn main() -> ExitCode {
 
 fn simulate(args: &Args) -> ExitCode {
     let started = Instant::now();
-    let limit = args.minutes.map(|minutes| Duration::from_secs(60 * minutes));
+    let deadline = args.minutes.map(|minutes| started + Duration::from_secs(60 * minutes));
     let (mut total, mut failed) = (Report::default(), 0u64);
-    for seed in args.seeds.clone() {
-        if limit.is_some_and(|limit| started.elapsed() >= limit) {
-            break;
-        }
-        let outcome = run(seed, &args.options);
+    runs(args, deadline, |outcome| {
         print!("{}", outcome.trace);
         total.add(&outcome.report);
         if !outcome.wrong.is_empty() {
             failed += 1;
             report_failure(&outcome, args);
         }
+    });
+    print!("{total}");
+    let met = demand(&total, args.demand) && coverage(&total, args.coverage);
+    let (seconds, busy) = (started.elapsed().as_secs_f64(), busy_seconds());
+    println!(
+        "{} runs in {seconds:.0} s, {:.1} core-minutes, {failed} with violations; per core-minute:",
+        total.get("runs"),
+        busy / 60.0
+    );
+    let crashes = total.get("crash") + total.get("torn") + total.get("crash-relay");
+    for (what, times) in [
+        ("admitted changes", total.get("admitted changes")),
+        ("syncs", total.get("syncs")),
+        ("crashes", crashes),
+        ("faults", total.all_faults()),
+        ("events", total.get("events")),
+    ] {
+        println!("  {what} {:.0}", times as f64 * 60.0 / busy);
     }
-    let seconds = started.elapsed().as_secs_f64();
-    println!("{total}");
-    println!("{} runs in {seconds:.0} s, {failed} with violations; per core-minute:", total.get("runs"));
-    for what in ["admitted changes", "syncs", "events"] {
-        println!("  {what} {:.0}", total.get(what) as f64 * 60.0 / seconds);
+    if failed == 0 && met { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Time that all cores spent on this process. On a machine that others use too, it says more than
+/// the time that passed.
+fn busy_seconds() -> f64 {
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    spent.tv_sec as f64 + spent.tv_nsec as f64 / 1e9
+}
+
+/// Whether every branch was reached that a simulation can reach; prints all of them.
+#[cfg(feature = "marks")]
+fn coverage(total: &Report, wanted: bool) -> bool {
+    use anabranch_core::reached::Mark;
+    if !wanted {
+        return true;
     }
-    println!("  crashes {:.0}", (total.get("crash") + total.get("crash-relay")) as f64 * 60.0 / seconds);
-    println!("  faults {:.0}", total.all_faults() as f64 * 60.0 / seconds);
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let times = |mark: &Mark| total.reached.get(mark.what()).copied().unwrap_or_default();
+    println!("branches of the policies, the status and the sessions:");
+    for mark in Mark::ALL {
+        let note = match (times(mark), mark.elsewhere()) {
+            (0, Some(test)) => format!(" (reached by {test})"),
+            (0, None) => " NOT REACHED".into(),
+            _ => String::new(),
+        };
+        println!("  {:>12} {}{note}", times(mark), mark.what());
+    }
+    let missed = Mark::ALL.iter().filter(|mark| times(mark) == 0 && mark.elsewhere().is_none()).count();
+    let reached = Mark::ALL.iter().filter(|mark| times(mark) > 0).count();
+    println!("{reached} of {} reached, {missed} missed", Mark::ALL.len());
+    missed == 0
+}
+
+#[cfg(not(feature = "marks"))]
+fn coverage(_: &Report, wanted: bool) -> bool {
+    if wanted {
+        println!("built without the feature `marks`: use cargo xtask sim --coverage");
+    }
+    !wanted
+}
+
+/// Whether each class of faults was injected often enough; names those that were not.
+fn demand(total: &Report, least: u64) -> bool {
+    let rare: Vec<String> = total
+        .faults
+        .iter()
+        .filter(|(_, times)| **times < least)
+        .map(|(class, times)| format!("{class} ({times})"))
+        .collect();
+    if !rare.is_empty() {
+        println!("fewer than {least}: {}", rare.join(", "));
+    }
+    rare.is_empty()
+}
+
+/// Runs seeds side by side and hands over what came of them in the order of the seeds.
+fn runs(args: &Args, deadline: Option<Instant>, mut done: impl FnMut(Outcome)) {
+    // A seed is begun when it is not too far ahead of the last one that was handed over, so that
+    // little waits for its turn.
+    let ahead = 16 * args.jobs as u64;
+    let next = AtomicU64::new(args.seeds.start);
+    let (handed, moved) = (Mutex::new(args.seeds.start), Condvar::new());
+    let (tell, hear) = mpsc::sync_channel::<Outcome>(args.jobs);
+    std::thread::scope(|scope| {
+        for _ in 0..args.jobs {
+            let (next, handed, moved, tell) = (&next, &handed, &moved, tell.clone());
+            scope.spawn(move || {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    let late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
+                    if seed >= args.seeds.end || late() {
+                        return;
+                    }
+                    let mut handed = handed.lock().unwrap_or_else(PoisonError::into_inner);
+                    while seed >= handed.saturating_add(ahead) {
+                        handed = moved.wait(handed).unwrap_or_else(PoisonError::into_inner);
+                    }
+                    drop(handed);
+                    if tell.send(run(seed, &args.options)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(tell);
+        let mut waiting: BTreeMap<u64, Outcome> = BTreeMap::new();
+        let mut expected = args.seeds.start;
+        for outcome in hear {
+            waiting.insert(outcome.seed, outcome);
+            while let Some(outcome) = waiting.remove(&expected) {
+                done(outcome);
+                expected += 1;
+                *handed.lock().unwrap_or_else(PoisonError::into_inner) = expected;
+                moved.notify_all();
+            }
+        }
+        // At the end of the time a seed may be left out before one that was run.
+        waiting.into_values().for_each(done);
+    });
 }
 
 fn report_failure(outcome: &Outcome, args: &Args) {
@@ -95,6 +211,9 @@ fn command(seed: u64, options: &Options) -> String {
         if let Some(number) = number {
             text += &format!(" --{name} {number}");
         }
+    }
+    if options.fast {
+        text += " --fast";
     }
     if options.faults != Fault::usual() {
         let names: Vec<&str> = options.faults.iter().map(|fault| fault.name()).collect();
@@ -156,8 +275,16 @@ fn mutate(name: &str, args: &Args) -> ExitCode {
 }
 
 fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
-    let mut parsed =
-        Args { seeds: 0..100, minutes: None, options: Options::default(), minimise: true, mutate: None };
+    let mut parsed = Args {
+        seeds: 0..100,
+        minutes: None,
+        options: Options::default(),
+        minimise: true,
+        jobs: std::thread::available_parallelism().map_or(1, usize::from),
+        demand: 0,
+        coverage: false,
+        mutate: None,
+    };
     let mut ends = None;
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
@@ -179,7 +306,12 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Args, String> {
             }
             "--only" => parsed.options.only = Some(numbers(&value()?)?),
             "--absent" => parsed.options.absent = numbers(&value()?)?,
+            "--fast" if cfg!(feature = "fast") => parsed.options.fast = true,
+            "--fast" => return Err("built without the feature `fast`: use cargo xtask sim --fast".into()),
             "--trace" => parsed.options.trace = true,
+            "--jobs" => parsed.jobs = (number(&value()?)? as usize).max(1),
+            "--demand" => parsed.demand = number(&value()?)?,
+            "--coverage" => parsed.coverage = true,
             "--no-minimise" => parsed.minimise = false,
             "--mutate" => parsed.mutate = Some(value()?),
             other => return Err(format!("{other:?} is no option")),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anabranch_core::id::EntityKey;
 use anabranch_core::intent::Intent;
+use anabranch_core::relay::ConnId;
 use anabranch_core::replica::{Edit, Expect, Replica, WriteError};
 use anabranch_core::schema::{Field, FieldKind};
 use anabranch_core::store::StoreError;
@@ -40,7 +41,14 @@ impl Cluster {
         match step.act {
             Act::Write => {
                 let key = self.some_key(&mut dice);
-                self.write(device, &[key], &mut dice);
+                self.write(device, std::slice::from_ref(&key), &mut dice);
+                if dice.once_in(8) {
+                    // Someone else has the same idea in the same instant.
+                    let other = (device + 1 + dice.roll(self.devices.len() - 1)) % self.devices.len();
+                    let mut dice = Dice(step.dice ^ 1);
+                    dice.roll(2);
+                    self.write(other, &[key], &mut dice);
+                }
             }
             Act::Transaction => {
                 let mut keys: Vec<EntityKey> =
@@ -69,6 +77,10 @@ impl Cluster {
                 if let Some(replica) = &mut self.devices[device].replica {
                     replica.confirm();
                     self.settle(device, None);
+                }
+                if dice.once_in(3) {
+                    // Its app has a new token before the old one expires.
+                    self.bring_token(device);
                 }
             }
             Act::Backup => {
@@ -276,6 +288,14 @@ impl Cluster {
                 self.block(device, up, !up, ms, dice);
                 true
             }
+            Fault::Cut if !dice.once_in(3) => {
+                if let Some(link) = self.devices[device].link.and_then(|conn| self.links.get_mut(&conn)) {
+                    link.lingers = true;
+                }
+                // So that there is something to be late.
+                self.act(Step { at_ms: self.time_ms, device, act: Act::Confirm, dice: dice.word() });
+                false
+            }
             Fault::Cut => match self.devices[device].link {
                 Some(conn) => {
                     self.break_link(conn, dice);
@@ -283,10 +303,19 @@ impl Cluster {
                 }
                 None => false,
             },
-            Fault::Damage => self.damage(device, dice),
+            Fault::Damage => {
+                self.damage(device, dice);
+                false
+            }
             Fault::Slow => {
                 self.devices[device].slow_until_ms = self.time_ms + dice.between(1_000, 60_000);
                 true
+            }
+            Fault::Crash if !dice.once_in(4) => {
+                // Where it hurts: with something that is not flushed.
+                self.devices[device].doomed = true;
+                self.settle(device, None);
+                false
             }
             Fault::Crash => {
                 let on = self.devices[device].replica.is_some();
@@ -294,6 +323,17 @@ impl Cluster {
                 let ms = if dice.once_in(6) { 60_000 } else { 2_000 };
                 self.at(self.time_ms + dice.between(10, ms), Event::Start(device));
                 on
+            }
+            Fault::Torn => {
+                let on = self.devices[device].replica.is_some();
+                self.power_off(device);
+                self.devices[device].disk.tear();
+                self.at(self.time_ms + dice.between(10, 2_000), Event::Start(device));
+                on
+            }
+            Fault::CrashRelay if dice.once_in(2) => {
+                self.relay_doomed = true;
+                false
             }
             Fault::CrashRelay => {
                 let on = self.relay.is_some();
@@ -338,7 +378,10 @@ impl Cluster {
                 }
                 true
             }
-            Fault::Schema => self.upgrade(device),
+            Fault::Schema => {
+                let older = |device: &usize| !self.devices[*device].upgraded && !self.devices[*device].absent;
+                self.next_device(device, older).is_some_and(|device| self.upgrade(device))
+            }
             Fault::Months => {
                 // Time has passed for all, as the plan says; this device is away for longer.
                 let away = &mut self.devices[device].away;
@@ -352,7 +395,13 @@ impl Cluster {
                 }
                 true
             }
-            Fault::Forbidden => self.forbidden(device, dice),
+            Fault::Forbidden => {
+                let able = |device: &usize| {
+                    let device = &self.devices[*device];
+                    device.role != GrantRole::Authority && device.replica.is_some()
+                };
+                self.next_device(device, able).is_some_and(|device| self.forbidden(device, dice))
+            }
             Fault::Hostile => return self.attack(dice),
         };
         if injected {
@@ -360,15 +409,31 @@ impl Cluster {
         }
     }
 
-    /// Damages a message under way to or from a device. The transport is authenticated, so
-    /// bytes that changed into other words never arrive: only what reads as no message does.
-    fn damage(&mut self, device: usize, dice: &mut Dice) -> bool {
-        let Some(conn) = self.devices[device].link else { return false };
-        let Some(link) = self.links.get_mut(&conn) else { return false };
+    /// The device, or the first one after it, of which something is true.
+    fn next_device(&self, device: usize, wanted: impl Fn(&usize) -> bool) -> Option<usize> {
+        let count = self.devices.len();
+        (0..count).map(|step| (device + step) % count).find(wanted)
+    }
+
+    /// Damages a message under way to or from a device, or the next one that will be.
+    fn damage(&mut self, device: usize, dice: &mut Dice) {
+        let Some(conn) = self.devices[device].link else { return };
+        let Some(link) = self.links.get_mut(&conn) else { return };
         let up = match (link.up.under_way.is_empty(), link.down.under_way.is_empty()) {
-            (true, true) => return false,
+            (true, true) => {
+                link.damages = true;
+                return;
+            }
             (up, down) => !up && (down || dice.once_in(2)),
         };
+        self.damage_one(conn, up, dice);
+    }
+
+    /// Damages a message under way. The transport is authenticated, so bytes that changed into
+    /// other words never arrive: only what reads as no message does.
+    pub(crate) fn damage_one(&mut self, conn: ConnId, up: bool, dice: &mut Dice) {
+        let Some(link) = self.links.get_mut(&conn) else { return };
+        self.report.fault(Fault::Damage.name());
         let stream = link.stream(up);
         let place = dice.roll(stream.under_way.len());
         let bytes = &mut stream.under_way[place];
@@ -377,7 +442,6 @@ impl Cluster {
             stream.under_way.truncate(place);
             self.break_link(conn, dice);
         }
-        true
     }
 
     fn restore(&mut self, device: usize, dice: &mut Dice) -> bool {
@@ -385,28 +449,12 @@ impl Cluster {
             return false;
         }
         self.power_off(device);
-        // By then nothing of the old life is under way.
-        let old: Vec<_> = self
-            .links
-            .iter()
-            .filter(|(_, link)| link.peer == crate::net::Peer::Device(device))
-            .map(|(conn, _)| *conn)
-            .collect();
-        for conn in old {
-            if let Some(link) = self.links.get_mut(&conn) {
-                link.up.under_way.clear();
-                link.down.under_way.clear();
-            }
-            self.relay_hangs_up(conn);
-        }
         let this = &mut self.devices[device];
         let number = dice.roll(this.backups.len());
         let disk = this.backups[number].backup();
         this.backups.truncate(number + 1);
-        let outbox = disk.outbox();
-        this.disk = Arc::new(disk);
         self.tell(format_args!("device {device} gets an older backup"));
-        self.ledger.restored(device, &outbox);
+        self.replace_disk(device, disk);
         self.at(self.time_ms + dice.between(500, 5_000), Event::Start(device));
         true
     }

@@ -14,6 +14,7 @@ use anabranch_core::clock::{MonoMs, Now, WallMs};
 use anabranch_core::id::{DeviceId, EntityKey, WorkspaceId};
 use anabranch_core::relay::{Claims, ConnId, Input, Output as Told, Relay, RelayConfig, TokenVerifier};
 use anabranch_core::replica::{ChannelState, Output};
+use anabranch_core::rows::ConflictRecord;
 use anabranch_core::schema::Schema;
 use anabranch_core::session::{ClientSession, Event as Heard};
 use anabranch_core::store::{CommitNo, Store, StoreError};
@@ -24,7 +25,7 @@ use crate::acts::Tried;
 use crate::apps;
 use crate::device::{Device, START_MS};
 use crate::dice::Dice;
-use crate::disk::Disk;
+use crate::disk::{Disk, Noted};
 use crate::ledger::{Ledger, Meant};
 use crate::net::{Link, Peer};
 use crate::plan::{Act, Fault, Options, Plan};
@@ -54,6 +55,8 @@ pub(crate) enum Event {
     FlushRelay,
     /// A device is switched on.
     Start(usize),
+    /// A device loses power.
+    PowerOff(usize),
     /// The relay is started.
     StartRelay,
     /// An app has a new token for the relay.
@@ -64,6 +67,13 @@ pub(crate) enum Event {
     Room(usize),
     /// The relay's timers.
     Tick,
+}
+
+impl Event {
+    /// Whether it comes again and again, with nothing left to do.
+    fn is_timer(&self) -> bool {
+        matches!(self, Event::Tick | Event::Wake(_))
+    }
 }
 
 /// Tokens say a role and until when they hold.
@@ -98,6 +108,8 @@ pub(crate) struct Cluster {
     /// When a user did something, or something went wrong.
     acted_ms: u64,
     queue: BTreeMap<(u64, u64), Event>,
+    /// How many in the queue are no timers.
+    awaited: usize,
     scheduled: u64,
     pub(crate) events: u64,
     pub(crate) devices: Vec<Device>,
@@ -107,6 +119,8 @@ pub(crate) struct Cluster {
     pub(crate) relay_disk: Arc<Disk>,
     pub(crate) relay_backups: Vec<Disk>,
     relay_flush_due: bool,
+    /// The relay loses power as soon as something waits to be flushed.
+    pub(crate) relay_doomed: bool,
     tick_due: Option<u64>,
     pub(crate) grant_ms: u64,
     pub(crate) schemas: [(Arc<Schema>, String); 2],
@@ -131,6 +145,8 @@ pub(crate) struct Cluster {
     /// The device that reads the whole feed at the end, and what it read.
     pub(crate) auditor: Option<usize>,
     pub(crate) audited: Vec<FeedEntry>,
+    /// What waits for people on each device, by entity, at the end.
+    pub(crate) inboxes: Vec<BTreeMap<EntityKey, Vec<ConflictRecord>>>,
 }
 
 impl Cluster {
@@ -164,6 +180,7 @@ impl Cluster {
             time_ms: 0,
             acted_ms: 0,
             queue: BTreeMap::new(),
+            awaited: 0,
             scheduled: 0,
             events: 0,
             devices,
@@ -173,6 +190,7 @@ impl Cluster {
             relay_disk: Arc::new(Disk::new()),
             relay_backups: Vec::new(),
             relay_flush_due: false,
+            relay_doomed: false,
             tick_due: None,
             grant_ms: if short { 60_000 } else { 30 * 24 * 60 * 60 * 1000 },
             schemas,
@@ -189,6 +207,7 @@ impl Cluster {
             tries: Vec::new(),
             auditor: None,
             audited: Vec::new(),
+            inboxes: Vec::new(),
         };
         cluster.start_relay();
         for device in 0..cluster.devices.len() {
@@ -208,6 +227,7 @@ impl Cluster {
 
     pub(crate) fn at(&mut self, at_ms: u64, event: Event) {
         self.scheduled += 1;
+        self.awaited += usize::from(!event.is_timer());
         self.queue.insert((at_ms.max(self.time_ms), self.scheduled), event);
     }
 
@@ -218,11 +238,11 @@ impl Cluster {
 
     /// Lets the next thing happen. `false` if nothing is to happen but timers.
     pub(crate) fn step(&mut self) -> bool {
-        let waits = |event: &Event| !matches!(event, Event::Tick | Event::Wake(_));
-        if !self.queue.values().any(waits) {
+        if self.awaited == 0 {
             return false;
         }
         let Some(((at_ms, _), event)) = self.queue.pop_first() else { return false };
+        self.awaited -= usize::from(!event.is_timer());
         self.time_ms = at_ms;
         self.events += 1;
         self.happen(event);
@@ -265,6 +285,7 @@ impl Cluster {
             Event::Flush(device) => self.flush(device),
             Event::FlushRelay => self.flush_relay(),
             Event::Start(device) => self.start(device),
+            Event::PowerOff(device) => self.lose_power(device),
             Event::StartRelay => self.start_relay(),
             Event::Token(device) => self.bring_token(device),
             Event::Wake(device) => self.wake(device),
@@ -304,8 +325,44 @@ impl Cluster {
                 self.flush_up_to(device, CommitNo(u64::MAX));
                 self.after(1, 400, Event::Dial(device));
             }
+            Err(StoreError::Damaged { .. }) if self.devices[device].disk.is_torn() => self.begin_anew(device),
             Err(error) => self.wrong(format!("device {device} can't start: {error}")),
         }
+    }
+
+    /// A store that says that it is damaged is put aside, and another one is filled by the relay.
+    fn begin_anew(&mut self, device: usize) {
+        self.tell(format_args!("device {device} finds its store damaged"));
+        self.report.count("damaged stores put aside", 1);
+        self.replace_disk(device, Disk::new());
+        self.after(200, 2_000, Event::Start(device));
+    }
+
+    /// A device that is off gets another disk. By then nothing of its old life is under way.
+    pub(crate) fn replace_disk(&mut self, device: usize, disk: Disk) {
+        let of = |link: &&Link| link.peer == Peer::Device(device);
+        let old: Vec<ConnId> =
+            self.links.iter().filter(|(_, link)| of(link)).map(|(conn, _)| *conn).collect();
+        for conn in old {
+            if let Some(link) = self.links.get_mut(&conn) {
+                link.up.under_way.clear();
+                link.down.under_way.clear();
+            }
+            self.relay_hangs_up(conn);
+        }
+        let outbox = disk.outbox();
+        self.devices[device].disk = Arc::new(disk);
+        self.ledger.restored(device, &outbox);
+    }
+
+    /// Loses power with what it has not flushed, and comes back.
+    fn lose_power(&mut self, device: usize) {
+        if !std::mem::take(&mut self.devices[device].doomed) || self.devices[device].replica.is_none() {
+            return;
+        }
+        self.report.fault("crash");
+        self.power_off(device);
+        self.after(10, 4_000, Event::Start(device));
     }
 
     /// A device is off at once: what was not flushed is lost, and what was under way may be.
@@ -313,10 +370,11 @@ impl Cluster {
         let mut dice = Dice(self.dice.word());
         let this = &mut self.devices[device];
         let Some(replica) = this.replica.take() else { return };
+        this.doomed = false;
         let durable = this.disk.durable().unwrap_or_default();
         let last = replica.last_commit().max(durable);
         // The disk may have got further than it had said.
-        let kept = CommitNo(dice.between(durable.0, last.0));
+        let kept = if dice.once_in(3) { last } else { CommitNo(dice.between(durable.0, last.0)) };
         if last > durable {
             self.report.fault(if kept < last { "lost unflushed" } else { "flushed untold" });
         }
@@ -389,8 +447,13 @@ impl Cluster {
         }
         let this = &mut self.devices[device];
         let Some(replica) = &this.replica else { return };
-        if !this.flush_due && replica.last_commit() > this.disk.durable().unwrap_or_default() {
-            this.flush_due = true;
+        let unflushed = replica.last_commit() > this.disk.durable().unwrap_or_default();
+        let (due, doomed) = (this.flush_due, this.doomed);
+        if unflushed && doomed {
+            self.at(self.time_ms, Event::PowerOff(device));
+        }
+        if unflushed && !due {
+            self.devices[device].flush_due = true;
             let slow = self.dice.once_in(12);
             self.after(1, if slow { 3_000 } else { 30 }, Event::Flush(device));
         }
@@ -521,7 +584,7 @@ impl Cluster {
         format!("{}:{expires}", this.role.name())
     }
 
-    fn bring_token(&mut self, device: usize) {
+    pub(crate) fn bring_token(&mut self, device: usize) {
         if self.devices[device].link.is_none() {
             return;
         }
@@ -544,6 +607,11 @@ impl Cluster {
             _ => false,
         };
         let delay = link.dice.between(5, if slow { 4_000 } else { 120 });
+        let damages = std::mem::take(&mut link.damages);
+        let breaks = up && std::mem::take(&mut link.lingers);
+        if breaks {
+            link.late_ms = self.time_ms + link.dice.between(2_000, 9_000);
+        }
         let stream = link.stream(up);
         let taken = stream.push(bytes);
         let arm = !std::mem::replace(&mut stream.armed, true);
@@ -555,9 +623,27 @@ impl Cluster {
         if arm {
             self.at(self.time_ms + delay, Event::Arrive { conn, up });
         }
+        if damages {
+            let mut dice = Dice(self.dice.word());
+            self.damage_one(conn, up, &mut dice);
+        }
+        if breaks {
+            self.linger(conn);
+        }
         if taken && !up {
             self.tell_relay(Input::Sent { conn });
         }
+    }
+
+    /// A way ends, and what is under way on it arrives when the next one may already stand.
+    fn linger(&mut self, conn: ConnId) {
+        let Some(link) = self.links.get_mut(&conn) else { return };
+        link.broken = true;
+        let at_ms = link.late_ms + IDLE_MS;
+        self.report.fault("cut");
+        self.tell(format_args!("connection {} breaks, and what is under way is late", conn.0));
+        self.at(self.time_ms + 1, Event::Notice { conn, relay: false });
+        self.at(at_ms, Event::Notice { conn, relay: true });
     }
 
     fn arrive(&mut self, conn: ConnId, up: bool) {
@@ -566,6 +652,10 @@ impl Cluster {
             return;
         }
         let peer = link.peer;
+        if up && link.late_ms > self.time_ms {
+            let at_ms = link.late_ms;
+            return self.at(at_ms, Event::Arrive { conn, up });
+        }
         link.stream(up).armed = false;
         if let Peer::Device(device) = peer {
             let until = self.devices[device].blocked_ms[usize::from(!up)];
@@ -805,7 +895,8 @@ impl Cluster {
         }
         let durable = self.relay_disk.durable().unwrap_or_default();
         let queued = self.relay_disk.stats().queued_batches;
-        let kept = CommitNo(dice.between(durable.0, durable.0 + queued));
+        let most = durable.0 + queued;
+        let kept = CommitNo(if dice.once_in(3) { most } else { dice.between(durable.0, most) });
         if queued > 0 {
             self.report.fault(if kept.0 < durable.0 + queued { "lost unflushed" } else { "flushed untold" });
         }
@@ -862,7 +953,11 @@ impl Cluster {
             self.relay_off(&mut dice);
             return self.after(200, 2_000, Event::StartRelay);
         }
-        self.relay_disk.take_noted();
+        for noted in self.relay_disk.take_noted() {
+            if let Noted::Half { found, members, .. } = noted {
+                self.wrong(format!("the relay keeps {found} of a transaction's {members} entities"));
+            }
+        }
         for output in told {
             match output {
                 Told::Send { conn, bytes } => self.send(conn, false, bytes),
@@ -884,6 +979,12 @@ impl Cluster {
             }
         }
         let queued = self.relay_disk.stats().queued_batches;
+        if queued > 0 && std::mem::take(&mut self.relay_doomed) {
+            self.report.fault("crash-relay");
+            let mut dice = Dice(self.dice.word());
+            self.relay_off(&mut dice);
+            return self.after(10, 8_000, Event::StartRelay);
+        }
         if queued > 0 && !self.relay_flush_due {
             self.relay_flush_due = true;
             self.after(1, 40, Event::FlushRelay);

@@ -62,6 +62,8 @@ pub(crate) struct Device {
     pub(crate) backups: Vec<Disk>,
     pub(crate) forms: BTreeMap<EntityKey, View>,
     pub(crate) flush_due: bool,
+    /// It loses power as soon as something waits to be flushed.
+    pub(crate) doomed: bool,
     /// When its timer is due.
     pub(crate) wakes_at_ms: Option<u64>,
     /// How far the app was told that things are durable.
@@ -107,6 +109,7 @@ impl Device {
             backups: Vec::new(),
             forms: BTreeMap::new(),
             flush_due: false,
+            doomed: false,
             wakes_at_ms: None,
             told: CommitNo(0),
         }

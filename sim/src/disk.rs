@@ -1,9 +1,12 @@
-//! A disk: it keeps what was flushed, may be full, and can be copied. What a replica writes to
-//! its outbox is noted as it passes.
+//! A disk: it keeps what was flushed, may be full, may tear, and can be copied. What passes is
+//! watched: a replica's outbox is noted, and no commit may leave half of a transaction.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use anabranch_core::codec::{self, HeaderRecord};
+use anabranch_core::header::Header;
 use anabranch_core::store::{
     Batch, CommitNo, DurableHook, Entry, Keyspace, Op, Store, StoreError, StoreStats, View,
 };
@@ -18,13 +21,63 @@ pub(crate) enum Noted {
     Settled { commit: CommitNo, number: u64 },
     /// A change that was refused.
     Refused { commit: CommitNo, record: serde_json::Value },
+    /// A commit left this many of a transaction's members.
+    Half { commit: CommitNo, found: usize, members: u32 },
 }
 
 /// A store whose flushes come when they are told to.
 pub(crate) struct Disk {
     store: MemoryStore,
     full: AtomicBool,
+    torn: AtomicBool,
     noted: Mutex<Vec<Noted>>,
+    /// Read when it is first needed.
+    transactions: Mutex<Option<Transactions>>,
+}
+
+/// Which entities have a change of which transaction.
+#[derive(Default)]
+struct Transactions {
+    /// By the key of a header.
+    of: BTreeMap<Vec<u8>, [u8; 16]>,
+    /// How many members a transaction has, and the headers of those that are there.
+    there: BTreeMap<[u8; 16], (u32, BTreeSet<Vec<u8>>)>,
+}
+
+impl Transactions {
+    /// Those of which a store has something.
+    fn on(store: &MemoryStore) -> Self {
+        let mut transactions = Self::default();
+        let headers = store.scan(View::Latest, Keyspace::HEADER, &[], &[], usize::MAX);
+        for (key, value) in headers.unwrap_or_default() {
+            transactions.take(&key, Some(&value));
+        }
+        transactions
+    }
+
+    /// Takes note of a header that was written or removed. Returns the transactions that it moved.
+    fn take(&mut self, key: &[u8], value: Option<&[u8]>) -> [Option<[u8; 16]>; 2] {
+        let before = self.of.remove(key);
+        if let Some((_, there)) = before.and_then(|id| self.there.get_mut(&id)) {
+            there.remove(key);
+        }
+        let header = value.and_then(|bytes| codec::decode::<HeaderRecord>(bytes, "a header").ok());
+        let after = header.and_then(|header| Header::from(header).tx);
+        if let Some(tx) = after {
+            self.of.insert(key.to_vec(), tx.id);
+            self.there.entry(tx.id).or_insert((tx.members, BTreeSet::new())).1.insert(key.to_vec());
+        }
+        [before, after.map(|tx| tx.id)]
+    }
+
+    /// How many entities have a change of a transaction, if that is neither none nor all.
+    fn half(&self, id: &[u8; 16]) -> Option<(usize, u32)> {
+        let (members, there) = self.there.get(id)?;
+        // The last four bytes say where in its entity a header is.
+        let entities: BTreeSet<&[u8]> = there.iter().map(|key| &key[..key.len() - 4]).collect();
+        let whole = entities.is_empty() || entities.len() == *members as usize;
+        (!whole).then_some((entities.len(), *members))
+    }
 }
 
 impl Disk {
@@ -33,7 +86,30 @@ impl Disk {
     }
 
     fn of(store: MemoryStore) -> Self {
-        Self { store, full: AtomicBool::new(false), noted: Mutex::default() }
+        Self {
+            store,
+            full: AtomicBool::new(false),
+            torn: AtomicBool::new(false),
+            noted: Mutex::default(),
+            transactions: Mutex::default(),
+        }
+    }
+
+    /// A batch is on the disk in part. A store must find that out when it is opened and say so;
+    /// that ours does is proved by tests of its own.
+    pub(crate) fn tear(&self) {
+        self.torn.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_torn(&self) -> bool {
+        self.torn.load(Ordering::Relaxed)
+    }
+
+    fn readable(&self) -> Result<(), StoreError> {
+        match self.is_torn() {
+            true => Err(StoreError::Damaged { what: "a batch is there in part".into() }),
+            false => Ok(()),
+        }
     }
 
     /// From now on there is no room, or there is again.
@@ -81,7 +157,25 @@ impl Disk {
             Op::Put(Keyspace::REFUSED, _, value) => Some(Noted::Refused { commit, record: json(value)? }),
             _ => None,
         });
+        let mut noted: Vec<Noted> = noted.collect();
+        noted.extend(self.halves(commit, ops));
         self.noted.lock().unwrap_or_else(PoisonError::into_inner).extend(noted);
+    }
+
+    /// Transactions of which a commit leaves some members and not all.
+    fn halves(&self, commit: CommitNo, ops: &[Op]) -> Vec<Noted> {
+        let mut known = self.transactions.lock().unwrap_or_else(PoisonError::into_inner);
+        let transactions = known.get_or_insert_with(|| Transactions::on(&self.store));
+        let mut moved = BTreeSet::new();
+        for op in ops {
+            moved.extend(match op {
+                Op::Put(Keyspace::HEADER, key, value) => transactions.take(key, Some(value)),
+                Op::Delete(Keyspace::HEADER, key) => transactions.take(key, None),
+                _ => [None, None],
+            });
+        }
+        let half = |id| transactions.half(&id).map(|(found, members)| Noted::Half { commit, found, members });
+        moved.into_iter().flatten().filter_map(half).collect()
     }
 }
 
@@ -96,6 +190,7 @@ fn json(value: &[u8]) -> Option<serde_json::Value> {
 
 impl Store for Disk {
     fn get(&self, view: View, keyspace: Keyspace, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.readable()?;
         self.store.get(view, keyspace, key)
     }
 
@@ -107,6 +202,7 @@ impl Store for Disk {
         from: &[u8],
         limit: usize,
     ) -> Result<Vec<Entry>, StoreError> {
+        self.readable()?;
         self.store.scan(view, keyspace, prefix, from, limit)
     }
 
@@ -118,6 +214,7 @@ impl Store for Disk {
         before: &[u8],
         limit: usize,
     ) -> Result<Vec<Entry>, StoreError> {
+        self.readable()?;
         self.store.scan_rev(view, keyspace, prefix, before, limit)
     }
 
@@ -127,7 +224,7 @@ impl Store for Disk {
         }
         let watched = |op: &&Op| {
             let (Op::Put(keyspace, ..) | Op::Delete(keyspace, _)) = op;
-            matches!(*keyspace, Keyspace::OUTBOX | Keyspace::REFUSED)
+            matches!(*keyspace, Keyspace::OUTBOX | Keyspace::REFUSED | Keyspace::HEADER)
         };
         let ops: Vec<Op> = batch.ops().iter().filter(watched).cloned().collect();
         let commit = self.store.commit(batch)?;

@@ -3,17 +3,18 @@
 
 use std::num::NonZeroU64;
 
-use anabranch_core::change::{Note, Role, TxMark};
+use anabranch_core::change::{Note, OP_COUNTER_MAX, Role, TxMark};
 use anabranch_core::clock::{Hlc, WallMs};
 use anabranch_core::id::{Author, DeviceId, EntityKey, Incarnation};
 use anabranch_core::relay::ConnId;
+use anabranch_core::shape::TOMBSTONE;
 use anabranch_core::wire::{
     Ack, Changes, EntityChanges, GrantRole, Hello, Message, Open, Refresh, SignIn, Unit, VERSION_MAX,
 };
 use automerge::legacy::{Key, ObjectId, OpId, OpType, SortedVec};
 use automerge::{ActorId, Change as RawChange, ChangeHash, ExpandedChange, ScalarValue};
 
-use crate::cluster::{CHANNEL, Cluster};
+use crate::cluster::{CHANNEL, Cluster, Event};
 use crate::device::START_MS;
 use crate::dice::Dice;
 use crate::net::Peer;
@@ -42,6 +43,7 @@ enum Forgery {
     AnothersAuthor,
     AnotherEntity,
     SeqGap,
+    NoPredecessor,
     StartOp,
     NegativeTime,
     FutureTime,
@@ -54,67 +56,113 @@ enum Forgery {
     Object,
 }
 
-const FORGERIES: [Forgery; 14] = {
-    use Forgery::*;
-    [
-        Actor,
-        AnothersAuthor,
-        AnotherEntity,
-        SeqGap,
-        StartOp,
-        NegativeTime,
-        FutureTime,
-        Authority,
-        UnknownObject,
-        UnknownPredecessor,
-        IncrementsText,
-        MissingDependency,
-        Genesis,
-        Object,
-    ]
-};
+impl Forgery {
+    /// All but none.
+    const ALL: [Forgery; 15] = {
+        use Forgery::*;
+        [
+            Actor,
+            AnothersAuthor,
+            AnotherEntity,
+            SeqGap,
+            NoPredecessor,
+            StartOp,
+            NegativeTime,
+            FutureTime,
+            Authority,
+            UnknownObject,
+            UnknownPredecessor,
+            IncrementsText,
+            MissingDependency,
+            Genesis,
+            Object,
+        ]
+    };
+
+    /// Its class in reports.
+    fn class(self) -> &'static str {
+        match self {
+            Forgery::Nothing => "hostile: nothing",
+            Forgery::Actor => "hostile: forged actor",
+            Forgery::AnothersAuthor => "hostile: forged author",
+            Forgery::AnotherEntity => "hostile: replayed into another entity",
+            Forgery::SeqGap => "hostile: gap in a sequence",
+            Forgery::NoPredecessor => "hostile: no predecessor",
+            Forgery::StartOp => "hostile: counter at its limit",
+            Forgery::NegativeTime => "hostile: negative time",
+            Forgery::FutureTime => "hostile: future time",
+            Forgery::Authority => "hostile: forged authority",
+            Forgery::UnknownObject => "hostile: unknown object",
+            Forgery::UnknownPredecessor => "hostile: replaces what is unknown",
+            Forgery::IncrementsText => "hostile: increments a string",
+            Forgery::MissingDependency => "hostile: unknown dependency",
+            Forgery::Genesis => "hostile: forged genesis",
+            Forgery::Object => "hostile: makes an object",
+        }
+    }
+
+    /// Whether it comes after an honest change of the same author.
+    fn follows(self) -> bool {
+        matches!(self, Forgery::NoPredecessor | Forgery::IncrementsText)
+    }
+}
+
+/// A change that a stranger makes.
+struct Forged<'a> {
+    device: DeviceId,
+    key: &'a EntityKey,
+    forgery: Forgery,
+    tx: Option<TxMark>,
+    theme: String,
+    /// The change of the same author before it, and its number.
+    after: Option<(ChangeHash, u64)>,
+    /// Whether it deletes or revives, and replaces nothing.
+    deletes: Option<bool>,
+}
+
+impl<'a> Forged<'a> {
+    fn new(device: DeviceId, key: &'a EntityKey, forgery: Forgery) -> Self {
+        Self { device, key, forgery, tx: None, theme: "dark".into(), after: None, deletes: None }
+    }
+}
+
+/// Attacks of one step.
+const ATTACKS_PER_STEP: usize = 4;
+/// Devices that write one field at once.
+const WRITERS: usize = 1_000;
+/// Of so many attacks one is theirs.
+const WRITERS_ONCE_IN: usize = 12_000;
+/// Of the bytes at which a message can be cut, so many lie between two that are tried.
+const CUT_EVERY: usize = 16;
 
 impl Cluster {
-    /// One attack. Counts itself.
+    /// Some attacks, each on connections of its own. They count themselves.
     pub(crate) fn attack(&mut self, dice: &mut Dice) {
-        if self.relay.is_none() {
-            return;
+        for _ in 0..ATTACKS_PER_STEP {
+            if self.relay.is_none() {
+                return;
+            }
+            if dice.once_in(WRITERS_ONCE_IN) {
+                self.thousand_writers(dice);
+            }
+            match dice.roll(12) {
+                0 => self.speak_out_of_turn(dice),
+                1 => self.forge(dice),
+                2 => self.bring_anothers(dice),
+                3 => self.bring_back(dice),
+                4 => self.huge_message(dice),
+                5 => self.bomb(dice),
+                6 => self.overfill(dice),
+                7 => self.damaged_frames(dice),
+                8 => self.cut_frames(dice),
+                9 => self.flood(dice),
+                10 => self.revive_beside(dice),
+                _ => self.never_read(dice),
+            }
+            if dice.once_in(8) {
+                self.pretend(dice);
+            }
         }
-        let class = match dice.roll(9) {
-            0 => {
-                self.speak_out_of_turn(dice);
-                "hostile: out of turn"
-            }
-            1 | 2 => {
-                self.forge(dice);
-                "hostile: forged change"
-            }
-            3 => {
-                self.bring_anothers(dice);
-                "hostile: another's change"
-            }
-            4 => {
-                self.bring_back(dice);
-                "hostile: refused brought back"
-            }
-            5 => {
-                self.overfeed(dice);
-                "hostile: huge message"
-            }
-            6 => {
-                self.damaged_frames(dice);
-                "hostile: damaged frames"
-            }
-            7 => {
-                self.flood(dice);
-                "hostile: flood of connections"
-            }
-            _ => {
-                self.never_read(dice);
-                "hostile: never reads"
-            }
-        };
-        self.report.fault(class);
     }
 
     fn stranger(&mut self, dice: &mut Dice) -> (ConnId, DeviceId) {
@@ -151,6 +199,7 @@ impl Cluster {
     }
 
     fn speak_out_of_turn(&mut self, dice: &mut Dice) {
+        self.report.fault("hostile: out of turn");
         let (conn, _) = self.stranger(dice);
         let lies = Open {
             channel: CHANNEL,
@@ -163,15 +212,39 @@ impl Cluster {
             self.say(conn, lies);
             return;
         }
+        if dice.once_in(6) {
+            // Someone of another time.
+            let none_in_common = match dice.once_in(2) {
+                true => Hello { version_min: VERSION_MAX + 1, version_max: u16::MAX, ..self.hello() },
+                false => Hello { features_required: 1, ..self.hello() },
+            };
+            self.say(conn, none_in_common);
+            return;
+        }
         self.say(conn, self.hello());
         for _ in 0..1 + dice.roll(6) {
-            match dice.roll(8) {
+            match dice.roll(10) {
                 0 => self.say(conn, self.hello()),
                 1 => self.say(conn, lies.clone()),
                 2 => self.say(conn, Ack { channel: CHANNEL, unit_id: 1, seq: u64::MAX, refused: Vec::new() }),
                 3 => self.say(conn, sign_in(dice.word() as u32, Some("authority:99".into()))),
                 4 => self.say(conn, SignIn { workspace: "w".repeat(100_000), ..sign_in(CHANNEL, None) }),
                 5 => self.say(conn, Refresh { channel: CHANNEL, token: "writer:0".into() }),
+                7 => {
+                    // Two workspaces on one channel, a channel more than there may be.
+                    let expires = START_MS + self.time_ms + 3_600_000;
+                    let token = Some(format!("reader:{expires}"));
+                    self.say(conn, sign_in(CHANNEL, token.clone()));
+                    if dice.once_in(2) {
+                        self.say(conn, SignIn { workspace: "other".into(), ..sign_in(CHANNEL, token) });
+                    } else {
+                        (0..70).for_each(|channel| self.say(conn, sign_in(channel, token.clone())));
+                    }
+                }
+                8 => self.say(
+                    conn,
+                    Changes { channel: CHANNEL, unit_id: 1, sent: 0, unit: Unit { entities: Vec::new() } },
+                ),
                 // A kind that nobody knows, with and without the mark that it must be understood.
                 6 => self.send(conn, true, vec![250, dice.word() as u8 & 1, 1, 2, 3]),
                 _ => {
@@ -187,26 +260,81 @@ impl Cluster {
         EntityKey::new("preferences", format!("stranger-{:x}", dice.word() as u32)).expect("a name")
     }
 
+    /// One change of each forgery, each in an entity of its own, and an honest one.
     fn forge(&mut self, dice: &mut Dice) {
         let (conn, device) = self.insider(GrantRole::Writer, dice);
         let mut entities = Vec::new();
-        for _ in 0..1 + dice.roll(4) {
-            let forgery = *dice.pick(&FORGERIES);
+        for forgery in Forgery::ALL {
             let favourite = self.types[0].clone();
             let key = match forgery {
                 Forgery::Authority => EntityKey::new("exercise", "a").expect("a name"),
                 Forgery::AnotherEntity => EntityKey::new(favourite, "a").expect("a name"),
                 _ => self.own_key(dice),
             };
-            let (_, bytes) = self.change(device, &key, forgery, None);
-            entities.push(part(&key, vec![bytes]));
+            let mut forged = Forged::new(device, &key, forgery);
+            let mut made = Vec::new();
+            if forgery.follows() {
+                let (hash, bytes) = self.honest(device, &key);
+                forged.after = Some((hash, 1));
+                made.push(bytes);
+            }
+            made.push(self.change(&forged, dice).1);
+            entities.push(part(&key, made));
+            self.report.fault(forgery.class());
         }
         // The honest rest of the unit.
         let key = self.own_key(dice);
-        let (hash, bytes) = self.change(device, &key, Forgery::Nothing, None);
-        self.strangers.insert(hash, key.clone());
+        let bytes = self.honest(device, &key).1;
         entities.push(part(&key, vec![bytes]));
+        dice.shuffle(&mut entities);
         self.say(conn, changes(1, entities));
+    }
+
+    /// A change within a stranger's rights.
+    fn honest(&mut self, device: DeviceId, key: &EntityKey) -> (ChangeHash, Vec<u8>) {
+        let (hash, bytes) = self.change(&Forged::new(device, key, Forgery::Nothing), &mut Dice(0));
+        self.strangers.insert(hash, key.clone());
+        (hash, bytes)
+    }
+
+    /// Someone who may only read writes.
+    fn pretend(&mut self, dice: &mut Dice) {
+        self.report.fault("hostile: reader pretends");
+        let (conn, device) = self.insider(GrantRole::Reader, dice);
+        let key = self.own_key(dice);
+        let bytes = self.change(&Forged::new(device, &key, Forgery::Nothing), dice).1;
+        self.say(conn, changes(1, vec![part(&key, vec![bytes])]));
+    }
+
+    /// Takes a deletion back that it has seen, and leaves it where it stands.
+    fn revive_beside(&mut self, dice: &mut Dice) {
+        self.report.fault("hostile: revives beside a deletion");
+        let (conn, device) = self.insider(GrantRole::Writer, dice);
+        let key = self.own_key(dice);
+        let (mut after, mut made) = (None, Vec::new());
+        for deletes in [None, Some(true), Some(false)] {
+            let forged = Forged { after, deletes, ..Forged::new(device, &key, Forgery::Nothing) };
+            let (hash, bytes) = self.change(&forged, dice);
+            self.strangers.insert(hash, key.clone());
+            after = Some((hash, made.len() as u64 + 1));
+            made.push(bytes);
+        }
+        self.say(conn, changes(1, vec![part(&key, made)]));
+    }
+
+    /// A thousand devices write one field, and none has seen another's value.
+    fn thousand_writers(&mut self, dice: &mut Dice) {
+        let key = self.own_key(dice);
+        for number in 0..WRITERS {
+            self.report.fault("hostile: one of a thousand writers");
+            let (conn, device) = self.insider(GrantRole::Writer, dice);
+            let mut forged = Forged::new(device, &key, Forgery::Nothing);
+            forged.theme = format!("theme {number}");
+            let (hash, bytes) = self.change(&forged, dice);
+            self.strangers.insert(hash, key.clone());
+            self.say(conn, changes(1, vec![part(&key, vec![bytes])]));
+            self.at(self.time_ms + 5_000, Event::Notice { conn, relay: true });
+        }
     }
 
     /// Changes of honest devices, as they were and put into other entities.
@@ -215,6 +343,7 @@ impl Cluster {
         if count == 0 {
             return;
         }
+        self.report.fault("hostile: another's change");
         // An authority or an admin would be within its rights.
         let role = *dice.pick(&[GrantRole::Writer, GrantRole::Reader]);
         let (conn, _) = self.insider(role, dice);
@@ -233,54 +362,88 @@ impl Cluster {
         self.say(conn, changes(1, entities));
     }
 
-    /// Half a transaction is refused for good. It must stay so when it comes back whole.
+    /// Half a transaction is refused for good. It must stay so when it comes back whole, whoever
+    /// brings it.
     fn bring_back(&mut self, dice: &mut Dice) {
+        self.report.fault("hostile: refused brought back");
         let (conn, device) = self.insider(GrantRole::Writer, dice);
-        let tx = TxMark { id: [dice.word() as u8; 16], members: 2 };
-        let (first, second) = (self.own_key(dice), self.own_key(dice));
-        let half = part(&first, vec![self.change(device, &first, Forgery::Nothing, Some(tx)).1]);
-        let other = part(&second, vec![self.change(device, &second, Forgery::Nothing, Some(tx)).1]);
-        self.say(conn, changes(1, vec![half.clone()]));
-        self.say(conn, changes(2, vec![half, other]));
+        let tx = TxMark { id: dice.word().to_be_bytes().repeat(2).try_into().expect("16 bytes"), members: 2 };
+        let keys = [self.own_key(dice), self.own_key(dice)];
+        let mut parts = Vec::new();
+        for key in &keys {
+            let forged = Forged { tx: Some(tx), ..Forged::new(device, key, Forgery::Nothing) };
+            let (hash, bytes) = self.change(&forged, dice);
+            // Should the third device be first, it is whole, and within its rights.
+            self.strangers.insert(hash, key.clone());
+            parts.push(part(key, vec![bytes]));
+        }
+        self.say(conn, changes(1, parts[..1].to_vec()));
+        self.say(conn, changes(2, parts.clone()));
+        let (third, _) = self.insider(*dice.pick(&[GrantRole::Writer, GrantRole::Authority]), dice);
+        self.say(third, changes(1, parts));
     }
 
-    fn overfeed(&mut self, dice: &mut Dice) {
+    fn huge_message(&mut self, dice: &mut Dice) {
+        self.report.fault("hostile: huge message");
+        let (conn, _) = self.insider(GrantRole::Writer, dice);
+        self.send(conn, true, vec![dice.word() as u8; 10 * 1024 * 1024]);
+    }
+
+    /// Few bytes that say that they are many: kind 5, compressed.
+    fn bomb(&mut self, dice: &mut Dice) {
+        self.report.fault("hostile: decompression bomb");
+        let (conn, _) = self.insider(GrantRole::Writer, dice);
+        let announced = *dice.pick(&[0x7fff_ffffu32, 0x00ff_ffff, 1 << 23, u32::MAX]);
+        let mut bomb = vec![5, 3];
+        bomb.extend([0x28, 0xb5, 0x2f, 0xfd, 0xa0]);
+        bomb.extend(announced.to_le_bytes());
+        bomb.extend((0..200).flat_map(|_| [0x02, 0x00, 0x10, 0x00]));
+        self.send(conn, true, bomb);
+    }
+
+    /// More entities than a unit may have.
+    fn overfill(&mut self, dice: &mut Dice) {
+        self.report.fault("hostile: too much in a unit");
         let (conn, device) = self.insider(GrantRole::Writer, dice);
-        match dice.roll(3) {
-            0 => self.send(conn, true, vec![dice.word() as u8; 10 * 1024 * 1024]),
-            1 => {
-                // Few bytes that say that they are many: kind 5, compressed.
-                let mut bomb = vec![5, 3];
-                bomb.extend([0x28, 0xb5, 0x2f, 0xfd, 0xa0, 0xff, 0xff, 0xff, 0x7f]);
-                bomb.extend((0..200).flat_map(|_| [0x02, 0x00, 0x10, 0x00]));
-                self.send(conn, true, bomb);
-            }
-            _ => {
-                let key = self.own_key(dice);
-                let bytes = self.change(device, &key, Forgery::SeqGap, None).1;
-                let many = (0..2_000).map(|_| part(&key, vec![bytes.clone()])).collect();
-                self.say(conn, changes(1, many));
-            }
-        }
+        let key = self.own_key(dice);
+        let bytes = self.change(&Forged::new(device, &key, Forgery::SeqGap), dice).1;
+        let many = (0..2_000).map(|_| part(&key, vec![bytes.clone()])).collect();
+        self.say(conn, changes(1, many));
+    }
+
+    /// A message within a stranger's rights, in bytes.
+    fn message(&mut self, device: DeviceId, dice: &mut Dice) -> Vec<u8> {
+        let key = self.own_key(dice);
+        let bytes = self.honest(device, &key).1;
+        Message::from(changes(1, vec![part(&key, vec![bytes])])).encode()
     }
 
     fn damaged_frames(&mut self, dice: &mut Dice) {
-        for _ in 0..4 {
+        self.report.fault("hostile: damaged frame");
+        let (conn, device) = self.insider(GrantRole::Writer, dice);
+        let mut message = self.message(device, dice);
+        damage(&mut message, dice);
+        self.send(conn, true, message);
+    }
+
+    /// One message, cut at many of its bytes; over some attacks at every one.
+    fn cut_frames(&mut self, dice: &mut Dice) {
+        let mut at = dice.roll(CUT_EVERY);
+        loop {
             let (conn, device) = self.insider(GrantRole::Writer, dice);
-            let key = self.own_key(dice);
-            let (hash, bytes) = self.change(device, &key, Forgery::Nothing, None);
-            self.strangers.insert(hash, key.clone());
-            let mut message = Message::from(changes(1, vec![part(&key, vec![bytes])])).encode();
-            if dice.once_in(2) {
-                message.truncate(dice.roll(message.len()));
-            } else {
-                damage(&mut message, dice);
+            let mut message = self.message(device, dice);
+            if at >= message.len() {
+                return;
             }
+            message.truncate(at);
+            self.report.fault("hostile: cut frame");
             self.send(conn, true, message);
+            at += CUT_EVERY;
         }
     }
 
     fn flood(&mut self, dice: &mut Dice) {
+        self.report.fault("hostile: flood of connections");
         for _ in 0..30 + dice.roll(70) {
             let (conn, _) = self.stranger(dice);
             if dice.once_in(2) {
@@ -291,22 +454,25 @@ impl Cluster {
 
     /// Asks for everything, many times, and reads nothing.
     fn never_read(&mut self, dice: &mut Dice) {
+        self.report.fault("hostile: never reads");
         let (conn, _) = self.insider(GrantRole::Reader, dice);
         if let Some(link) = self.links.get_mut(&conn) {
             link.deaf = true;
+        }
+        if dice.once_in(10) {
+            // More answers than any connection may leave unread.
+            for unit_id in 0..1_200 {
+                self.say(conn, changes(unit_id, Vec::new()));
+            }
         }
         for _ in 0..20 + dice.roll(200) {
             self.say(conn, Open { channel: CHANNEL, epoch: [0; 16], cursor: 0, digest: [0; 32], full: true });
         }
     }
 
-    fn change(
-        &self,
-        device: DeviceId,
-        key: &EntityKey,
-        forgery: Forgery,
-        tx: Option<TxMark>,
-    ) -> (ChangeHash, Vec<u8>) {
+    fn change(&self, forged: &Forged<'_>, dice: &mut Dice) -> (ChangeHash, Vec<u8>) {
+        let Forged { device, key, forgery, tx, theme, after, deletes } = forged;
+        let (device, forgery) = (*device, *forgery);
         let honest = self.devices[0].config.device;
         let author = Author {
             device: if forgery == Forgery::AnothersAuthor { honest } else { device },
@@ -319,19 +485,21 @@ impl Cluster {
             _ => author.actor(&Self::workspace(), place),
         };
         let wall = START_MS + self.time_ms;
-        let future = if forgery == Forgery::FutureTime { 3_600_000 } else { 0 };
         let time = match forgery {
-            Forgery::NegativeTime => -5,
+            Forgery::NegativeTime => *dice.pick(&[-1, -5, i64::MIN]),
+            Forgery::FutureTime if dice.once_in(2) => i64::MAX,
+            Forgery::FutureTime => Hlc::from_wall(WallMs(wall + 3_600_000)).to_change_time(),
             Forgery::Genesis => 0,
-            _ => Hlc::from_wall(WallMs(wall + future)).to_change_time(),
+            _ => Hlc::from_wall(WallMs(wall)).to_change_time(),
         };
         let unknown = OpId::new(1, &ActorId::from([9; 16]));
         let (action, field) = match forgery {
+            _ if deletes.is_some() => (OpType::Put(ScalarValue::Boolean(*deletes == Some(true))), TOMBSTONE),
             Forgery::IncrementsText => (OpType::Increment(1), "theme"),
             Forgery::Genesis => (OpType::Make(automerge::ObjType::Text), "theme"),
             Forgery::Object => (OpType::Make(automerge::ObjType::Map), "theme"),
             Forgery::Authority => (OpType::Put(ScalarValue::Str("mine".into())), "name"),
-            _ => (OpType::Put(ScalarValue::Str("dark".into())), "theme"),
+            _ => (OpType::Put(ScalarValue::Str(theme.as_str().into())), "theme"),
         };
         let op = automerge::legacy::Op {
             action,
@@ -341,10 +509,16 @@ impl Cluster {
             },
             key: Key::Map(field.into()),
             pred: match forgery {
-                Forgery::UnknownPredecessor | Forgery::IncrementsText => SortedVec::from(vec![unknown]),
+                Forgery::UnknownPredecessor => SortedVec::from(vec![unknown]),
+                // What the change before it wrote.
+                _ if after.is_some() && deletes.is_none() => SortedVec::from(vec![OpId::new(1, &actor)]),
                 _ => SortedVec::new(),
             },
             insert: false,
+        };
+        let start_op = match forgery {
+            Forgery::StartOp => *dice.pick(&[OP_COUNTER_MAX, u64::from(u32::MAX), 1 << 33, u64::MAX]),
+            _ => after.map_or(1, |(_, number)| number + 1),
         };
         let bytes = author.to_bytes();
         let role = if forgery == Forgery::Authority { Role::Authority } else { Role::Device };
@@ -352,14 +526,19 @@ impl Cluster {
             operations: vec![op],
             actor_id: actor,
             hash: None,
-            seq: if forgery == Forgery::SeqGap { 3 } else { 1 },
-            start_op: NonZeroU64::new(if forgery == Forgery::StartOp { 1 << 33 } else { 1 })
-                .expect("not zero"),
+            seq: match forgery {
+                Forgery::SeqGap => *dice.pick(&[3, 4, u64::MAX]),
+                _ => after.map_or(1, |(_, number)| number + 1),
+            },
+            start_op: NonZeroU64::new(start_op).expect("not zero"),
             time,
-            message: (forgery != Forgery::Genesis).then(|| Note { role, tx, ..Note::default() }.to_message()),
+            message: (forgery != Forgery::Genesis).then(|| {
+                Note { role, tx: *tx, revives: *deletes == Some(false), ..Note::default() }.to_message()
+            }),
             deps: match forgery {
                 Forgery::MissingDependency => vec![ChangeHash([3; 32])],
-                _ => Vec::new(),
+                Forgery::NoPredecessor => Vec::new(),
+                _ => after.iter().map(|(hash, _)| *hash).collect(),
             },
             extra_bytes: [&[1, bytes.len() as u8][..], &bytes].concat(),
             author: None,

@@ -125,6 +125,10 @@ impl Ledger {
                     }
                 }
                 Noted::Refused { .. } => {}
+                Noted::Half { commit, found, members } => self.wrong.push(format!(
+                    "commit {} of device {device} has {found} of a transaction's {members} entities",
+                    commit.0
+                )),
             }
         }
     }

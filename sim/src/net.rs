@@ -64,6 +64,12 @@ pub(crate) struct Link {
     pub(crate) broken: bool,
     /// Its other end reads nothing.
     pub(crate) deaf: bool,
+    /// The next message on it is damaged.
+    pub(crate) damages: bool,
+    /// It breaks behind the next message to the relay, which arrives late.
+    pub(crate) lingers: bool,
+    /// Until when nothing that is under way to the relay arrives.
+    pub(crate) late_ms: u64,
     /// Which ends have noticed: the device's, the relay's.
     pub(crate) ended: [bool; 2],
     /// Which of its device's links it is.
@@ -80,6 +86,9 @@ impl Link {
             dice,
             broken: false,
             deaf: false,
+            damages: false,
+            lingers: false,
+            late_ms: 0,
             ended: [false; 2],
             number,
         }

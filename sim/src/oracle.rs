@@ -6,6 +6,7 @@
 //! bounded number of events, or something is stuck.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use anabranch_core::admission::Judge;
 use anabranch_core::change::{Change, Role};
@@ -15,7 +16,7 @@ use anabranch_core::id::{EntityHash, EntityKey};
 use anabranch_core::intent::Intent;
 use anabranch_core::replica::{Held, version_token};
 use anabranch_core::rows::ConflictRecord;
-use anabranch_core::schema::{EntityType, FieldKind};
+use anabranch_core::schema::{EntityType, FieldKind, Schema};
 use anabranch_core::wire::{FeedBody, GrantRole};
 use automerge::ChangeHash;
 use serde_json::Value as Json;
@@ -53,9 +54,14 @@ impl Cluster {
             device.full_until_ms = 0;
             device.stale_tokens = 0;
             device.away = false;
+            device.doomed = false;
             device.disk.set_full(false);
         }
         self.relay_disk.set_full(false);
+        self.relay_doomed = false;
+        for link in self.links.values_mut() {
+            (link.damages, link.lingers) = (false, false);
+        }
         let strangers: Vec<_> = self.strangers_links();
         for conn in strangers {
             self.cut_off(conn);
@@ -169,6 +175,7 @@ impl Cluster {
     pub(crate) fn check(&mut self) {
         let Some(log) = self.audit() else { return };
         let entities = self.read_feed(&log);
+        self.read_inboxes();
         let admitted: BTreeSet<ChangeHash> =
             entities.values().flat_map(|entity| &entity.changes).map(Change::hash).collect();
         let salvages = self.check_salvage(&admitted);
@@ -409,6 +416,7 @@ impl Cluster {
             // What strangers do within their rights has no user whom the model could ask, and it
             // tells items of sequences apart by what they are.
             self.check_orders(key, &ty, &entity, admitted);
+            self.check_devices(key, &entity, salvages);
             return Some(entity.heads());
         }
         match self.model(&ty, &entity, &admitted.changes) {
@@ -425,24 +433,59 @@ impl Cluster {
             Err(wrong) => self.wrong(format!("{key}: {wrong}")),
         }
         self.check_orders(key, &ty, &entity, admitted);
+        self.check_devices(key, &entity, salvages);
+        Some(entity.heads())
+    }
+
+    fn read_inboxes(&mut self) {
+        self.inboxes = self
+            .devices
+            .iter()
+            .map(|device| {
+                let mut inbox: BTreeMap<EntityKey, Vec<ConflictRecord>> = BTreeMap::new();
+                for (key, conflict) in device.rows().conflicts().unwrap_or_default() {
+                    inbox.entry(key).or_default().push(conflict);
+                }
+                inbox
+            })
+            .collect();
+    }
+
+    /// What each device shows of an entity is what it is, with what the device holds beyond the relay.
+    fn check_devices(&mut self, key: &EntityKey, entity: &Entity, salvages: &[Salvage]) {
+        // As each of the two schemas shows it.
+        let ty = |schema: &Schema| schema.types.get(key.type_name()).cloned();
+        let rows = self.schemas.each_ref().map(|(schema, _)| ty(schema).map(|ty| entity.row(&ty)));
+        let version = version_token(&entity.heads());
+        let place = EntityHash::of(&Self::workspace(), key);
         for device in 0..self.devices.len() {
-            let beyond = salvages.get(device).and_then(|s| s.get(&EntityHash::of(&Self::workspace(), key)));
-            let more: Vec<Change> = beyond
-                .into_iter()
-                .flat_map(Beyond::changes)
-                .filter_map(|hash| self.ledger.sent.get(&hash).map(|(_, change)| change.clone()))
-                .collect();
-            let mut shown = entity.clone();
-            shown.receive(more, Some(&ty), Judge::Admitted, false);
-            if beyond.is_some_and(|beyond| !beyond.changes().all(|hash| shown.headers().contains(&hash))) {
-                // Something in it was never seen to leave a device.
-                continue;
-            }
-            if let Err(wrong) = self.check_device(device, key, &shown) {
+            let this = &self.devices[device];
+            let Some(ty) = this.ty(key).filter(|_| !this.absent) else { continue };
+            let checked = match salvages.get(device).and_then(|salvage| salvage.get(&place)) {
+                None => {
+                    let newer = Arc::ptr_eq(&this.config.schema, &self.schemas[1].0);
+                    let Some(row) = &rows[usize::from(newer)] else { continue };
+                    self.check_device(device, key, row, &version)
+                }
+                Some(beyond) => {
+                    let Some(shown) = self.with_more(entity, ty, beyond) else { continue };
+                    self.check_device(device, key, &shown.row(ty), &version_token(&shown.heads()))
+                }
+            };
+            if let Err(wrong) = checked {
                 self.wrong(format!("{key} on device {device}: {wrong}"));
             }
         }
-        Some(entity.heads())
+    }
+
+    /// An entity with what a device holds beyond the relay; none if something in that was never seen to
+    /// leave a device.
+    fn with_more(&self, entity: &Entity, ty: &EntityType, beyond: &Beyond) -> Option<Entity> {
+        let sent = |hash| self.ledger.sent.get(&hash).map(|(_, change)| change.clone());
+        let more: Vec<Change> = beyond.changes().filter_map(sent).collect();
+        let mut shown = entity.clone();
+        shown.receive(more, Some(ty), Judge::Admitted, false);
+        beyond.changes().all(|hash| shown.headers().contains(&hash)).then_some(shown)
     }
 
     /// The reference model's log of an entity, from what users meant.
@@ -603,10 +646,8 @@ impl Cluster {
     }
 
     /// What a device shows of an entity is what it is.
-    fn check_device(&self, device: usize, key: &EntityKey, entity: &Entity) -> Result<(), String> {
+    fn check_device(&self, device: usize, key: &EntityKey, row: &Row, version: &str) -> Result<(), String> {
         let this = &self.devices[device];
-        let Some(ty) = this.ty(key).filter(|_| !this.absent) else { return Ok(()) };
-        let row: Row = entity.row(ty);
         let record = this.rows().get(key).map_err(|error| error.to_string())?;
         let Some(record) = record else { return Err("it is missing".into()) };
         if record.deleted != row.deleted {
@@ -617,15 +658,10 @@ impl Cluster {
                 return Err(format!("{name} shows {:?}, it is {value}", record.fields.get(name)));
             }
         }
-        if record.version != version_token(&entity.heads()) {
+        if record.version != version {
             return Err("it has another version".into());
         }
-        let shown = this.rows().conflicts().map_err(|error| error.to_string())?;
-        let shown: Vec<_> = shown
-            .into_iter()
-            .filter(|(entity, _)| entity == key)
-            .map(|(_, conflict)| told(&conflict))
-            .collect();
+        let shown: Vec<_> = self.inboxes[device].get(key).into_iter().flatten().map(told).collect();
         let wanted: Vec<_> = row.conflicts.iter().map(meant).collect();
         if shown != wanted {
             return Err(format!("its inbox has {shown:?}, it must have {wanted:?}"));

@@ -23,6 +23,8 @@ pub enum Fault {
     Slow,
     /// A device loses power.
     Crash,
+    /// A device loses power, and its disk keeps half of a batch.
+    Torn,
     /// The relay loses power.
     CrashRelay,
     /// A device's disk is full.
@@ -49,7 +51,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 17] = {
+    pub const ALL: [Fault; 18] = {
         use Fault::*;
         [
             Partition,
@@ -58,6 +60,7 @@ impl Fault {
             Damage,
             Slow,
             Crash,
+            Torn,
             CrashRelay,
             Full,
             Restore,
@@ -81,6 +84,7 @@ impl Fault {
             Fault::Damage => "damage",
             Fault::Slow => "slow",
             Fault::Crash => "crash",
+            Fault::Torn => "torn",
             Fault::CrashRelay => "crash-relay",
             Fault::Full => "full",
             Fault::Restore => "restore",
@@ -108,11 +112,11 @@ impl Fault {
     /// How often it is chosen, beside the others.
     fn weight(self) -> usize {
         match self {
-            Fault::Cut => 8,
-            Fault::Crash | Fault::Partition | Fault::OneWay | Fault::Damage | Fault::Forbidden => 4,
-            Fault::Hostile => 6,
-            Fault::Drift | Fault::Schema | Fault::RestoreRelay => 1,
-            _ => 2,
+            Fault::Hostile => 8,
+            Fault::Crash => 6,
+            Fault::Cut | Fault::Damage | Fault::Schema | Fault::Restore => 4,
+            Fault::Months | Fault::Expiry | Fault::Jump | Fault::Drift | Fault::Full | Fault::Torn => 2,
+            _ => 3,
         }
     }
 }
@@ -155,6 +159,9 @@ pub struct Step {
     pub dice: u64,
 }
 
+/// Most devices of a run.
+const DEVICES_MAX: usize = 10_000;
+
 /// What a run is made from.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -168,6 +175,9 @@ pub struct Options {
     pub only: Option<BTreeSet<usize>>,
     /// Devices that are never there.
     pub absent: BTreeSet<usize>,
+    /// Whether documents have light bodies, so that thousands of devices fit. Needs the feature
+    /// `fast`.
+    pub fast: bool,
     /// Whether to write down all that happens.
     pub trace: bool,
 }
@@ -180,6 +190,7 @@ impl Default for Options {
             faults: Fault::usual(),
             only: None,
             absent: BTreeSet::new(),
+            fast: false,
             trace: false,
         }
     }
@@ -206,7 +217,7 @@ impl Plan {
             4..=12 => 6 + dice.roll(5),
             _ => 2 + dice.roll(4),
         };
-        let devices = options.devices.unwrap_or(drawn).clamp(2, 250);
+        let devices = options.devices.unwrap_or(drawn).clamp(2, DEVICES_MAX);
         let steps = options.steps.unwrap_or(120 + 12 * devices.min(60) + dice.roll(200));
         // A device and the relay that both go back don't learn of it from each other, which is known to go
         // wrong. With everything else that is left out; it can be asked for with less.
@@ -239,8 +250,8 @@ impl Plan {
                         31..=33 => Act::Resolve,
                         34..=35 => Act::OpenForm,
                         36 => Act::Retry,
-                        37 => Act::Backup,
-                        38 => Act::BackupRelay,
+                        37 => *dice.pick(&[Act::Backup, Act::BackupRelay]),
+                        38 => Act::Backup,
                         _ => Act::Confirm,
                     }
                 };

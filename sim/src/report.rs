@@ -10,6 +10,9 @@ pub struct Report {
     pub faults: BTreeMap<&'static str, u64>,
     /// Everything else that was counted.
     pub counts: BTreeMap<&'static str, u64>,
+    /// Branches of the policies and machines, and how often each was reached. Only with the feature
+    /// `marks`.
+    pub reached: BTreeMap<&'static str, u64>,
     /// The largest of what was measured.
     pub peaks: BTreeMap<&'static str, u64>,
 }
@@ -49,6 +52,9 @@ impl Report {
         for (what, times) in &other.counts {
             *self.counts.entry(what).or_default() += times;
         }
+        for (what, times) in &other.reached {
+            *self.reached.entry(what).or_default() += times;
+        }
         for (what, value) in &other.peaks {
             self.peak(what, *value);
         }
@@ -62,7 +68,8 @@ impl fmt::Display for Report {
             parts.join(", ")
         };
         writeln!(f, "{}", list(&self.counts))?;
-        writeln!(f, "{} faults: {}", self.all_faults(), list(&self.faults))?;
-        write!(f, "at most: {}", list(&self.peaks))
+        writeln!(f, "at most: {}", list(&self.peaks))?;
+        writeln!(f, "{} faults:", self.all_faults())?;
+        self.faults.iter().try_for_each(|(class, times)| writeln!(f, "  {times:>9} {class}"))
     }
 }

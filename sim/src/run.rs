@@ -42,6 +42,11 @@ pub fn keep_panics() {
 /// Runs the plan that follows from a seed. The same seed and options give the same outcome, to
 /// the byte.
 pub fn run(seed: u64, options: &Options) -> Outcome {
+    #[cfg(feature = "fast")]
+    anabranch_core::entity::set_light_bodies(options.fast);
+    // What another run of this thread reached is its own.
+    #[cfg(feature = "marks")]
+    anabranch_core::reached::take();
     let plan = Plan::new(seed, options);
     let (devices, steps) = (plan.devices, plan.steps.len());
     let mut cluster = None;
@@ -73,6 +78,11 @@ pub fn run(seed: u64, options: &Options) -> Outcome {
     if let Some(mut cluster) = cluster {
         outcome.wrong.append(&mut cluster.ledger.wrong);
         outcome.report = std::mem::take(&mut cluster.report);
+        #[cfg(feature = "marks")]
+        outcome
+            .report
+            .reached
+            .extend(anabranch_core::reached::take().into_iter().map(|(mark, n)| (mark.what(), n)));
         outcome.report.count("events", cluster.events);
         outcome.report.count("runs", 1);
         outcome.report.count("devices", devices as u64);

@@ -25,6 +25,19 @@ fn the_same_seed_tells_the_same_to_the_byte() {
     assert_ne!(first.trace, run(4, &options).trace);
 }
 
+/// Light bodies change nothing that can be seen.
+#[cfg(feature = "fast")]
+#[test]
+fn both_tiers_tell_the_same_to_the_byte() {
+    for seed in 0..6 {
+        let options = Options { trace: true, ..short() };
+        let (real, light) = (run(seed, &options), run(seed, &Options { fast: true, ..options.clone() }));
+        assert_eq!(real.trace, light.trace, "seed {seed}");
+        assert_eq!(real.report, light.report, "seed {seed}");
+        assert!(light.wrong.is_empty(), "seed {seed}: {:#?}", light.wrong);
+    }
+}
+
 #[test]
 fn every_class_of_faults_is_injected() {
     let mut faults = std::collections::BTreeMap::new();

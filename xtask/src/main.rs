@@ -55,11 +55,14 @@ fn fuzz(minutes: u64, engine: Option<fuzz::Engine>) -> ExitCode {
 
 fn sim(args: &[String]) -> ExitCode {
     let mut cargo = vec!["run", "--quiet", "--release", "--locked", "--package", "anabranch-sim"];
-    cargo.extend(["--example", "sim"]);
-    if args.iter().any(|arg| arg == "--mutate") {
-        cargo.extend(["--features", "mutations"]);
-    }
-    cargo.push("--");
+    let mutates = args.iter().any(|arg| arg == "--mutate");
+    cargo.extend([
+        "--example",
+        "sim",
+        "--features",
+        if mutates { "fast,marks,mutations" } else { "fast,marks" },
+        "--",
+    ]);
     let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(cargo)
         .args(args)

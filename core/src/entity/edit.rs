@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use automerge::transaction::{CommitOptions, Transactable, Transaction};
-use automerge::{ActorId, Author as DocAuthor, ChangeHash, ObjId, PatchLog, ROOT, ReadDoc, ScalarValue};
+use automerge::{ChangeHash, ObjId, ROOT, ScalarValue};
 use serde_json::Value as Json;
 
 use super::Entity;
+use super::document::{Commit, Step};
 use super::resolve::{Candidate, Life, Reader, compare_numbers, register_key};
 use crate::admission::{INCREMENT_MAX, derived_actor};
 use crate::change::{CHANGE_BYTES_MAX, Change, Note, Origin, Role, TxMark};
@@ -86,43 +86,6 @@ fn invalid<T>(message: impl Into<String>) -> Result<T, EditError> {
     Err(EditError::Validation(message.into()))
 }
 
-/// One operation, decided before the transaction opens.
-enum Step {
-    /// Write a register or a map's entry: `fresh` removes what is there first, so that the
-    /// write carries a new time even where the value stays.
-    Put {
-        obj: ObjId,
-        key: String,
-        value: ScalarValue,
-        fresh: bool,
-    },
-    Remove {
-        obj: ObjId,
-        key: String,
-    },
-    Increment {
-        key: String,
-        by: i64,
-    },
-    /// Insert items; none as position appends.
-    Insert {
-        obj: ObjId,
-        at: Option<usize>,
-        items: Vec<ScalarValue>,
-    },
-    RemoveItems {
-        obj: ObjId,
-        at: usize,
-        count: usize,
-    },
-    Splice {
-        obj: ObjId,
-        at: usize,
-        delete: usize,
-        insert: String,
-    },
-}
-
 impl Entity {
     /// Makes one change of the intents, or none where nothing would change. The change is in
     /// the document and the header index when this returns.
@@ -182,8 +145,7 @@ impl Entity {
                 continue;
             }
             if let Some(genesis) = self.genesis.get(name) {
-                let applied = self.doc.apply_changes([genesis.change().clone()]);
-                applied.map_err(|error| EditError::Document(error.to_string()))?;
+                self.doc.apply(vec![genesis.change().clone()]).map_err(EditError::Document)?;
                 self.begun.insert(name.to_owned());
             }
         }
@@ -196,13 +158,17 @@ impl Entity {
             .iter()
             .filter_map(Intent::field)
             .filter_map(|field| self.genesis.get(field.split('.').next().unwrap_or(field)))
-            .filter(|genesis| !matches!(self.doc.get_at(ROOT, &*genesis.field, &base), Ok(Some(_))))
+            .filter(|genesis| !self.is_begun_at(&genesis.field, &base))
             .map(|genesis| genesis.hash)
             .collect();
         missing.sort_unstable();
         missing.dedup();
         base.extend(missing);
         base
+    }
+
+    fn is_begun_at(&self, field: &str, at: &[ChangeHash]) -> bool {
+        self.doc.container(field, Some(at)).is_some() || self.doc.value(field, Some(at)).is_some()
     }
 
     /// A version that names the newest change of the actor that will write the edit, where it
@@ -288,9 +254,16 @@ impl Entity {
         match reader.life() {
             Life::Alive => Ok(()),
             // Deleting again confirms a deletion that swallowed edits.
-            Life::Deleted { lost, .. } if deletes && !lost.is_empty() => Ok(()),
-            Life::Deleted { .. } if revives => Ok(()),
+            Life::Deleted { lost, .. } if deletes && !lost.is_empty() => {
+                reached!(DeleteAgain);
+                Ok(())
+            }
+            Life::Deleted { .. } if revives => {
+                reached!(WriteRevives);
+                Ok(())
+            }
             Life::Deleted { .. } => {
+                reached!(WriteDeleted);
                 Err(EditError::NotFound(format!("{} is deleted; revive it to edit it", self.key)))
             }
         }
@@ -304,30 +277,15 @@ impl Entity {
         time: Hlc,
         steps: Vec<Step>,
     ) -> Result<Change, EditError> {
-        let document = |error: automerge::AutomergeError| EditError::Document(error.to_string());
-        let actor: ActorId = author.actor(&self.workspace, &self.key);
-        self.doc.set_author(Some(DocAuthor::from(author.to_bytes())));
-        self.doc.set_actor(actor);
-        let before = self.doc.get_heads();
-        let mut tx = match at {
-            Some(heads) => self
-                .doc
-                .transaction_at(PatchLog::inactive(), heads)
-                .map_err(|error| EditError::Document(error.to_string()))?,
-            None => self.doc.transaction(),
+        let before = self.doc.heads();
+        let commit = Commit {
+            actor: author.actor(&self.workspace, &self.key),
+            author: author.to_bytes(),
+            at,
+            message: note.to_message(),
+            time: time.to_change_time(),
         };
-        for step in steps {
-            if let Err(error) = step.carry_out(&mut tx) {
-                tx.rollback();
-                return Err(document(error));
-            }
-        }
-        let options =
-            CommitOptions::default().with_message(note.to_message()).with_time(time.to_change_time());
-        let (hash, _) = tx.commit_with(options);
-        let raw = hash
-            .and_then(|hash| self.doc.get_change_by_hash(&hash))
-            .ok_or_else(|| EditError::Document("nothing was changed".into()))?;
+        let raw = self.doc.commit(commit, steps).map_err(EditError::Document)?;
         let bytes = raw.raw_bytes().len();
         let change = if bytes > CHANGE_BYTES_MAX {
             Err(EditError::TooLarge { bytes })
@@ -338,37 +296,6 @@ impl Entity {
             self.restore(&before).map_err(|error| EditError::Document(error.to_string()))?;
         }
         change
-    }
-}
-
-impl Step {
-    fn carry_out(self, tx: &mut Transaction<'_>) -> Result<(), automerge::AutomergeError> {
-        match self {
-            Step::Put { obj, key, value, fresh } => {
-                if fresh {
-                    tx.delete(&obj, &*key)?;
-                }
-                tx.put(&obj, &*key, value)
-            }
-            Step::Remove { obj, key } => tx.delete(&obj, &*key),
-            Step::Increment { key, by } => tx.increment(ROOT, &*key, by),
-            Step::Insert { obj, at, items } => {
-                let start = at.unwrap_or_else(|| tx.length(&obj));
-                for (offset, item) in items.into_iter().enumerate() {
-                    tx.insert(&obj, start + offset, item)?;
-                }
-                Ok(())
-            }
-            Step::RemoveItems { obj, at, count } => {
-                for _ in 0..count {
-                    tx.delete(&obj, at)?;
-                }
-                Ok(())
-            }
-            Step::Splice { obj, at, delete, insert } => {
-                tx.splice_text(&obj, at, isize::try_from(delete).unwrap_or(isize::MAX), &insert)
-            }
-        }
     }
 }
 
@@ -490,6 +417,7 @@ impl<'a> Plan<'a> {
         };
         let reference = field.policy == Policy::ServerOnly || ty.is_server_only();
         if self.context.checked && reference && self.context.role != Role::Authority {
+            reached!(WriteReference);
             return invalid(format!("{}.{name} is reference data: only an authority writes it", ty.name));
         }
         Ok(field)
@@ -505,10 +433,8 @@ impl<'a> Plan<'a> {
 
     fn container(&self, field: &Field) -> Result<ObjId, EditError> {
         // Not through the reader: a container begins with this edit where it was not there.
-        match self.reader.doc.get(ROOT, &*field.name) {
-            Ok(Some((automerge::Value::Object(_), id))) => Ok(id),
-            _ => Err(EditError::Document(format!("{} has no container", field.name))),
-        }
+        let found = self.reader.doc.container(&field.name, None);
+        found.ok_or_else(|| EditError::Document(format!("{} has no container", field.name)))
     }
 
     fn set(&mut self, name: &str, value: &Json) -> Result<(), EditError> {
@@ -550,7 +476,13 @@ impl<'a> Plan<'a> {
             }
         };
         if open && !resolves {
+            reached!(WriteOpen);
             return Err(EditError::Conflict { field: format!("{} of {}", name, self.key) });
+        }
+        match (open, group) {
+            (true, true) => reached!(ResolveGroup),
+            (true, false) => reached!(ResolveRegister),
+            (false, _) => {}
         }
         // What is not in conflict is written, whatever the write is called.
         if !open && !self.moves(policy, shown.as_ref(), &value, name)? {
@@ -581,14 +513,17 @@ impl<'a> Plan<'a> {
             None => *value == ScalarValue::Null,
         };
         if same {
+            reached!(WriteSame);
             return Ok(false);
         }
         match (policy, shown) {
             (Policy::FirstWrite, Some(_)) if self.context.checked => {
+                reached!(WriteFirstTaken);
                 invalid(format!("{name} was written before, and the first value stands"))
             }
             (Policy::Max | Policy::Min, Some(shown)) => {
                 if *value == ScalarValue::Null {
+                    reached!(WriteBoundCleared);
                     return invalid(format!("{name} keeps its {} and can't be cleared", policy.name()));
                 }
                 let wanted = if policy == Policy::Max {
@@ -596,7 +531,13 @@ impl<'a> Plan<'a> {
                 } else {
                     std::cmp::Ordering::Less
                 };
-                Ok(compare_numbers(value, shown) == wanted)
+                let moves = compare_numbers(value, shown) == wanted;
+                if moves {
+                    reached!(WriteBoundMoved);
+                } else {
+                    reached!(WriteBoundKept);
+                }
+                Ok(moves)
             }
             _ => Ok(true),
         }
@@ -617,7 +558,11 @@ impl<'a> Plan<'a> {
             }
         };
         if open && !resolves {
+            reached!(WriteEntryOpen);
             return Err(EditError::Conflict { field: format!("{name}.{key} of {}", self.key) });
+        }
+        if open {
+            reached!(ResolveEntry);
         }
         if !open && !self.moves(field.policy, shown.as_ref(), &value, &format!("{name}.{key}"))? {
             return Ok(());

@@ -4,6 +4,7 @@
 //! entropy or touches a store, so that work on different entities can run side by side and a
 //! run can be repeated to the byte: actor and time are set before every commit.
 
+mod document;
 mod edit;
 mod rebuild;
 mod resolve;
@@ -11,7 +12,7 @@ mod resolve;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use automerge::{Automerge, ChangeHash};
+use automerge::ChangeHash;
 
 use crate::admission::{self, Context, Judge, Refusal, RefusalCode};
 use crate::change::Change;
@@ -20,10 +21,13 @@ use crate::header::HeaderIndex;
 use crate::id::{Author, EntityKey, WorkspaceId};
 use crate::schema::EntityType;
 
+#[cfg(feature = "light")]
+pub use document::light::set as set_light_bodies;
 pub use edit::{EditContext, EditError, Edited};
 pub use rebuild::{Pending, Rebuilt, Rewritten};
 pub use resolve::{Conflict, ConflictKind, Row, Side, WHOLE_ENTITY};
 
+use document::Document;
 use resolve::Reader;
 
 /// An entity in memory: its document, its header index, its containers.
@@ -31,7 +35,7 @@ use resolve::Reader;
 pub struct Entity {
     workspace: WorkspaceId,
     key: EntityKey,
-    doc: Automerge,
+    doc: Document,
     headers: HeaderIndex,
     /// Containers by field: those of the type, and those that peers named.
     genesis: BTreeMap<String, Genesis>,
@@ -75,7 +79,7 @@ impl Entity {
         Self {
             workspace: workspace.clone(),
             key: key.clone(),
-            doc: Automerge::new(),
+            doc: Document::new(),
             headers: HeaderIndex::new(),
             genesis: known_containers(key, ty, &[]),
             begun: BTreeSet::new(),
@@ -97,12 +101,11 @@ impl Entity {
     ) -> Result<Self, LoadError> {
         let fail = |what: String| LoadError { entity: key.clone(), what };
         let doc = catch_unwind(AssertUnwindSafe(|| {
-            let mut doc = if snapshot.is_empty() { Automerge::new() } else { Automerge::load(snapshot)? };
+            let mut doc = if snapshot.is_empty() { Document::new() } else { Document::load(snapshot)? };
             let changes: Result<Vec<_>, _> =
                 increments.iter().map(|bytes| automerge::Change::try_from(&bytes[..])).collect();
-            let changes = changes.map_err(|_| automerge::AutomergeError::InvalidHash(ChangeHash([0; 32])))?;
-            doc.apply_changes(changes)?;
-            Ok::<_, automerge::AutomergeError>(doc)
+            doc.apply(changes.map_err(|error| error.to_string())?)?;
+            Ok::<_, document::DocumentError>(doc)
         }))
         .map_err(|_| fail("makes the document library panic".into()))?
         .map_err(|error| fail(format!("can't be loaded: {error}")))?;
@@ -116,9 +119,9 @@ impl Entity {
             weight: snapshot.len() + increments.iter().map(Vec::len).sum::<usize>(),
             proved: false,
         };
-        let begun = entity.genesis.values().filter(|g| entity.doc.get_change_meta_by_hash(&g.hash).is_some());
+        let begun = entity.genesis.values().filter(|g| entity.doc.has(&g.hash));
         entity.begun = begun.map(|g| g.field.clone()).collect();
-        if entity.headers.headers().iter().any(|h| entity.doc.get_change_meta_by_hash(&h.hash).is_none()) {
+        if entity.headers.headers().iter().any(|h| !entity.doc.has(&h.hash)) {
             return Err(fail("lacks changes that its header index has".into()));
         }
         Ok(entity)
@@ -131,15 +134,8 @@ impl Entity {
 
     /// The snapshot, after proof that it loads to the same document.
     pub fn save_proved(&self) -> Result<Vec<u8>, LoadError> {
-        let fail = |what: &str| LoadError { entity: self.key.clone(), what: what.to_owned() };
-        let bytes = catch_unwind(AssertUnwindSafe(|| self.doc.save())).map_err(|_| fail("can't be saved"))?;
-        let again = catch_unwind(AssertUnwindSafe(|| Automerge::load(&bytes)))
-            .map_err(|_| fail("makes the document library panic when it is loaded again"))?
-            .map_err(|_| fail("does not load again"))?;
-        if again.get_heads() != self.doc.get_heads() || again.hydrate(None) != self.doc.hydrate(None) {
-            return Err(fail("loads again as something else"));
-        }
-        Ok(bytes)
+        let saved = self.doc.save_proved();
+        saved.map_err(|what| LoadError { entity: self.key.clone(), what: what.to_owned() })
     }
 
     /// Whether [`Entity::save_proved`] is known to succeed, so that [`Entity::save`] will do.
@@ -207,7 +203,7 @@ impl Entity {
         let before: Vec<ChangeHash> =
             first.deps.iter().filter_map(|dep| self.headers.get(*dep)).map(|header| header.hash).collect();
         let mut found: BTreeMap<ChangeHash, automerge::Change> =
-            self.doc.get_changes(&before).into_iter().map(|change| (change.hash(), change)).collect();
+            self.doc.changes_since(&before).into_iter().map(|change| (change.hash(), change)).collect();
         headers
             .iter()
             .filter(|header| wanted(&header.hash))
@@ -361,14 +357,13 @@ impl Entity {
             }
         }
         raw.extend(changes.iter().map(|change| change.raw().clone()));
-        let before = self.doc.get_heads();
+        let before = self.doc.heads();
         let weight = self.weight + changes.iter().map(|change| change.bytes().len()).sum::<usize>();
         let light = weight < PROVE_BELOW_BYTES;
         let copy = light.then(|| self.doc.clone());
         let doc = &mut self.doc;
         let applied = catch_unwind(AssertUnwindSafe(|| {
-            doc.apply_changes(raw).is_ok()
-                && changes.iter().all(|change| doc.get_change_meta_by_hash(&change.hash()).is_some())
+            doc.apply(raw).is_ok() && changes.iter().all(|change| doc.has(&change.hash()))
         }));
         if !matches!(applied, Ok(true)) || (light && self.save_proved().is_err()) {
             match copy {

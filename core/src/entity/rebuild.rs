@@ -7,9 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use automerge::ChangeHash;
 use automerge::legacy::{Key, ObjectId, OpId, OpType};
-use automerge::{ChangeHash, ROOT, ReadDoc};
 
+use super::document::Document;
 use super::{EditContext, Entity, LoadError};
 use crate::change::{Change, Origin, Role, TxMark};
 use crate::clock::WallMs;
@@ -112,9 +113,9 @@ impl Entity {
                 results.push(Rewritten::Gone { old: own.hash, why: None });
                 continue;
             }
-            let old_raw = self.doc.get_change_by_hash(&own.hash);
+            let old_raw = self.doc.change(&own.hash);
             if let Some(twin) = own.twin {
-                if let (Some(old), Some(new)) = (old_raw, self.doc.get_change_by_hash(&twin)) {
+                if let (Some(old), Some(new)) = (old_raw, self.doc.change(&twin)) {
                     pair_inserts(&old, &new, &mut ids);
                 }
                 stands_for.insert(own.hash, vec![twin]);
@@ -168,7 +169,7 @@ impl Entity {
         let mut entity = Entity {
             workspace: self.workspace.clone(),
             key: self.key.clone(),
-            doc: automerge::Automerge::new(),
+            doc: Document::new(),
             headers: crate::header::HeaderIndex::new(),
             genesis: self.genesis.clone(),
             begun: BTreeSet::new(),
@@ -288,15 +289,13 @@ impl Entity {
 
     /// The ids of a sequence's elements in a version. An empty version means none.
     fn element_ids(&self, field: &str, at: &[ChangeHash]) -> Vec<(u64, Vec<u8>)> {
-        let Ok(Some((automerge::Value::Object(_), obj))) = self.doc.get(ROOT, field) else {
-            return Vec::new();
-        };
+        let Some(obj) = self.doc.container(field, None) else { return Vec::new() };
         if at.is_empty() {
             return Vec::new();
         }
-        self.doc
-            .list_range_at(&obj, .., at)
-            .filter_map(|item| match item.id() {
+        let items = self.doc.items(&obj, Some(at)).into_iter();
+        items
+            .filter_map(|(_, id)| match id {
                 automerge::ObjId::Id(counter, actor, _) => Some((counter, actor.to_bytes().to_vec())),
                 automerge::ObjId::Root => None,
             })

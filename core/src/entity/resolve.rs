@@ -6,8 +6,10 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
-use automerge::{Automerge, ChangeHash, ObjId, ROOT, ReadDoc, ScalarValue, Value};
+use automerge::{ChangeHash, ObjId, ROOT, ScalarValue};
 use serde_json::Value as Json;
+
+use super::document::Document;
 
 use crate::change::Role;
 use crate::clock::Hlc;
@@ -131,7 +133,7 @@ impl Resolved {
 /// A document at one moment, with what is needed to resolve it.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a> {
-    pub(super) doc: &'a Automerge,
+    pub(super) doc: &'a Document,
     pub(super) headers: &'a HeaderIndex,
     /// The version to read; none is the present.
     pub(super) at: Option<&'a [ChangeHash]>,
@@ -139,20 +141,16 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(super) fn candidates(&self, obj: &ObjId, key: &str) -> Vec<Candidate> {
-        let all = match self.at {
-            Some(heads) => self.doc.get_all_at(obj, key, heads),
-            None => self.doc.get_all(obj, key),
-        };
-        all.unwrap_or_default()
+        self.doc
+            .values(obj, key, self.at)
             .into_iter()
-            .filter_map(|(value, id)| {
-                let Value::Scalar(scalar) = value else { return None };
+            .filter_map(|(scalar, id)| {
                 let ObjId::Id(counter, actor, _) = &id else { return None };
-                let change = self.doc.hash_for_opid(&id)?;
+                let change = self.doc.change_of(&id)?;
                 let place = self.headers.place(&change)?;
                 let header = self.headers.get(place)?;
                 Some(Candidate {
-                    scalar: scalar.into_owned(),
+                    scalar,
                     place,
                     change,
                     counter: *counter,
@@ -165,14 +163,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn container(&self, field: &str) -> Option<ObjId> {
-        let found = match self.at {
-            Some(heads) => self.doc.get_at(ROOT, field, heads),
-            None => self.doc.get(ROOT, field),
-        };
-        match found.ok()?? {
-            (Value::Object(_), id) => Some(id),
-            _ => None,
-        }
+        self.doc.container(field, self.at)
     }
 
     /// Resolves a register of the root, with its shadow where the policy has one.
@@ -188,8 +179,14 @@ impl<'a> Reader<'a> {
             _ => Vec::new(),
         };
         match policy {
-            Policy::ServerWins => self.privileged(shadow, own),
-            Policy::ClientWins => self.privileged(own, shadow),
+            Policy::ServerWins => {
+                reached!(PrivilegedAuthority);
+                self.privileged(shadow, own)
+            }
+            Policy::ClientWins => {
+                reached!(PrivilegedDevice);
+                self.privileged(own, shadow)
+            }
             _ => pick(own, policy, tie),
         }
     }
@@ -200,12 +197,16 @@ impl<'a> Reader<'a> {
             return pick([first, second].concat(), Policy::Lww, Tie::Clock);
         }
         let Some(winner) = first.into_iter().max_by(|a, b| a.order().cmp(&b.order())) else {
+            reached!(PrivilegedNone);
             return pick(second, Policy::Lww, Tie::Clock);
         };
         let mut aware: Vec<Candidate> =
             second.into_iter().filter(|late| self.headers.is_ancestor(winner.place, late.place)).collect();
         if aware.is_empty() {
+            reached!(PrivilegedStands);
             aware.push(winner);
+        } else {
+            reached!(PrivilegedSeen);
         }
         pick(aware, Policy::Lww, Tie::Clock)
     }
@@ -215,7 +216,10 @@ impl<'a> Reader<'a> {
         let mut deletes = self.candidates(&ROOT, TOMBSTONE);
         deletes.retain(|candidate| candidate.scalar == ScalarValue::Boolean(true));
         deletes.sort_by(|a, b| b.order().cmp(&a.order()));
-        let Some(winner) = deletes.first() else { return Life::Alive };
+        let Some(winner) = deletes.first() else {
+            reached!(LifeNoDelete);
+            return Life::Alive;
+        };
         if mutated!(DropTombstone) && self.headers.headers().len() as u32 > winner.place + 1 {
             return Life::Alive;
         }
@@ -232,6 +236,7 @@ impl<'a> Reader<'a> {
             }
             if self.headers.is_ancestor(winner.place, place) {
                 if header.revives {
+                    reached!(LifeRevived);
                     return Life::Alive;
                 }
                 continue;
@@ -241,12 +246,18 @@ impl<'a> Reader<'a> {
             }
             let actor = self.headers.actors()[header.actor as usize].actor.to_bytes();
             if (header.time, actor) > (winner.time, &winner.actor[..]) {
+                reached!(LifeEditedLater);
                 return Life::Alive;
             }
             lost.push(place);
         }
         // A deletion that someone took back or confirmed since is no edit that was lost.
         lost.retain(|place| !self.only_deletes(*place));
+        if lost.is_empty() {
+            reached!(LifeDeleted);
+        } else {
+            reached!(LifeLostEdit);
+        }
         match contenders(deletes).pop() {
             Some(by) => Life::Deleted { by, lost },
             None => Life::Alive,
@@ -255,10 +266,14 @@ impl<'a> Reader<'a> {
 
     fn only_deletes(&self, place: u32) -> bool {
         let header = &self.headers.headers()[place as usize];
-        let Some(change) = self.doc.get_change_by_hash(&header.hash).filter(|_| !header.revives) else {
+        let Some(change) = self.doc.change(&header.hash).filter(|_| !header.revives) else {
             return false;
         };
-        change.decode().operations.iter().all(|op| op.key == TOMBSTONE.into())
+        let deletes = change.decode().operations.iter().all(|op| op.key == TOMBSTONE.into());
+        if deletes {
+            reached!(LifeOnlyDeletes);
+        }
+        deletes
     }
 
     /// Whether a version includes a change.
@@ -344,23 +359,12 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn counter(&self, field: &str) -> i64 {
-        let found = match self.at {
-            Some(heads) => self.doc.get_at(ROOT, field, heads),
-            None => self.doc.get(ROOT, field),
-        };
-        match found {
-            Ok(Some((Value::Scalar(scalar), _))) => scalar.as_i64().unwrap_or_default(),
-            _ => 0,
-        }
+        self.doc.value(field, self.at).and_then(|scalar| scalar.as_i64()).unwrap_or_default()
     }
 
     pub(super) fn text(&self, field: &str) -> String {
         let Some(obj) = self.container(field) else { return String::new() };
-        match self.at {
-            Some(heads) => self.doc.text_at(&obj, heads),
-            None => self.doc.text(&obj),
-        }
-        .unwrap_or_default()
+        self.doc.text(&obj, self.at)
     }
 
     pub(super) fn set(&self, field: &str) -> Vec<Json> {
@@ -372,35 +376,18 @@ impl<'a> Reader<'a> {
 
     pub(super) fn keys(&self, field: &str) -> Vec<String> {
         let Some(obj) = self.container(field) else { return Vec::new() };
-        match self.at {
-            Some(heads) => self.doc.keys_at(&obj, heads).collect(),
-            None => self.doc.keys(&obj).collect(),
-        }
+        self.doc.keys(&obj, self.at)
     }
 
     pub(super) fn length(&self, field: &str) -> usize {
         let Some(obj) = self.container(field) else { return 0 };
-        match self.at {
-            Some(heads) => self.doc.length_at(&obj, heads),
-            None => self.doc.length(&obj),
-        }
+        self.doc.length(&obj, self.at)
     }
 
     pub(super) fn list(&self, field: &Field) -> Vec<Json> {
         let Some(obj) = self.container(&field.name) else { return Vec::new() };
-        let items: Vec<_> = match self.at {
-            Some(heads) => {
-                self.doc.list_range_at(&obj, .., heads).map(|item| item.value.into_value()).collect()
-            }
-            None => self.doc.list_range(&obj, ..).map(|item| item.value.into_value()).collect(),
-        };
-        items
-            .into_iter()
-            .filter_map(|value| match value {
-                Value::Scalar(scalar) => shape::scalar_to_json(field, &scalar),
-                Value::Object(_) => None,
-            })
-            .collect()
+        let items = self.doc.items(&obj, self.at);
+        items.iter().filter_map(|(scalar, _)| shape::scalar_to_json(field, scalar)).collect()
     }
 
     /// One entry of a map.
@@ -453,7 +440,13 @@ impl<'a> Reader<'a> {
                     value: json(&newest.scalar),
                 })
                 .collect(),
-            base: if common.is_empty() { None } else { base(&common) },
+            base: if common.is_empty() {
+                reached!(NoCommonBase);
+                None
+            } else {
+                reached!(CommonBase);
+                base(&common)
+            },
         }
     }
 
@@ -534,18 +527,24 @@ fn pick(mut candidates: Vec<Candidate>, policy: Policy, tie: Tie) -> Resolved {
     let plain = |value| Resolved { value, kind: None, sides: Vec::new() };
     match policy {
         Policy::Manual if distinct.len() > 1 => {
+            reached!(PickManualOpen);
             Resolved { value: newest, kind: Some(ConflictKind::Manual), sides: distinct }
         }
         Policy::Lww if tie == Tie::Manual && distinct.len() > 1 => {
             let at = distinct[0].newest.time.wall();
             distinct.retain(|c| c.newest.time.wall() == at);
             if distinct.len() > 1 {
+                reached!(PickTieOpen);
                 Resolved { value: newest, kind: Some(ConflictKind::Tie), sides: distinct }
             } else {
+                reached!(PickTieByTime);
                 plain(newest)
             }
         }
-        Policy::FirstWrite => plain(first.or(newest)),
+        Policy::FirstWrite if first.is_some() => {
+            reached!(PickFirst);
+            plain(first)
+        }
         Policy::Max | Policy::Min => {
             let wanted = if policy == Policy::Max { Ordering::Greater } else { Ordering::Less };
             let best = distinct.iter().map(|c| &c.newest).filter(written).fold(
@@ -555,9 +554,22 @@ fn pick(mut candidates: Vec<Candidate>, policy: Policy, tie: Tie) -> Resolved {
                     _ => Some(c),
                 },
             );
+            match (policy, best) {
+                (Policy::Max, Some(_)) => reached!(PickMax),
+                (_, Some(_)) => reached!(PickMin),
+                (_, None) => reached!(PickBoundNull),
+            }
             plain(best.map(|c| c.scalar.clone()).or(newest))
         }
-        _ => plain(newest),
+        _ => {
+            match (policy, distinct.len()) {
+                (Policy::FirstWrite, 1..) => reached!(PickFirstNull),
+                (_, 2..) => reached!(PickNewest),
+                (_, 1) => reached!(PickOnly),
+                _ => {}
+            }
+            plain(newest)
+        }
     }
 }
 
@@ -568,6 +580,7 @@ fn contenders(candidates: Vec<Candidate>) -> Vec<Contender> {
         match distinct.iter_mut().find(|known| known.newest.scalar == candidate.scalar) {
             Some(Contender { newest, others }) => {
                 if candidate.device != newest.device && !others.contains(&candidate.device) {
+                    reached!(EqualValues);
                     others.push(candidate.device);
                 }
             }

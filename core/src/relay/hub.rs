@@ -464,23 +464,34 @@ impl Relay {
     fn received(&mut self, now: Now, id: ConnId, bytes: &[u8]) -> Result<(), StoreError> {
         let Some(phase) = self.conns.get(&id).map(|conn| conn.phase) else { return Ok(()) };
         if phase == Phase::Closing {
+            reached!(RelayClosing);
             return Ok(());
         }
         match (phase, Message::decode(bytes)) {
             (_, Err(error)) => {
                 let code = match error {
-                    WireError::UnknownRequired(_) => FaultCode::Incompatible,
-                    WireError::TooLarge(_) | WireError::Malformed(_) => FaultCode::Protocol,
+                    WireError::UnknownRequired(_) => {
+                        reached!(RelayUnknown);
+                        FaultCode::Incompatible
+                    }
+                    WireError::TooLarge(_) | WireError::Malformed(_) => {
+                        reached!(RelayNoise);
+                        FaultCode::Protocol
+                    }
                 };
                 self.close(id, code, &error.to_string());
             }
             (Phase::New, Ok(Some(Message::Hello(hello)))) => self.hello(now, id, &hello),
-            (Phase::New, Ok(_)) => self.close(id, FaultCode::Protocol, "a session begins with hello"),
+            (Phase::New, Ok(_)) => {
+                reached!(RelayNoHello);
+                self.close(id, FaultCode::Protocol, "a session begins with hello");
+            }
             (_, Ok(Some(message))) => self.request(now, id, message)?,
-            (_, Ok(None)) => {}
+            (_, Ok(None)) => reached!(RelaySkips),
         }
         let send_window = self.config.send_window;
         if self.conns.get(&id).is_some_and(|conn| conn.phase != Phase::Closing && conn.is_deaf(send_window)) {
+            reached!(RelayDeaf);
             self.close(id, FaultCode::Quota, "too many answers wait to be read");
         }
         Ok(())
@@ -489,13 +500,17 @@ impl Relay {
     fn hello(&mut self, now: Now, id: ConnId, hello: &Hello) {
         match session::negotiate(hello, &self.config.software, now.wall) {
             Ok(welcome) => {
+                reached!(RelayHello);
                 if let Some(conn) = self.conns.get_mut(&id) {
                     conn.phase = Phase::Greeted;
                     self.timers.remove(&(conn.hello_by, id, None));
                 }
                 self.send(id, CommitNo(0), welcome);
             }
-            Err(why) => self.close(id, FaultCode::Incompatible, &why),
+            Err(why) => {
+                reached!(RelayIncompatible);
+                self.close(id, FaultCode::Incompatible, &why);
+            }
         }
     }
 
@@ -534,7 +549,10 @@ impl Relay {
             self.timers.pop_first();
             let Some(conn) = self.conns.get_mut(&id) else { continue };
             match channel {
-                None => self.close(id, FaultCode::Protocol, "no hello came in time"),
+                None => {
+                    reached!(RelayHelloLate);
+                    self.close(id, FaultCode::Protocol, "no hello came in time");
+                }
                 Some(channel) => {
                     let Some(state) = conn.channels.get_mut(&channel) else { continue };
                     state.expiry_at = None;

@@ -44,6 +44,7 @@ impl Relay {
                 return Ok(());
             }
             Message::Hello(_) => {
+                reached!(RelayHelloTwice);
                 self.close(id, FaultCode::Protocol, "hello comes once");
                 return Ok(());
             }
@@ -53,6 +54,7 @@ impl Relay {
             | Message::Feed(_)
             | Message::CaughtUp(_)
             | Message::SchemaIs(_) => {
+                reached!(RelayForeign);
                 self.close(id, FaultCode::Protocol, "that message is the relay's to send");
                 return Ok(());
             }
@@ -80,8 +82,14 @@ impl Relay {
     fn may_act(&mut self, now: Now, id: ConnId, channel: Channel) -> bool {
         match self.channel(id, channel).map(|state| state.is_valid(now.wall)) {
             Some(true) => return true,
-            Some(false) => self.fault(id, channel, FaultCode::TokenExpired, GRANT_EXPIRED),
-            None => self.fault(id, channel, FaultCode::NotSignedIn, "sign in on this channel first"),
+            Some(false) => {
+                reached!(RelayExpired);
+                self.fault(id, channel, FaultCode::TokenExpired, GRANT_EXPIRED);
+            }
+            None => {
+                reached!(RelayNotSignedIn);
+                self.fault(id, channel, FaultCode::NotSignedIn, "sign in on this channel first");
+            }
         }
         false
     }
@@ -92,10 +100,12 @@ impl Relay {
         let channel = asked.channel;
         match conn.channels.get(&channel) {
             Some(state) if state.id.as_str() != asked.workspace => {
+                reached!(RelayOtherWorkspace);
                 self.close(id, FaultCode::Protocol, "the channel carries another workspace");
                 return Ok(());
             }
             None if conn.channels.len() >= self.config.channels_max => {
+                reached!(RelayChannels);
                 let text = format!("{} workspaces are open on this connection already", conn.channels.len());
                 self.fault(id, channel, FaultCode::Quota, &text);
                 return Ok(());
@@ -105,6 +115,7 @@ impl Relay {
         let workspace = match WorkspaceId::new(asked.workspace) {
             Ok(workspace) => workspace,
             Err(error) => {
+                reached!(RelayNoWorkspace);
                 self.fault(id, channel, FaultCode::WrongWorkspace, &error.to_string());
                 return Ok(());
             }
@@ -119,6 +130,7 @@ impl Relay {
         let decision = match grants::decide(&*self.store, &*self.verifier, &self.config, by)? {
             Ok(decision) => decision,
             Err((code, text)) => {
+                reached!(RelayDenied);
                 self.fault(id, channel, code, cut(&text, 512));
                 return Ok(());
             }
@@ -135,6 +147,9 @@ impl Relay {
         let behind = before
             .as_ref()
             .is_some_and(|seen| (asked.incarnation, asked.sent) < (seen.incarnation, seen.sent));
+        if behind {
+            reached!(RelayBehind);
+        }
         let (incarnation, sent) = match &before {
             Some(seen) => (asked.incarnation, asked.sent).max((seen.incarnation, seen.sent)),
             None => (asked.incarnation, asked.sent),
@@ -154,6 +169,7 @@ impl Relay {
         };
         if let Some(conn) = self.conns.get_mut(&id) {
             // A second sign-in leaves the feed where it is.
+            reached!(RelayGranted);
             let earlier = conn.channels.remove(&channel);
             let (expiry_at, cursor) = earlier.map_or((None, None), |e| (e.expiry_at, e.cursor));
             conn.channels.insert(channel, ChannelState { expiry_at, cursor, ..state });
@@ -210,6 +226,7 @@ impl Relay {
             }
         };
         let grant = self.adopt(now, by, decision, None)?;
+        reached!(RelayRefreshed);
         if let Some(state) = self.conns.get_mut(&id).and_then(|conn| conn.channels.get_mut(&channel)) {
             state.grant = grant;
         }
@@ -289,12 +306,15 @@ impl Relay {
         };
         let end = self.workspaces.get(&state.workspace).map_or(0, |workspace| workspace.tip.seq);
         let (next, full) = if asked.epoch != self.epoch {
+            reached!(RelayOpenAnew);
             (1, asked.full)
         } else if asked.cursor > end {
+            reached!(RelayOpenBeyond);
             // This relay lost what the device has seen. The device's own changes may be
             // among it, so it gets everything that is here in full.
             (1, true)
         } else {
+            reached!(RelayOpen);
             (asked.cursor + if mutated!(AcceptStaleCursor) { 2 } else { 1 }, asked.full)
         };
         state.cursor = Some(Cursor { next, full, told: false });

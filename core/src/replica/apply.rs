@@ -85,11 +85,19 @@ impl Replica {
         for hash in schemas {
             self.schema_in_feed(hash);
         }
-        self.finish(batch, touched)
+        self.finish(batch, now, touched)
     }
 
     /// Writes what was touched, in one batch.
-    fn finish(&mut self, mut batch: Batch, touched: BTreeMap<EntityHash, Touched>) -> Result<(), StoreError> {
+    fn finish(
+        &mut self,
+        mut batch: Batch,
+        now: Now,
+        mut touched: BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
+        for hash in self.keep_whole(&mut batch, now)? {
+            touched.entry(hash).or_default().rewritten = true;
+        }
         let mut entities = Vec::with_capacity(touched.len());
         for (hash, what) in touched {
             let Some(loaded) = self.cache.get(&hash) else { continue };
@@ -316,7 +324,7 @@ impl Replica {
                 self.refuse(&mut batch, now, hash, denied, &condemned, &mut touched)?;
             }
         }
-        self.finish(batch, touched)
+        self.finish(batch, now, touched)
     }
 
     /// A refusal that came by the feed: of an own change whose answer was lost, or of a change
@@ -413,13 +421,16 @@ impl Replica {
             }
             // What it builds on is not at the relay now. It may be later.
             if code == Some(RefusalCode::MissingDependency) {
+                reached!(AckStalled);
                 self.channel.stalled.insert(hash);
                 continue;
             }
             if !exhausted && curable(self, &refusal) && !self.offers_again(hash, &change) {
                 clock_ahead |= code == Some(RefusalCode::ClockAhead);
+                reached!(AckAgain);
                 remake.again.insert(change);
             } else {
+                reached!(AckGone);
                 remake.gone.insert(change);
             }
             let name = code.map_or("unknown", RefusalCode::name).to_owned();
@@ -556,6 +567,7 @@ impl Replica {
                         (None, None) => (RefusalCode::DependsOnRefused.name().to_owned(), String::new()),
                     };
                     self.delete_outbox(batch, number)?;
+                    self.broke(record.tx);
                     if others.contains(&old) {
                         tracing::warn!(entity = %key, %old, code, "what another device wrote is refused now");
                         continue;
@@ -578,11 +590,13 @@ impl Replica {
     pub(super) fn on_caught_up(&mut self, now: Now, caught_up: CaughtUp) -> Result<(), StoreError> {
         // A channel that was refused stays so, though the relay still feeds it.
         if !self.channel.granted || caught_up.epoch != self.state.epoch {
+            reached!(CaughtUpLate);
             return Ok(());
         }
         // An answer has overtaken the feed: what it admitted counts in the digest here, and not
         // in this one. The next comes with the entries that lie between.
         if caught_up.cursor < self.channel.answered {
+            reached!(CaughtUpOvertaken);
             return Ok(());
         }
         // A feed only grows, so this one has lost its end.
@@ -591,6 +605,7 @@ impl Replica {
         if (went_back || differs) && !self.channel.repaired {
             // Either the relay went back and on since, or something is missing here. What the relay
             // has, all of it, tells which.
+            reached!(CaughtUpWentBack);
             tracing::warn!(went_back, "the relay holds something else: reading its feed from the start");
             self.begin_repair(caught_up.epoch);
             self.channel.state = ChannelState::CatchingUp { cursor: 0, end: caught_up.cursor };
@@ -599,6 +614,7 @@ impl Replica {
             return Ok(());
         }
         if caught_up.cursor != self.state.cursor {
+            reached!(CaughtUpElsewhere);
             return Ok(());
         }
         self.channel.diverged = differs;
@@ -606,11 +622,13 @@ impl Replica {
             tracing::error!("the digest differs from the relay's even after everything was read again");
         }
         if std::mem::take(&mut self.channel.ask_again) {
+            reached!(CaughtUpAskAgain);
             self.open_feed(false);
             return Ok(());
         }
         let mut redated = Vec::new();
         if std::mem::take(&mut self.recovering) {
+            reached!(CaughtUpRecovered);
             // What the store lost has come. What is still pending has not been sent.
             let mut batch = Batch::new();
             batch.delete(Keyspace::META, self.keys.recovering());
@@ -619,12 +637,14 @@ impl Replica {
             self.commit(batch)?;
         }
         if self.repair.reading {
+            reached!(CaughtUpRepaired);
             self.offer_again()?;
         } else if !self.repair.waits_for_schema || self.channel.relay_schema == Some(self.repair.schema) {
             self.repair.waits_for_schema = false;
             self.repair.schema = self.channel.relay_schema.unwrap_or_default();
         }
         self.channel.schema_unsure = false;
+        reached!(Live);
         self.channel.state = ChannelState::Live;
         if self.outbox.is_empty() {
             self.channel.refusals = 0;

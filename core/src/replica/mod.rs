@@ -14,6 +14,7 @@ pub(crate) mod layout;
 mod outbox;
 mod repair;
 mod verify;
+mod whole;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -169,6 +170,8 @@ pub struct Replica {
     pending: BTreeMap<EntityHash, BTreeSet<u64>>,
     /// Entities with refused changes, and how many.
     refused: BTreeMap<EntityKey, u64>,
+    /// Transactions of which a pending member is gone and the others are still there.
+    broken: BTreeSet<[u8; 16]>,
     conflicts: u64,
     sent: u64,
     received: u64,
@@ -225,6 +228,7 @@ impl Replica {
             sent: 0,
             received: 0,
             transactions: 0,
+            broken: BTreeSet::new(),
             channel: outbox::Link::default(),
             outputs: VecDeque::new(),
             last_commit: CommitNo(0),
@@ -727,16 +731,22 @@ impl Replica {
         let first = entity.headers().headers().first();
         let last = entity.headers().headers().iter().max_by_key(|header| header.time);
         let status = if self.refused.contains_key(key) {
+            reached!(StatusFailed);
             SyncStatus::Failed
         } else if !shown.conflicts.is_empty() {
+            reached!(StatusConflict);
             SyncStatus::Conflict
         } else if !self.pending.contains_key(&hash) {
+            reached!(StatusSynced);
             SyncStatus::Synced
         } else if shown.deleted {
+            reached!(StatusPendingDelete);
             SyncStatus::PendingDelete
         } else if record.admitted_heads.is_empty() {
+            reached!(StatusPendingCreate);
             SyncStatus::PendingCreate
         } else {
+            reached!(StatusPendingUpdate);
             SyncStatus::PendingUpdate
         };
         let row = RowRecord {

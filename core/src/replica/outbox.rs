@@ -166,8 +166,14 @@ impl Link {
     pub(super) fn ended(&mut self) -> Self {
         let state = match std::mem::take(&mut self.state) {
             // Why the relay refused stays visible.
-            faulted @ ChannelState::Faulted { .. } => faulted,
-            _ => ChannelState::Offline,
+            faulted @ ChannelState::Faulted { .. } => {
+                reached!(EndedFaulted);
+                faulted
+            }
+            _ => {
+                reached!(EndedOffline);
+                ChannelState::Offline
+            }
         };
         Self { state, durable: self.durable, next_unit: self.next_unit, ..Self::default() }
     }
@@ -192,20 +198,24 @@ impl Replica {
         }
         // Pending changes make no difference to the digest, so a fault outranks what waits.
         if self.channel.diverged {
+            reached!(HeldDiverged);
             return Ok(Some(Held::Diverged));
         }
         if self.repair.waits_for_schema {
+            reached!(HeldSchemaLost);
             return Ok(Some(Held::SchemaLost));
         }
         for (hash, numbers) in &self.pending {
             let first = numbers.first().and_then(|number| self.outbox.get(number));
             let Some(entity) = first.map(|pending| pending.key.clone()) else { continue };
             if self.channel.stalled.contains(hash) {
+                reached!(HeldMissing);
                 return Ok(Some(Held::MissingAtRelay { entity }));
             }
             let parents = self.parents(*hash)?;
             if let Some(Parent { key, .. }) = parents.into_iter().find(|parent| parent.wait == Wait::Refused)
             {
+                reached!(HeldRefusedParent);
                 return Ok(Some(Held::RefusedParent { entity, parent: key }));
             }
         }
@@ -222,7 +232,10 @@ impl Replica {
     /// [`Replica::relay_clock_is`] before its grant is received.
     pub fn connect(&mut self, channel: Channel, token: Option<String>) {
         self.channel = Link {
-            state: ChannelState::SigningIn,
+            state: {
+                reached!(SigningIn);
+                ChannelState::SigningIn
+            },
             channel,
             relay_ahead_ms: self.channel.relay_ahead_ms,
             measured: self.channel.measured,
@@ -403,12 +416,18 @@ impl Replica {
                 self.outputs.push_back(Output::Status);
             }
             // The first refusal says why; what was asked in the same breath is refused after it.
-            Message::Fault(_) if matches!(self.channel.state, ChannelState::Faulted { .. }) => {}
+            Message::Fault(_) if matches!(self.channel.state, ChannelState::Faulted { .. }) => {
+                reached!(FaultedAfter);
+            }
             Message::Fault(fault) => {
+                reached!(Faulted);
                 let code = FaultCode::from_u16(fault.code).unwrap_or(FaultCode::Internal);
                 self.channel.granted = false;
                 self.channel.in_flight.clear();
                 self.channel.busy.clear();
+                if code.is_retryable() {
+                    reached!(FaultedRetry);
+                }
                 self.channel.retry_at = code.is_retryable().then(|| self.retry_at(now));
                 self.channel.state = ChannelState::Faulted { code, message: fault.message };
                 self.outputs.push_back(Output::Status);
@@ -427,6 +446,11 @@ impl Replica {
 
     fn on_granted(&mut self, now: Now, granted: Granted) -> Result<(), StoreError> {
         let renewed = self.channel.granted;
+        if renewed {
+            reached!(GrantRenewed);
+        } else {
+            reached!(Granted);
+        }
         self.state.role = granted.grant.role;
         self.channel.relay_schema = Some(granted.schema);
         let mut batch = Batch::new();
@@ -435,11 +459,13 @@ impl Replica {
             if self.state.epoch == [0; 16] {
                 self.state.epoch = granted.epoch;
             } else if granted.epoch != self.state.epoch {
+                reached!(GrantedNewEpoch);
                 self.begin_repair(granted.epoch);
             }
             let before = self.correction_ms();
             self.state.skew_ms = self.channel.relay_ahead_ms;
             if granted.behind {
+                reached!(GrantedBehind);
                 tracing::warn!("the store went back: a new incarnation begins");
                 if !mutated!(ReuseIncarnation) {
                     self.state.incarnation =
@@ -511,6 +537,12 @@ impl Replica {
         let mut redated = Vec::with_capacity(entities.len());
         for hash in entities {
             redated.extend(self.write_again(batch, now, hash, |sent| !sent || mutated!(ApplyTwice))?);
+        }
+        for hash in self.keep_whole(batch, now)? {
+            if let Some(loaded) = self.cache.get(&hash) {
+                redated.push(loaded.entity.key().clone());
+                self.persist(batch, hash, &[], &[], true, false)?;
+            }
         }
         Ok(redated)
     }

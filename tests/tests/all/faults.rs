@@ -66,6 +66,32 @@ pub(crate) fn edit(id: &str, intents: &[Intent]) -> Edit {
     Edit { key, intents: intents.to_vec(), based_on: None, expect: Expect::Any }
 }
 
+/// An edit that a transaction builds on is refused. One member means nothing without it; the others
+/// stood alone until the relay refused them as well.
+#[test]
+fn no_half_of_a_transaction_is_ever_shown() {
+    let named =
+        THINGS.replace("name   = { type = \"string\" }", "name = { type = \"string\", required = true }");
+    let mut net = Net::new(&named, "thing", &[0, 0]);
+    net.write_plainly(1, "a", &[set("name", json!("a")), forbidden()], false);
+    let other = [set("name", json!("b"))];
+    net.write_together(1, &[("a", &[one_more()]), ("b", &other)], true);
+    net.flush(1);
+    assert_eq!(count(&net, 1, "a"), json!(1));
+    net.connect(1);
+    let mut moved = true;
+    while moved {
+        moved = net.deliver(1, true);
+        net.flush_relay();
+        moved |= net.deliver(1, false);
+        net.flush(1);
+        let (one, two) = (count(&net, 1, "a") == json!(1), net.look(1, "b").0.is_some());
+        assert_eq!(one, two, "a transaction shows in one entity, and not in the other");
+    }
+    assert_eq!((net.look(1, "a"), net.look(1, "b")), ((None, 3), (None, 3)));
+    assert_eq!(net.pending(1), 0);
+}
+
 #[test]
 fn a_write_that_the_store_did_not_take_leaves_nothing_behind() {
     let store = Arc::new(FaultStore::new(MemoryStore::new()).unwrap());
