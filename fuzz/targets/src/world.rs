@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use anabranch_core::change::{Change, Role};
-use anabranch_core::clock::{Hlc, MonoMs, Now, WallMs};
+use anabranch_core::clock::{MonoMs, Now, WallMs};
 use anabranch_core::entity::{EditContext, EditError, Entity};
 use anabranch_core::genesis::{Genesis, GenesisKind};
 use anabranch_core::id::{Author, DeviceId, EntityKey, Incarnation, WorkspaceId};
