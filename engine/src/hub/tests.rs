@@ -238,6 +238,7 @@ fn a_full_disk_of_the_relay_is_told_and_overcome() {
         let at = replica.next_wakeup().unwrap();
         waited_ms = at.0 - now.mono.0;
         now.mono = at;
+        now.wall.0 += waited_ms;
         replica.tick(now);
         assert_eq!(replica.next_wakeup(), None);
         hub.drain();
