@@ -461,6 +461,8 @@ struct Marks<'a> {
     genesis_deps: BTreeSet<ChangeHash>,
     /// Fields whose containers have begun below the change.
     begun: BTreeSet<&'a str>,
+    /// Marks of sequences: a text has an operation for each letter.
+    items: BTreeMap<&'a str, Mark>,
     made: ChangeTargets,
 }
 
@@ -479,7 +481,14 @@ impl<'a> Marks<'a> {
                 }
             }
         }
-        Self { targets: context.targets, deps, genesis_deps, begun: BTreeSet::new(), made }
+        Self {
+            targets: context.targets,
+            deps,
+            genesis_deps,
+            begun: BTreeSet::new(),
+            items: BTreeMap::new(),
+            made,
+        }
     }
 
     /// Refuses a change that acts on a container that has not begun below it.
@@ -506,7 +515,9 @@ impl<'a> Marks<'a> {
         let mark = match (target, &op.key) {
             (Target::Root(key), _) => Mark::key(None, key),
             (Target::Container(genesis), Key::Map(key)) => Mark::key(Some(&genesis.field), key),
-            (Target::Container(genesis), Key::Seq(_)) => Mark::item(&genesis.field),
+            (Target::Container(genesis), Key::Seq(_)) => {
+                *self.items.entry(&genesis.field).or_insert_with(|| Mark::item(&genesis.field))
+            }
         };
         if let Target::Container(genesis) = target {
             self.needs(genesis)?;

@@ -57,8 +57,8 @@ use crate::id::DeviceId;
 use crate::store::CommitNo;
 use crate::wire::{FaultCode, GrantRole, MESSAGE_BYTES_MAX};
 
-/// Most bytes that one connection has waiting for its network. Nothing more is looked at for it beyond
-/// [`session::ANSWER_BYTES_MAX`], so it is that and one message, the largest there is.
+/// Most bytes that one connection has waiting for its network. Beyond 1.25 MiB nothing more is looked
+/// at for it, so it is that and one message, the largest there is.
 pub const UNSENT_BYTES_MAX: usize = session::ANSWER_BYTES_MAX + MESSAGE_BYTES_MAX;
 
 /// A connection's number, chosen by the host, never used twice while the relay runs.
