@@ -66,6 +66,22 @@ pub(crate) fn edit(id: &str, intents: &[Intent]) -> Edit {
     Edit { key, intents: intents.to_vec(), based_on: None, expect: Expect::Any }
 }
 
+/// A document of some size is not written anew with each edit. What was added to it lacked the beginning of a
+/// container that it was the first to use.
+#[test]
+fn a_large_document_that_begins_a_container_opens_again() {
+    let store = Arc::new(MemoryStore::new());
+    let mut replica = Replica::open(store.clone(), alone(THINGS)).unwrap();
+    let long: String = (0..9_000u32).map(|n| char::from_u32(0x4e00 + n * 7_919 % 20_000).unwrap()).collect();
+    replica.write(START, &[edit("a", &[set("name", json!(long))])], true).unwrap();
+    replica.write(START, &[edit("a", &[one_more()])], true).unwrap();
+    let mut again = Replica::open(store.clone(), alone(THINGS)).unwrap();
+    again.write(START, &[edit("a", &[one_more()])], true).unwrap();
+    let rows = Rows::new(store, alone(THINGS).schema, &WorkspaceId::new("home").unwrap());
+    let row = rows.get(&EntityKey::new("thing", "a").unwrap()).unwrap().unwrap();
+    assert_eq!(row.fields["count"], json!(2));
+}
+
 /// An edit that a transaction builds on is refused. One member means nothing without it; the others
 /// stood alone until the relay refused them as well.
 #[test]
