@@ -44,11 +44,27 @@ pub struct TxMark {
     pub members: u32,
 }
 
+/// Which edit of a user a change makes: the first 12 bytes of the hash of the first change that was
+/// made for it. A change that was dated again, or made again on another base, carries it, so that a
+/// device whose store went back knows an edit of its own by whatever name the relay has it. It counts
+/// between changes of one device to one entity only, so nobody can name another's edit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Origin(pub [u8; 12]);
+
+impl Origin {
+    /// The edit that `hash` was the first change for.
+    pub fn of(hash: &ChangeHash) -> Self {
+        let mut first = [0; 12];
+        first.copy_from_slice(&hash.0[..12]);
+        Self(first)
+    }
+}
+
 /// What resolution and receivers need to know of a change: its commit message.
 ///
 /// Written as one letter for the role (`d`, `a`), then `r` if the change revives a deleted
 /// entity, then for a member of a transaction `.`, 22 characters of base64url, `.` and the
-/// number of members.
+/// number of members, then for a change that was made again `~` and 16 characters of base64url.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Note {
     /// The writer's role.
@@ -57,6 +73,8 @@ pub struct Note {
     pub revives: bool,
     /// The transaction.
     pub tx: Option<TxMark>,
+    /// The edit that it makes again.
+    pub origin: Option<Origin>,
 }
 
 impl Note {
@@ -75,12 +93,22 @@ impl Note {
             text.push('.');
             text.push_str(&tx.members.to_string());
         }
+        if let Some(origin) = self.origin {
+            text.push('~');
+            text.push_str(&URL_SAFE_NO_PAD.encode(origin.0));
+        }
         text
     }
 
     /// Reads a commit message; `None` if it is not exactly what [`Note::to_message`] writes.
     pub fn from_message(text: &str) -> Option<Self> {
-        let mut parts = text.split('.');
+        let (rest, origin) = match text.split_once('~') {
+            Some((rest, origin)) => {
+                (rest, Some(Origin(URL_SAFE_NO_PAD.decode(origin).ok()?.try_into().ok()?)))
+            }
+            None => (text, None),
+        };
+        let mut parts = rest.split('.');
         let (role, revives) = match parts.next()? {
             "d" => (Role::Device, false),
             "dr" => (Role::Device, true),
@@ -96,7 +124,7 @@ impl Note {
             }),
             _ => return None,
         };
-        let note = Note { role, revives, tx };
+        let note = Note { role, revives, tx, origin };
         (note.to_message() == text).then_some(note)
     }
 }
@@ -173,6 +201,11 @@ impl Change {
     /// Its message.
     pub fn note(&self) -> Note {
         self.note
+    }
+
+    /// The edit that it makes, again or for the first time.
+    pub fn origin(&self) -> Origin {
+        self.note.origin.unwrap_or_else(|| Origin::of(&self.hash))
     }
 
     /// Who wrote it, where this is the actor's first change.
@@ -268,10 +301,13 @@ mod tests {
     #[test]
     fn notes_read_back_and_nothing_else_is_a_note() {
         let tx = TxMark { id: [7; 16], members: 3 };
+        let origin = Origin([9; 12]);
         for role in [Role::Device, Role::Authority] {
             for revives in [false, true] {
-                for tx in [None, Some(tx)] {
-                    let note = Note { role, revives, tx };
+                for (tx, origin) in
+                    [(None, None), (Some(tx), None), (None, Some(origin)), (Some(tx), Some(origin))]
+                {
+                    let note = Note { role, revives, tx, origin };
                     assert_eq!(Note::from_message(&note.to_message()), Some(note));
                 }
             }
@@ -285,6 +321,11 @@ mod tests {
             "d.AAAA.1",
             "d.BwcHBwcHBwcHBwcHBwcHBw.03",
             "d.BwcHBwcHBwcHBwcHBwcHBw.3.4",
+            "d~",
+            "d~AAAA",
+            "d~AAAAAAAAAAAAAAAA~AAAAAAAAAAAAAAAA",
+            "d~AAAAAAAAAAAAAAAA.BwcHBwcHBwcHBwcHBwcHBw.3",
+            "~AAAAAAAAAAAAAAAA",
         ] {
             assert_eq!(Note::from_message(wrong), None, "{wrong}");
         }

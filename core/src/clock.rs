@@ -79,6 +79,11 @@ impl Hlc {
         Hlc(value.min(i64::MAX as u64))
     }
 
+    /// The reading that is `readings` later.
+    pub fn later_by(self, readings: u16) -> Self {
+        Hlc((self.0 + u64::from(readings)).min(i64::MAX as u64))
+    }
+
     /// The next reading. The counter carries over into the milliseconds.
     pub fn next(self) -> Self {
         Hlc((self.0 + 1).min(i64::MAX as u64))

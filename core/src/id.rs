@@ -118,6 +118,11 @@ impl Incarnation {
     pub fn new(store: u32, rebuilds: u32) -> Self {
         Self((u64::from(store) << 32) | u64::from(rebuilds))
     }
+
+    /// Which life of the store it is of.
+    pub fn store(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
 }
 
 /// Who wrote a change: stored once per actor, in the footer of its first change.

@@ -106,8 +106,9 @@ struct Link {
     session: ClientSession,
     /// Whether the relay has answered.
     ready: bool,
-    /// The relay's clock minus this device's, once it has.
+    /// The relay's clock minus this device's, once it has, and when that was measured.
     relay_ahead_ms: i64,
+    measured: Now,
     token: Option<String>,
 }
 
@@ -406,7 +407,8 @@ impl Hub {
                 for slot in self.slots.values_mut() {
                     slot.replica.connect(slot.channel, token.clone());
                 }
-                self.link = Some(Link { outgoing, session, ready: false, relay_ahead_ms: 0, token });
+                self.link =
+                    Some(Link { outgoing, session, ready: false, relay_ahead_ms: 0, measured: now, token });
                 self.connecting = false;
             }
             Command::Frame { bytes, .. } => self.receive(now, &bytes)?,
@@ -460,7 +462,9 @@ impl Hub {
         let mut slot = Slot { replica, channel, status, events, schema_waiters: VecDeque::new(), damage: 0 };
         slot.replica.durable(self.durable)?;
         if let Some(link) = &self.link {
-            slot.replica.relay_clock_is(link.relay_ahead_ms);
+            if link.ready {
+                slot.replica.relay_clock_is(link.measured, link.relay_ahead_ms);
+            }
             slot.replica.connect(channel, link.token.clone());
         }
         self.slots.insert(workspace.clone(), slot);
@@ -475,8 +479,9 @@ impl Hub {
                 self.last_error.take_if(|error| error.store_error().is_none());
                 link.ready = true;
                 link.relay_ahead_ms = relay_ahead_ms;
+                link.measured = now;
                 for slot in self.slots.values_mut() {
-                    slot.replica.relay_clock_is(relay_ahead_ms);
+                    slot.replica.relay_clock_is(now, relay_ahead_ms);
                 }
             }
             Ok(Event::Channel(channel, message)) => {
@@ -550,6 +555,7 @@ impl Hub {
     /// Carries out what the replicas ask for, and tells those who wait.
     fn drain(&mut self) {
         let mut changed: Vec<(CommitNo, WorkspaceId, Vec<EntityKey>)> = Vec::new();
+        let mut reconnect = false;
         for (workspace, slot) in &mut self.slots {
             while let Some(output) = slot.replica.poll_output() {
                 match output {
@@ -561,6 +567,7 @@ impl Hub {
                     }
                     Output::Changed { after, entities } => changed.push((after, workspace.clone(), entities)),
                     Output::Status => {}
+                    Output::Reconnect => reconnect = true,
                 }
             }
             let open =
@@ -584,6 +591,9 @@ impl Hub {
                     let _ = reply.send(Ok(answer));
                 }
             }
+        }
+        if reconnect {
+            self.link_down(None);
         }
         for (after, workspace, entities) in changed {
             self.promised.push_back((after, Promise::Changed(workspace, entities)));

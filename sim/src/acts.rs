@@ -321,14 +321,11 @@ impl Cluster {
                 this.offset_ms = if dice.once_in(3) { 0 } else { this.offset_ms.saturating_add(by) };
                 this.offset_ms = this.offset_ms.clamp(-3 * YEAR_MS, 3 * YEAR_MS);
                 this.jumps += 1;
-                this.loose_clock |= this.link.is_some();
                 true
             }
             Fault::Drift => {
-                let (time_ms, months) = (self.time_ms, self.months);
-                let this = &mut self.devices[device];
-                this.drift_by(time_ms, dice.between(0, 400) as i64 - 200);
-                this.loose_clock |= months;
+                let time_ms = self.time_ms;
+                self.devices[device].drift_by(time_ms, dice.between(0, 400) as i64 - 200);
                 true
             }
             Fault::Expiry => {

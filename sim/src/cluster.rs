@@ -109,8 +109,6 @@ pub(crate) struct Cluster {
     relay_flush_due: bool,
     tick_due: Option<u64>,
     pub(crate) grant_ms: u64,
-    /// Whether months pass.
-    pub(crate) months: bool,
     pub(crate) schemas: [(Arc<Schema>, String); 2],
     /// Types that this run is about, the favourite first.
     pub(crate) types: Vec<String>,
@@ -128,8 +126,6 @@ pub(crate) struct Cluster {
     newest_link: BTreeMap<usize, u64>,
     /// What strangers wrote within their rights.
     pub(crate) strangers: BTreeMap<ChangeHash, EntityKey>,
-    /// Entities with an edit that is known to have been applied twice.
-    pub(crate) doubled: BTreeSet<EntityKey>,
     /// Edits that the engine did not make.
     pub(crate) tries: Vec<Tried>,
     /// The device that reads the whole feed at the end, and what it read.
@@ -178,7 +174,6 @@ impl Cluster {
             relay_backups: Vec::new(),
             relay_flush_due: false,
             tick_due: None,
-            months,
             grant_ms: if short { 60_000 } else { 30 * 24 * 60 * 60 * 1000 },
             schemas,
             types,
@@ -191,7 +186,6 @@ impl Cluster {
             arrived: BTreeSet::new(),
             newest_link: BTreeMap::new(),
             strangers: BTreeMap::new(),
-            doubled: BTreeSet::new(),
             tries: Vec::new(),
             auditor: None,
             audited: Vec::new(),
@@ -360,8 +354,16 @@ impl Cluster {
 
     /// Does what a replica wants done, and writes down what it wrote.
     pub(crate) fn settle(&mut self, device: usize, writing: Option<&BTreeMap<EntityKey, Meant>>) {
+        let mut reconnect = false;
         while let Some(output) = self.devices[device].replica.as_mut().and_then(|r| r.poll_output()) {
-            let Output::Send(bytes) = output else { continue };
+            let bytes = match output {
+                Output::Send(bytes) => bytes,
+                Output::Reconnect => {
+                    reconnect = true;
+                    continue;
+                }
+                _ => continue,
+            };
             self.remember(&bytes);
             let Some(conn) = self.devices[device].link else { continue };
             self.send(conn, true, bytes);
@@ -369,6 +371,10 @@ impl Cluster {
         let noted = self.devices[device].disk.take_noted();
         if !noted.is_empty() {
             self.ledger.note(device, noted, writing);
+        }
+        if reconnect && let Some(conn) = self.devices[device].link {
+            self.report.count("clocks measured again", 1);
+            self.at(self.time_ms, Event::Notice { conn, relay: false });
         }
         let now = self.now(device);
         let this = &mut self.devices[device];
@@ -634,7 +640,7 @@ impl Cluster {
         self.tell(format_args!("device {device} hears {}", Named(&heard)));
         let Some(replica) = &mut self.devices[device].replica else { return };
         match heard {
-            Ok(Heard::Ready { relay_ahead_ms }) => replica.relay_clock_is(relay_ahead_ms),
+            Ok(Heard::Ready { relay_ahead_ms }) => replica.relay_clock_is(now, relay_ahead_ms),
             Ok(Heard::Channel(_, message)) => {
                 let was_refused = matches!(replica.channel_state(), ChannelState::Faulted { .. });
                 let live = *replica.channel_state() == ChannelState::Live;

@@ -44,8 +44,6 @@ pub(crate) struct Device {
     drift_ppm: i64,
     /// What the drift had come to when its rate changed last, and when that was.
     drifted: (i64, u64),
-    /// It was set, or drifts far, while connected, where nobody measures it.
-    pub(crate) loose_clock: bool,
     pub(crate) jumps: u32,
     /// Until when nothing passes, to the relay and from it.
     pub(crate) blocked_ms: [u64; 2],
@@ -94,7 +92,6 @@ impl Device {
             offset_ms: 0,
             drift_ppm: 0,
             drifted: (0, 0),
-            loose_clock: false,
             jumps: 0,
             blocked_ms: [0; 2],
             slow_until_ms: 0,

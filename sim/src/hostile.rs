@@ -356,7 +356,7 @@ impl Cluster {
             start_op: NonZeroU64::new(if forgery == Forgery::StartOp { 1 << 33 } else { 1 })
                 .expect("not zero"),
             time,
-            message: (forgery != Forgery::Genesis).then(|| Note { role, revives: false, tx }.to_message()),
+            message: (forgery != Forgery::Genesis).then(|| Note { role, tx, ..Note::default() }.to_message()),
             deps: match forgery {
                 Forgery::MissingDependency => vec![ChangeHash([3; 32])],
                 _ => Vec::new(),

@@ -44,8 +44,6 @@ pub(crate) struct Promise {
     pub(crate) commit: CommitNo,
     /// Power was lost before it was durable: nobody was promised anything.
     pub(crate) void: bool,
-    /// It was pending again after a backup took its device's place.
-    pub(crate) revived: bool,
     /// An older backup took the device's place: what had not been sent may be gone.
     pub(crate) excused: bool,
 }
@@ -84,8 +82,6 @@ pub(crate) struct Ledger {
     numbers: BTreeMap<(usize, u64), PromiseId>,
     /// Changes that the relay lost and that a device offers again, whoever wrote them.
     offered: BTreeSet<(usize, u64)>,
-    /// Devices that ever got an older backup.
-    restored: BTreeSet<usize>,
     /// Changes that left a device.
     pub(crate) sent: BTreeMap<ChangeHash, (EntityKey, Change)>,
     /// What is against the rules, as it was seen.
@@ -162,7 +158,6 @@ impl Ledger {
                     fate: None,
                     commit,
                     void: false,
-                    revived: false,
                     excused: false,
                 });
                 self.numbers.insert((device, number), self.promises.len() - 1);
@@ -179,9 +174,6 @@ impl Ledger {
         if let Some(earlier) = self.made.insert(hash, made)
             && earlier.promise != promise
             && !self.promises[earlier.promise].void
-            // Known: a restored device that does the same on the same base, by a clock that is
-            // behind what it has seen, makes the same bytes again.
-            && !self.restored.contains(&device)
         {
             self.wrong.push(format!("two edits of {key} are one change"));
         }
@@ -201,7 +193,6 @@ impl Ledger {
 
     /// An older backup took the place of what a device had.
     pub(crate) fn restored(&mut self, device: usize, outbox: &[(u64, Json)]) {
-        self.restored.insert(device);
         for promise in self.promises.iter_mut().filter(|promise| promise.device == device) {
             promise.excused |= !matches!(promise.fate, Some((Fate::Admitted, _)));
             promise.commit = CommitNo(0);
@@ -216,7 +207,6 @@ impl Ledger {
             promise.fate = None;
             // The backup has it, so it is still owed.
             promise.excused = false;
-            promise.revived = true;
         }
     }
 

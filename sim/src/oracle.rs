@@ -30,9 +30,9 @@ use crate::model::{Edit, EditId, Effects, Log, Seen};
 /// Times that all connect anew until nothing is left to do: the second takes what the relay
 /// could not take before, the third what waited for what was refused.
 const ROUNDS_MAX: usize = 5;
-/// How far a change may be dated before it was written: the skew that is tolerated, and what
-/// the handshake can't measure.
-const BEFORE_MS_MAX: u64 = 60_000 + 5_000;
+/// How far a change may be dated before it was written: the skew that is tolerated, what the
+/// handshake can't measure, and what a clock drifts before it is measured again.
+const BEFORE_MS_MAX: u64 = 60_000 + 5_000 + 5_000;
 
 /// One entity as the relay's feed has it.
 #[derive(Default)]
@@ -294,22 +294,13 @@ impl Cluster {
             entities.values().flat_map(|entity| &entity.changes).map(Change::hash).collect();
         let tainted = self.tainted();
         let mut wrong = Vec::new();
-        let mut doubled = BTreeSet::new();
         let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
         for promise in &self.ledger.promises {
             let Promise { device, key, fate, void, excused, .. } = promise;
             let times = promise.changes.iter().filter(|(hash, _)| admitted.contains(hash)).count();
             let told = format!("device {device}'s edit of {key} at {} ms", promise.meant.at_ms);
             let mut count = |what| *counts.entry(what).or_default() += 1;
-            // Known: an edit that the lost life had dated again, and sent, is no longer known by
-            // its change when an older backup has it as it was.
-            let dated_again = promise.changes.iter().any(|(hash, _)| {
-                admitted.contains(hash) && self.ledger.made.get(hash).is_some_and(|made| made.again)
-            });
-            if times > 1 && promise.revived && dated_again {
-                count("edits applied twice: dated again, sent, and restored from before");
-                doubled.insert(key.clone());
-            } else if times > 1 {
+            if times > 1 {
                 wrong.push(format!("{told} was applied {times} times: {:?}", promise.changes));
             }
             match fate {
@@ -324,10 +315,7 @@ impl Cluster {
                     if times > 0 {
                         wrong.push(format!("{told} counts as refused, and was admitted"));
                     }
-                    // A clock that was set while connected is found out by the relay only.
-                    let clock = self.devices[*device].loose_clock
-                        && ["clock_ahead", "depends_on_refused", "transaction"].contains(&code.as_str());
-                    if promise.meant.checked && !clock && !tainted.contains(&(*device, key.clone())) {
+                    if promise.meant.checked && !tainted.contains(&(*device, key.clone())) {
                         wrong.push(format!("{told} was refused without a cause ({code}: {message})"));
                     }
                     let asked = promise.changes.iter().filter_map(|(hash, _)| self.ledger.made.get(hash));
@@ -343,7 +331,6 @@ impl Cluster {
                 None => wrong.push(format!("{told} is lost: {:?}", promise.changes)),
             }
         }
-        self.doubled = doubled;
         self.ledger.wrong.extend(wrong);
         for (what, times) in counts {
             self.report.count(what, times);
@@ -393,7 +380,7 @@ impl Cluster {
         let foreign =
             admitted.changes.iter().filter(|change| self.strangers.contains_key(&change.hash())).count();
         self.report.count("admitted changes of strangers", foreign as u64);
-        if foreign > 0 || self.doubled.contains(key) {
+        if foreign > 0 {
             // What strangers do within their rights has no user whom the model could ask, and it
             // tells items of sequences apart by what they are.
             self.check_orders(key, &ty, &entity, admitted);
@@ -503,8 +490,8 @@ impl Cluster {
         let written = START_MS + promise.meant.at_ms;
         let dated = change.time().wall().0;
         let device = &self.devices[promise.device];
-        // Who sets the clock between writing and connecting, or while connected, can't be helped.
-        if promise.meant.jumps != device.jumps || device.loose_clock {
+        // Who sets the clock between writing and connecting can't be helped.
+        if promise.meant.jumps != device.jumps {
             return Ok(());
         }
         if dated + BEFORE_MS_MAX < written {

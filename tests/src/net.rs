@@ -349,6 +349,11 @@ impl Net {
         self.start_on(node, store);
     }
 
+    /// The clock of a device is set to this much before or after the right time.
+    pub fn set_clock(&mut self, node: usize, offset_ms: i64) {
+        self.nodes[node].offset_ms = offset_ms;
+    }
+
     /// What a backup of a device that is taken now holds.
     pub fn backup(&self, node: usize) -> MemoryStore {
         self.nodes[node].store.copy()
@@ -462,7 +467,9 @@ impl Net {
     /// Takes what a replica wants done.
     fn collect(&mut self, node: usize) {
         let Node { replica, link, .. } = &mut self.nodes[node];
+        let mut reconnect = false;
         while let Some(output) = replica.poll_output() {
+            reconnect |= output == Output::Reconnect;
             let Output::Send(bytes) = output else { continue };
             if let Ok(Some(Message::Changes(changes))) = Message::decode(&bytes) {
                 for bytes in changes.unit.entities.iter().flat_map(|entity| &entity.changes) {
@@ -473,6 +480,10 @@ impl Net {
             if let Some(link) = link {
                 link.out.push_back(bytes);
             }
+        }
+        if reconnect {
+            self.disconnect(node);
+            self.connect(node);
         }
     }
 
@@ -490,7 +501,7 @@ impl Net {
         let Some(bytes) = link.back.pop_front() else { return false };
         match link.session.receive(now, &bytes).unwrap() {
             Event::Ready { relay_ahead_ms } => {
-                replica.relay_clock_is(relay_ahead_ms);
+                replica.relay_clock_is(now, relay_ahead_ms);
             }
             Event::Channel(_, message) => {
                 self.set_back += u32::from(matches!(&message, Message::Granted(granted) if granted.behind));

@@ -158,8 +158,9 @@ impl World {
             author,
             role,
             wall,
-            after: Hlc::ZERO,
+            spread: 0,
             tx: None,
+            origin: None,
             based_on: base,
             checked: true,
         };
@@ -228,7 +229,7 @@ impl World {
         let mut tx = doc.transaction();
         forge(&mut tx);
         let time = Hlc::from_wall(WallMs(self.wall_ms + 1_000_000_000)).to_change_time();
-        let message = Note { role: *role, revives: false, tx: None }.to_message();
+        let message = Note { role: *role, ..Note::default() }.to_message();
         let (hash, _) = tx.commit_with(CommitOptions::default().with_message(message).with_time(time));
         Change::from_raw(doc.get_change_by_hash(&hash.unwrap()).unwrap()).unwrap()
     }

@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 use super::Entity;
 use super::resolve::{Candidate, Life, Reader, compare_numbers, register_key};
 use crate::admission::{INCREMENT_MAX, derived_actor};
-use crate::change::{CHANGE_BYTES_MAX, Change, Note, Role, TxMark};
+use crate::change::{CHANGE_BYTES_MAX, Change, Note, Origin, Role, TxMark};
 use crate::clock::{Hlc, WallMs};
 use crate::id::Author;
 use crate::intent::Intent;
@@ -27,10 +27,14 @@ pub struct EditContext<'a> {
     pub role: Role,
     /// The corrected wall clock.
     pub wall: WallMs,
-    /// The newest reading of this device's clock: the edit is later.
-    pub after: Hlc,
+    /// By how many readings of the clock the edit is dated later than it need be. Drawn anew whenever a
+    /// store is opened, so that a store that is opened twice does not make the same change of two
+    /// edits.
+    pub spread: u16,
     /// The transaction.
     pub tx: Option<TxMark>,
+    /// The edit that is made again; none is a new one.
+    pub origin: Option<Origin>,
     /// The version that the user saw; none is the present, an empty one is the entity before
     /// its first change.
     pub based_on: Option<&'a [ChangeHash]>,
@@ -149,7 +153,7 @@ impl Entity {
             return Ok(None);
         }
         let revives = intents.iter().any(|intent| matches!(intent, Intent::Revive));
-        let note = Note { role: context.role, revives, tx: context.tx };
+        let note = Note { role: context.role, revives, tx: context.tx, origin: context.origin };
         let change = self.commit(context.author, isolated.as_deref(), note, time, steps)?;
         self.headers.push(&change, context.author, false);
         self.weight += change.bytes().len();
@@ -161,13 +165,13 @@ impl Entity {
             .iter()
             .filter_map(|head| self.headers.by_hash(head))
             .map(|h| h.time)
-            .fold(context.after, Hlc::max);
+            .fold(Hlc::ZERO, Hlc::max);
         // The chain of our own changes goes on whatever version the edit is based on.
         let actor = context.author.actor(&self.workspace, &self.key);
         if let Some(own) = self.headers.actor(&actor).and_then(|entry| self.headers.get(entry.newest()?)) {
             after = after.max(own.time);
         }
-        Hlc::at_least(context.wall, after)
+        Hlc::at_least(context.wall, after).later_by(context.spread)
     }
 
     /// Puts the containers that the intents need into the document.

@@ -11,8 +11,8 @@ use automerge::legacy::{Key, ObjectId, OpId, OpType};
 use automerge::{ChangeHash, ROOT, ReadDoc};
 
 use super::{EditContext, Entity, LoadError};
-use crate::change::{Change, Role, TxMark};
-use crate::clock::{Hlc, WallMs};
+use crate::change::{Change, Origin, Role, TxMark};
+use crate::clock::WallMs;
 use crate::id::Author;
 use crate::intent::Intent;
 use crate::schema::{EntityType, FieldKind};
@@ -28,8 +28,13 @@ pub struct Pending {
     pub role: Role,
     /// Its transaction.
     pub tx: Option<TxMark>,
+    /// Which edit it makes.
+    pub origin: Origin,
     /// What its time shall be if it is written again; none keeps the time that it has.
     pub wall: Option<WallMs>,
+    /// The same edit as the relay has it, a change of the entity that does not build on this one and
+    /// takes its place.
+    pub twin: Option<ChangeHash>,
 }
 
 /// What became of one pending change.
@@ -46,6 +51,8 @@ pub enum Rewritten {
         /// Its intents, with positions as they are now.
         intents: Vec<Intent>,
     },
+    /// The relay has the same edit by another name.
+    Replaced,
     /// It was refused itself, or means nothing without what was refused.
     Gone {
         /// What it was.
@@ -66,8 +73,8 @@ pub struct Rebuilt {
 
 impl Entity {
     /// Builds the entity again without `refused` and what builds on it. `pending` are the own
-    /// changes not yet admitted, in order; those that build on what was refused, and those
-    /// named in `again`, are made again by `author`. Its incarnation must be new unless none
+    /// changes not yet admitted, in order; those that build on what was refused or has a twin, and
+    /// those named in `again`, are made again by `author`. Its incarnation must be new unless none
     /// of them ever left the device.
     pub fn rebuild(
         &self,
@@ -77,7 +84,9 @@ impl Entity {
         ty: &EntityType,
         author: Author,
     ) -> Result<Rebuilt, LoadError> {
-        let gone = self.headers.descendants(&refused.union(again).copied().collect());
+        let replaced = pending.iter().filter(|own| own.twin.is_some()).map(|own| own.hash);
+        let roots = refused.union(again).copied().chain(replaced).collect();
+        let gone = self.headers.descendants(&roots);
         let mut entity = self.without(&gone)?;
         let mut results = Vec::with_capacity(pending.len());
         // Where each change that is gone has its place in the new document.
@@ -104,14 +113,24 @@ impl Entity {
                 continue;
             }
             let old_raw = self.doc.get_change_by_hash(&own.hash);
+            if let Some(twin) = own.twin {
+                if let (Some(old), Some(new)) = (old_raw, self.doc.get_change_by_hash(&twin)) {
+                    pair_inserts(&old, &new, &mut ids);
+                }
+                stands_for.insert(own.hash, vec![twin]);
+                results.push(Rewritten::Replaced);
+                continue;
+            }
             let intents = self.moved(&own.intents, ty, &old_base, &entity, &new_base, &ids);
             let context = EditContext {
                 ty,
                 author,
                 role: own.role,
                 wall: own.wall.unwrap_or(header.time.wall()),
-                after: Hlc::ZERO,
+                // The same in every life of the device.
+                spread: 0,
                 tx: own.tx,
+                origin: Some(own.origin),
                 based_on: Some(&new_base),
                 checked: true,
             };

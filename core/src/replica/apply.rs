@@ -8,13 +8,30 @@ use super::layout::RefusedRecord;
 use super::outbox::{ChannelState, REMAKES_MAX};
 use super::{Output, Replica};
 use crate::admission::{Judge, RefusalCode};
-use crate::change::{Change, Role, TxMark};
+use crate::change::{Change, Origin, Role, TxMark};
 use crate::clock::{Now, WallMs};
 use crate::entity::{Pending, Rewritten};
 use crate::header::Header;
 use crate::id::{EntityHash, EntityKey};
 use crate::store::{Batch, Keyspace, StoreError};
 use crate::wire::{Ack, CaughtUp, EntityChanges, Feed, FeedBody, Refused};
+
+/// What is to be taken out of an entity, and made again.
+#[derive(Default)]
+struct Remake {
+    /// Refused, with all that builds on it.
+    gone: BTreeSet<ChangeHash>,
+    /// Made again.
+    again: BTreeSet<ChangeHash>,
+    /// Pending changes whose edits the relay has as other changes.
+    twins: BTreeMap<ChangeHash, ChangeHash>,
+    /// What is made again is not dated later than this.
+    wall: Option<WallMs>,
+    /// Code and message of what is refused.
+    reasons: BTreeMap<ChangeHash, (String, String)>,
+    /// Some of it may have left the device.
+    new_incarnation: bool,
+}
 
 /// What a page of the feed did to one entity.
 #[derive(Default)]
@@ -29,7 +46,7 @@ impl Replica {
         let mut batch = Batch::new();
         let mut touched: BTreeMap<EntityHash, Touched> = BTreeMap::new();
         let mut moved = false;
-        let mut schema_came = None;
+        let mut schemas = Vec::new();
         for entry in feed.entries {
             // Entries of an earlier request may still be under way.
             let is_next = entry.seq == self.state.cursor + 1
@@ -54,7 +71,7 @@ impl Replica {
                 FeedBody::Device { key, name, platform } => {
                     self.put_device(&mut batch, key, &name, &platform)
                 }
-                FeedBody::Schema { hash } => schema_came = Some(hash),
+                FeedBody::Schema { hash } => schemas.push(hash),
             }
             self.state.cursor = entry.seq;
             moved = true;
@@ -65,9 +82,8 @@ impl Replica {
         if let ChannelState::CatchingUp { .. } = self.channel.state {
             self.channel.state = ChannelState::CatchingUp { cursor: self.state.cursor, end: feed.end };
         }
-        if let Some(hash) = schema_came {
-            let replayed = matches!(self.channel.state, ChannelState::CatchingUp { .. });
-            self.schema_came(hash, replayed);
+        for hash in schemas {
+            self.schema_in_feed(hash);
         }
         self.finish(batch, touched)
     }
@@ -110,6 +126,8 @@ impl Replica {
                 }
             }
         }
+        let origins: Vec<(Origin, ChangeHash)> =
+            parsed.iter().map(|change| (change.origin(), change.hash())).collect();
         let mut by_hash: BTreeMap<ChangeHash, Change> =
             parsed.iter().map(|change| (change.hash(), change.clone())).collect();
         if self.recovering {
@@ -128,7 +146,50 @@ impl Replica {
             what.changes.extend(received.applied.iter().filter_map(|hash| by_hash.remove(hash)));
         }
         // In a full feed own changes come back whole: those that were pending are admitted.
-        self.admitted(batch, hash, &received.known, touched)
+        self.admitted(batch, hash, &received.known, touched)?;
+        self.replace_twins(batch, now, hash, &origins, touched)
+    }
+
+    /// Takes out pending changes whose edits came by the feed as other changes. The store went back to
+    /// before they were made again, and they would count twice.
+    fn replace_twins(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        hash: EntityHash,
+        origins: &[(Origin, ChangeHash)],
+        touched: &mut BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
+        let Some(numbers) = self.pending.get(&hash) else { return Ok(()) };
+        let pending = numbers.iter().filter_map(|number| self.outbox.get(number));
+        let pending: Vec<(Origin, ChangeHash, bool)> = pending
+            .filter(|pending| !pending.again)
+            .map(|pending| (pending.origin, pending.hash, pending.sent))
+            .collect();
+        let device = self.config.device;
+        let headers = self.loaded(hash)?.entity.headers();
+        let mut remake = Remake::default();
+        for (origin, own, sent) in pending {
+            remake.new_incarnation |= sent;
+            let twin = origins.iter().find(|(other, twin)| *other == origin && *twin != own);
+            let Some((_, twin)) = twin else { continue };
+            // Nobody else has a say in what this device meant.
+            if !headers.by_hash(twin).is_some_and(|header| headers.device(header) == device) {
+                continue;
+            }
+            // What the relay has can't be taken out.
+            let builds_on = headers.descendants(&BTreeSet::from([own]));
+            if !builds_on.iter().any(|hash| headers.by_hash(hash).is_some_and(|header| header.admitted)) {
+                remake.twins.insert(own, *twin);
+            }
+        }
+        if remake.twins.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(edits = remake.twins.len(), "the relay has pending edits by other names");
+        self.rebuild(batch, now, hash, &remake)?;
+        touched.entry(hash).or_default().rewritten = true;
+        Ok(())
     }
 
     /// Writes own pending changes again that have the places of changes which this store lost.
@@ -141,6 +202,14 @@ impl Replica {
         coming: &[Change],
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
+        // The relay learns of a life when a device signs in, so a life that was lost before it did so again
+        // shows only by what it made.
+        let device = self.config.device;
+        let lives = coming.iter().filter_map(Change::author).filter(|author| author.device == device);
+        let newest = lives.map(|author| author.incarnation.store()).max().unwrap_or_default();
+        if newest >= self.state.incarnation && !mutated!(ReuseIncarnation) {
+            self.state.incarnation = newest.saturating_add(1);
+        }
         let known: Vec<ChangeHash> = coming.iter().map(Change::hash).collect();
         self.admitted(batch, hash, &known, touched)?;
         let headers = self.loaded(hash)?.entity.headers();
@@ -163,7 +232,7 @@ impl Replica {
         if again.is_empty() {
             return Ok(());
         }
-        self.rebuild(batch, now, hash, &BTreeSet::new(), &again, None, &BTreeMap::new(), false)?;
+        self.rebuild(batch, now, hash, &Remake { again, ..Remake::default() })?;
         touched.entry(hash).or_default().rewritten = true;
         Ok(())
     }
@@ -333,9 +402,7 @@ impl Replica {
         let remakes = self.channel.remakes.entry(hash).or_default();
         *remakes = if settles { 0 } else { *remakes + 1 };
         let exhausted = *remakes > REMAKES_MAX;
-        let mut gone = BTreeSet::new();
-        let mut again = BTreeSet::new();
-        let mut reasons: BTreeMap<ChangeHash, (String, String)> = BTreeMap::new();
+        let mut remake = Remake { new_incarnation: true, ..Remake::default() };
         let mut clock_ahead = false;
         for refusal in denied {
             let change = ChangeHash(refusal.hash);
@@ -351,18 +418,18 @@ impl Replica {
             }
             if !exhausted && curable(self, &refusal) && !self.offers_again(hash, &change) {
                 clock_ahead |= code == Some(RefusalCode::ClockAhead);
-                again.insert(change);
+                remake.again.insert(change);
             } else {
-                gone.insert(change);
+                remake.gone.insert(change);
             }
             let name = code.map_or("unknown", RefusalCode::name).to_owned();
-            reasons.insert(change, (name, refusal.message));
+            remake.reasons.insert(change, (name, refusal.message));
         }
-        if gone.is_empty() && again.is_empty() {
+        if remake.gone.is_empty() && remake.again.is_empty() {
             return Ok(());
         }
-        let wall = clock_ahead.then(|| self.relay_clock(now));
-        self.rebuild(batch, now, hash, &gone, &again, wall, &reasons, true)?;
+        remake.wall = clock_ahead.then(|| self.relay_clock(now));
+        self.rebuild(batch, now, hash, &remake)?;
         if self.cache.contains_key(&hash) {
             touched.entry(hash).or_default().rewritten = true;
         }
@@ -394,24 +461,19 @@ impl Replica {
             .filter(|pending| which(pending.sent))
             .map(|pending| pending.hash)
             .collect();
-        self.rebuild(batch, now, hash, &BTreeSet::new(), &again, None, &BTreeMap::new(), false)?;
+        self.rebuild(batch, now, hash, &Remake { again, ..Remake::default() })?;
         if self.cache.contains_key(&hash) {
             self.persist(batch, hash, &[], &[], true, false)?;
         }
         Ok(Some(key))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one step of one algorithm, told apart by its two callers")]
     fn rebuild(
         &mut self,
         batch: &mut Batch,
         now: Now,
         hash: EntityHash,
-        gone: &BTreeSet<ChangeHash>,
-        again: &BTreeSet<ChangeHash>,
-        wall: Option<WallMs>,
-        reasons: &BTreeMap<ChangeHash, (String, String)>,
-        new_incarnation: bool,
+        remake: &Remake,
     ) -> Result<(), StoreError> {
         let correction = self.correction_ms();
         let relay_clock = self.relay_clock(now);
@@ -434,7 +496,9 @@ impl Replica {
                 intents: record.intents.clone(),
                 role: if record.authority { Role::Authority } else { Role::Device },
                 tx: record.tx.map(|(id, members)| TxMark { id, members }),
-                wall: match (wall, header_wall) {
+                origin: record.origin(),
+                twin: remake.twins.get(&change).copied(),
+                wall: match (remake.wall, header_wall) {
                     (Some(wall), Some(written)) => Some(written.min(wall)),
                     (None, Some(written)) if off != 0 => {
                         Some(WallMs(written.0.saturating_add_signed(off)).min(relay_clock))
@@ -445,7 +509,7 @@ impl Replica {
             records.push(record);
         }
         let loaded = self.loaded(hash)?;
-        if new_incarnation {
+        if remake.new_incarnation {
             loaded.record.rebuilds += 1;
         }
         let record = loaded.record.clone();
@@ -454,16 +518,22 @@ impl Replica {
         let Some(ty) = self.ty(key.type_name()).cloned() else {
             return Err(StoreError::Damaged { what: format!("{key} has pending changes and no type") });
         };
-        let rebuilt = self.loaded(hash)?.entity.rebuild(gone, again, &pending, &ty, author)?;
+        let rebuilt =
+            self.loaded(hash)?.entity.rebuild(&remake.gone, &remake.again, &pending, &ty, author)?;
         self.loaded(hash)?.entity = rebuilt.entity;
         for ((number, mut record), result) in numbers.into_iter().zip(records).zip(rebuilt.pending) {
             match result {
                 Rewritten::Kept(_) => {}
+                Rewritten::Replaced => {
+                    self.delete_outbox(batch, number)?;
+                    self.sent += 1;
+                }
                 Rewritten::Again { change, intents, .. } => {
                     // An answer that is still under way is about the change that it was.
                     for (sent, _) in self.channel.in_flight.values_mut() {
                         sent.retain(|other| *other != number);
                     }
+                    record.origin = Some(record.origin().0);
                     record.hash = change.hash().0;
                     record.bytes = change.bytes().len() as u32;
                     record.intents = intents;
@@ -480,7 +550,7 @@ impl Replica {
                     }
                 }
                 Rewritten::Gone { old, why } => {
-                    let (code, message) = match (reasons.get(&old), why) {
+                    let (code, message) = match (remake.reasons.get(&old), why) {
                         (Some((code, message)), _) => (code.clone(), message.clone()),
                         (None, Some(why)) => (RefusalCode::DependsOnRefused.name().to_owned(), why),
                         (None, None) => (RefusalCode::DependsOnRefused.name().to_owned(), String::new()),
@@ -539,12 +609,14 @@ impl Replica {
             self.open_feed(false);
             return Ok(());
         }
-        let mut batch = Batch::new();
         let mut redated = Vec::new();
         if std::mem::take(&mut self.recovering) {
             // What the store lost has come. What is still pending has not been sent.
+            let mut batch = Batch::new();
             batch.delete(Keyspace::META, self.keys.recovering());
             redated = self.redate(&mut batch, now)?;
+            // What the relay lacks is looked for in the store.
+            self.commit(batch)?;
         }
         if self.repair.reading {
             self.offer_again()?;
@@ -558,7 +630,7 @@ impl Replica {
             self.channel.refusals = 0;
         }
         self.state.synced_ms = self.relay_clock(now).0;
-        let after = self.commit(batch)?;
+        let after = self.commit(Batch::new())?;
         if !redated.is_empty() {
             self.outputs.push_back(Output::Changed { after, entities: redated });
         }

@@ -23,10 +23,12 @@
 
 use std::collections::BTreeMap;
 
+use automerge::ChangeHash;
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use crate::change::Origin;
 use crate::codec;
 use crate::id::{EntityHash, EntityKey, WorkspaceId};
 use crate::intent::Intent;
@@ -283,8 +285,9 @@ pub(crate) struct RepairRecord {
     pub(crate) reading: bool,
     /// Hash of the schema that the relay had when all was well; zeros before.
     pub(crate) schema: [u8; 32],
-    /// The relay lost that schema. What fits it may not fit an older one and would be refused for
-    /// good, so nothing is sent until somebody has pushed one.
+    /// The relay lost that schema: as long as `reading`, the feed has not told of it so far. What fits it
+    /// may not fit an older one and would be refused for good, so nothing is sent until somebody has
+    /// pushed one.
     pub(crate) waits_for_schema: bool,
 }
 
@@ -374,6 +377,9 @@ pub(crate) struct OutboxRecord {
     pub(crate) authority: bool,
     /// Transaction id and member count.
     pub(crate) tx: Option<([u8; 16], u32)>,
+    /// The edit that it makes, where it is not the first change that was made for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) origin: Option<[u8; 12]>,
     /// The correction of the clock when it was written, milliseconds.
     pub(crate) skew_ms: i64,
     /// Whether it may have left the device.
@@ -383,6 +389,13 @@ pub(crate) struct OutboxRecord {
     /// The relay had admitted it and lost it: it goes as it is or not at all.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) again: bool,
+}
+
+impl OutboxRecord {
+    /// The edit that it makes.
+    pub(crate) fn origin(&self) -> Origin {
+        self.origin.map_or_else(|| Origin::of(&ChangeHash(self.hash)), Origin)
+    }
 }
 
 /// A change that the relay refused, or that meant nothing without one.

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use automerge::{ActorId, ChangeHash};
 
-use crate::change::{Change, Role};
+use crate::change::{Change, Origin, Role};
 use crate::clock::{Now, WallMs};
 use crate::codec::{self, HeaderRecord};
 use crate::digest::Digest;
@@ -93,6 +93,9 @@ pub enum Output {
     },
     /// The state of the channel or the figures changed.
     Status,
+    /// End the link and connect anew, so that the handshake measures the clock: it was set, or the machine
+    /// slept. Until then what is written waits.
+    Reconnect,
 }
 
 /// Figures that an app can show.
@@ -107,7 +110,7 @@ pub struct ReplicaStatus {
     /// Digest of what the relay admitted.
     pub digest: Digest,
     /// How far this device's clock is ahead of the relay's, in milliseconds; measured at each
-    /// connect.
+    /// connect, and a new one is asked for when the clock was set: see [`Output::Reconnect`].
     pub clock_skew_ms: i64,
     /// Changes admitted by the relay since the replica was opened.
     pub sent: u64,
@@ -133,6 +136,7 @@ struct PendingRef {
     entity: EntityHash,
     key: EntityKey,
     hash: ChangeHash,
+    origin: Origin,
     /// Its transaction's id, and how many members that has.
     tx: Option<([u8; 16], u32)>,
     commit: CommitNo,
@@ -159,6 +163,8 @@ pub struct Replica {
     cache: BTreeMap<EntityHash, Loaded>,
     uses: u64,
     outbox: BTreeMap<u64, PendingRef>,
+    /// Records of the outbox in the batch under construction, which the store does not show yet.
+    unwritten: BTreeMap<u64, OutboxRecord>,
     /// Outbox numbers by entity.
     pending: BTreeMap<EntityHash, BTreeSet<u64>>,
     /// Entities with refused changes, and how many.
@@ -212,6 +218,7 @@ impl Replica {
             cache: BTreeMap::new(),
             uses: 0,
             outbox: BTreeMap::new(),
+            unwritten: BTreeMap::new(),
             pending: BTreeMap::new(),
             refused: BTreeMap::new(),
             conflicts: 0,
@@ -305,11 +312,13 @@ impl Replica {
             let Some(number) = key.last_chunk::<8>().map(|n| u64::from_be_bytes(*n)) else { return Ok(()) };
             let bytes = self.keys.whole(&*store, View::Latest, head)?;
             let record: OutboxRecord = from_json(&bytes, "a pending change")?;
+            let origin = record.origin();
             let Ok(entity) = EntityKey::new(record.type_name, record.id) else { return Ok(()) };
             let pending = PendingRef {
                 entity: EntityHash::of(&self.config.workspace, &entity),
                 key: entity,
                 hash: ChangeHash(record.hash),
+                origin,
                 tx: record.tx,
                 commit: CommitNo(0),
                 sent: record.sent,
@@ -454,6 +463,7 @@ impl Replica {
             batch.put(Keyspace::META, self.keys.repair(), codec::encode(&self.repair));
         }
         self.last_commit = self.store.commit(batch)?;
+        self.unwritten.clear();
         self.repair_stored.clone_from(&self.repair);
         Ok(self.last_commit)
     }
@@ -831,10 +841,14 @@ impl Replica {
         let place = self.keys.number(number);
         self.keys.put(&*store, batch, &mut spills, Keyspace::OUTBOX, place, &to_json(record))?;
         self.state.spills = spills;
+        self.unwritten.insert(number, record.clone());
         Ok(())
     }
 
     fn read_outbox(&self, number: u64) -> Result<OutboxRecord, StoreError> {
+        if let Some(record) = self.unwritten.get(&number) {
+            return Ok(record.clone());
+        }
         let bytes = self.keys.get(&*self.store, View::Latest, Keyspace::OUTBOX, &self.keys.number(number))?;
         let bytes = bytes
             .ok_or_else(|| StoreError::Damaged { what: format!("pending change {number} is missing") })?;
@@ -844,6 +858,7 @@ impl Replica {
     fn delete_outbox(&mut self, batch: &mut Batch, number: u64) -> Result<Option<PendingRef>, StoreError> {
         let store = Arc::clone(&self.store);
         self.keys.delete(&*store, batch, Keyspace::OUTBOX, self.keys.number(number))?;
+        self.unwritten.remove(&number);
         Ok(self.untrack(number))
     }
 

@@ -31,6 +31,11 @@ const UNIT_BYTES: usize = 256 * 1024;
 /// How often in a row an entity is written again within one session, with nothing of it taken
 /// or refused for good between, before it counts as refused.
 pub(super) const REMAKES_MAX: u32 = 3;
+/// A wall clock that differs from the other clock by more than this since it was measured has been set,
+/// in milliseconds.
+const CLOCK_SET_MS: u64 = 2_000;
+/// For how long a measured clock is relied on, in milliseconds: bad ones gain or lose some seconds by then.
+const CLOCK_KEPT_MS: u64 = 6 * 60 * 60 * 1_000;
 /// The longest wait after the first of a row of refusals that time may mend, in milliseconds. It
 /// doubles with each.
 const RETRY_MS_BASE: u64 = 1_000;
@@ -110,6 +115,10 @@ pub(super) struct Link {
     pub(super) ask_again: bool,
     /// The relay's clock minus this device's raw clock, in milliseconds.
     relay_ahead_ms: i64,
+    /// When that was measured, by this device's clocks.
+    measured: Option<Now>,
+    /// The clock was set since, or measured long ago: nothing leaves before it is measured again.
+    pub(super) clock_unsure: bool,
     pub(super) remakes: BTreeMap<EntityHash, u32>,
     /// The digest differed even after everything was fetched again.
     pub(super) diverged: bool,
@@ -216,6 +225,8 @@ impl Replica {
             state: ChannelState::SigningIn,
             channel,
             relay_ahead_ms: self.channel.relay_ahead_ms,
+            measured: self.channel.measured,
+            clock_unsure: self.channel.clock_unsure,
             durable: self.channel.durable,
             next_unit: self.channel.next_unit,
             token: token.clone(),
@@ -238,9 +249,26 @@ impl Replica {
         self.outputs.push_back(Output::Status);
     }
 
-    /// The relay's clock minus this device's, in milliseconds, as the handshake measured it.
-    pub fn relay_clock_is(&mut self, ahead_ms: i64) {
+    /// The relay's clock minus this device's, in milliseconds, as the handshake of this link measured it
+    /// when this device's clocks said `measured`.
+    pub fn relay_clock_is(&mut self, measured: Now, ahead_ms: i64) {
         self.channel.relay_ahead_ms = ahead_ms;
+        self.channel.measured = Some(measured);
+        self.channel.clock_unsure = false;
+    }
+
+    /// Whether the wall clock still is what it was when it was measured: neither set, which shows by the
+    /// other clock, nor given time to drift. A machine that slept looks as if its clock had been set, so
+    /// which it was is for the next handshake to say.
+    pub(super) fn watch_clock(&mut self, now: Now) {
+        let Some(measured) = self.channel.measured.filter(|_| !self.channel.clock_unsure) else { return };
+        let passed = now.mono.0.saturating_sub(measured.mono.0);
+        let due = measured.wall.0.saturating_add(passed);
+        if now.wall.0.abs_diff(due) > CLOCK_SET_MS || passed > CLOCK_KEPT_MS {
+            tracing::info!("the clock may have been set: it is to be measured again");
+            self.channel.clock_unsure = true;
+            self.outputs.push_back(Output::Reconnect);
+        }
     }
 
     /// Asks the relay once more for what is new, so that a sync on a link that stands is an
@@ -256,14 +284,34 @@ impl Replica {
         }
     }
 
-    /// The relay has a schema, or another one: what waited for it can go now. `replayed` says that
-    /// this was told by the part of the feed that is being caught up with.
-    pub(super) fn schema_came(&mut self, hash: [u8; 32], replayed: bool) {
-        let before = self.channel.relay_schema.replace(hash);
-        if !replayed && before != Some(hash) {
+    /// The feed tells of a schema. Its last one is the one in force.
+    pub(super) fn schema_in_feed(&mut self, hash: [u8; 32]) {
+        if self.repair.reading {
+            // Each schema can hold what was written by those before it, so whatever came after the one
+            // that is looked for, that one is not lost.
+            self.repair.waits_for_schema &= hash != self.repair.schema;
+            self.schema_is(hash);
+        } else if matches!(self.channel.state, ChannelState::CatchingUp { .. }) {
+            // Somebody has pushed one since it was found lost. Should the relay have gone back again,
+            // the end of the feed will tell, so which one is looked for stays.
+            self.repair.waits_for_schema = false;
+            self.schema_is(hash);
+        } else {
+            self.schema_came(hash);
+        }
+    }
+
+    /// The relay has got a schema, or another one: what waited for it can go now.
+    fn schema_came(&mut self, hash: [u8; 32]) {
+        if self.channel.relay_schema != Some(hash) {
             self.repair.schema = hash;
             self.repair.waits_for_schema = false;
         }
+        self.schema_is(hash);
+    }
+
+    fn schema_is(&mut self, hash: [u8; 32]) {
+        self.channel.relay_schema = Some(hash);
         self.channel.stalled.clear();
         if matches!(self.channel.state, ChannelState::Faulted { code: FaultCode::SchemaMissing, .. }) {
             // By the grant that it has.
@@ -278,6 +326,7 @@ impl Replica {
 
     /// Time passed: signs in again on a channel that was refused for what time may mend.
     pub fn tick(&mut self, now: Now) {
+        self.watch_clock(now);
         if self.channel.retry_at.is_some_and(|at| at <= now.mono) {
             let token = self.channel.token.take();
             self.connect(self.channel.channel, token);
@@ -337,6 +386,7 @@ impl Replica {
 
     /// A message for this replica's channel.
     pub fn receive(&mut self, now: Now, message: Message) -> Result<(), StoreError> {
+        self.watch_clock(now);
         match message {
             Message::Granted(granted) => self.on_granted(now, granted)?,
             Message::Feed(feed) => self.on_feed(now, feed)?,
@@ -347,7 +397,7 @@ impl Replica {
             }
             Message::SchemaIs(answer) => {
                 if answer.problems.is_empty() && answer.hash != [0; 32] {
-                    self.schema_came(answer.hash, false);
+                    self.schema_came(answer.hash);
                 }
                 self.channel.schema_answers.push(answer);
                 self.outputs.push_back(Output::Status);
@@ -478,7 +528,7 @@ impl Replica {
     pub(super) fn pump(&mut self) -> Result<(), StoreError> {
         let repairs = self.recovering || self.repair.reading;
         let waits = repairs || self.repair.waits_for_schema || self.channel.schema_unsure;
-        if !self.channel.granted || waits {
+        if !self.channel.granted || waits || self.channel.clock_unsure {
             return Ok(());
         }
         while self.channel.in_flight.len() < UNITS_IN_FLIGHT_MAX {

@@ -20,7 +20,7 @@ use automerge::ChangeHash;
 use super::layout::{EntityRecord, OutboxRecord};
 use super::{Output, PendingRef, Replica, for_each};
 use crate::admission::{RefusalCode, Vouches};
-use crate::change::Role;
+use crate::change::{Origin, Role};
 use crate::clock::Hlc;
 use crate::codec::{self, HeaderRecord};
 use crate::header::Header;
@@ -64,7 +64,7 @@ impl Replica {
         self.channel.repaired = true;
         self.repair.generation += 1;
         self.repair.reading = true;
-        self.repair.waits_for_schema = false;
+        self.repair.waits_for_schema = self.repair.schema != [0; 32];
         self.state.epoch = epoch;
         self.state.cursor = 0;
         self.state.digest = [0; 32];
@@ -194,7 +194,10 @@ impl Replica {
         let has = self.channel.relay_schema.unwrap_or_default();
         let lost = self.repair.schema;
         // Where the relay has none at all, it says so of each change, and takes none.
-        self.repair.waits_for_schema = lost != [0; 32] && has != [0; 32] && has != lost;
+        self.repair.waits_for_schema &= has != [0; 32] && has != lost;
+        if !self.repair.waits_for_schema && has != [0; 32] {
+            self.repair.schema = has;
+        }
         let manages = matches!(self.role(), GrantRole::Admin | GrantRole::Authority);
         if self.repair.waits_for_schema && manages && self.config.schema.hash() == lost {
             self.exchange_schema(true);
@@ -317,6 +320,7 @@ impl Replica {
             intents: Vec::new(),
             authority: header.role == Role::Authority,
             tx,
+            origin: None,
             skew_ms: self.correction_ms(),
             // It left the device long ago, and is counted among what was sent.
             sent: true,
@@ -328,6 +332,7 @@ impl Replica {
             entity: *hash,
             key,
             hash: header.hash,
+            origin: Origin::of(&header.hash),
             tx,
             commit: CommitNo(u64::MAX),
             sent: true,

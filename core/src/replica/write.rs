@@ -8,12 +8,16 @@ use automerge::ChangeHash;
 use super::layout::{OutboxRecord, RefusedRecord};
 use super::{Output, PendingRef, Replica, version_token};
 use crate::change::TxMark;
-use crate::clock::{Hlc, Now};
+use crate::clock::Now;
 use crate::entity::{EditContext, EditError, Edited, WHOLE_ENTITY};
 use crate::id::{EntityHash, EntityKey};
 use crate::intent::Intent;
 use crate::store::{Batch, CommitNo, StoreError};
 use crate::wire::{GrantRole, UNIT_BYTES_MAX, UNIT_ENTITIES_MAX};
+
+/// Edits are dated less than this many readings of the clock later than they need be: a sixteenth of a
+/// millisecond, less than any edit takes.
+const SPREAD_MAX: u16 = 4096;
 
 /// Whether an entity must exist before an edit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,6 +104,7 @@ impl Replica {
         if result.is_err() && self.last_commit == last_commit {
             // The store has none of it: what was queued would wait for ever, and what was
             // forgotten would never be sent.
+            self.unwritten.clear();
             let queued: Vec<u64> =
                 self.outbox.range(state.outbox_next..).map(|(number, _)| *number).collect();
             for number in queued {
@@ -126,6 +131,7 @@ impl Replica {
         if checked && self.role() == GrantRole::Reader {
             return Err(WriteError::ReadOnly);
         }
+        self.watch_clock(now);
         let merged = merge(edits)?;
         if merged.len() > UNIT_ENTITIES_MAX {
             return Err(WriteError::TooLarge);
@@ -209,7 +215,7 @@ impl Replica {
                 known: schema.types.keys().cloned().collect::<Vec<_>>().join(", "),
             });
         };
-        let wall = self.corrected(now);
+        let (wall, spread) = (self.corrected(now), self.spread());
         let role = self.change_role();
         let hash = self.load(&edit.key)?;
         let author = {
@@ -236,8 +242,9 @@ impl Replica {
             author,
             role,
             wall,
-            after: Hlc::ZERO,
+            spread,
             tx,
+            origin: None,
             based_on: edit.based_on.as_deref(),
             checked,
         };
@@ -267,10 +274,11 @@ impl Replica {
             intents: kept(&edited.intents),
             authority: edited.change.note().role == crate::change::Role::Authority,
             tx: tx.map(|tx| (tx.id, tx.members)),
+            origin: None,
             skew_ms: self.correction_ms(),
             // While a session is live the change leaves as soon as it is durable. Marking it in
             // the same commit saves a second one.
-            sent: self.channel.is_live(),
+            sent: self.channel.is_live() && !self.channel.clock_unsure,
             bytes: edited.change.bytes().len() as u32,
             again: false,
         };
@@ -284,6 +292,7 @@ impl Replica {
                 entity: hash,
                 key: key.clone(),
                 hash: edited.change.hash(),
+                origin: edited.change.origin(),
                 tx: tx.map(|tx| (tx.id, tx.members)),
                 // Set when the batch has its number; until then it can't be sent.
                 commit: CommitNo(u64::MAX),
@@ -322,6 +331,14 @@ impl Replica {
         // Its actor has used these numbers on this device: another life begins after them.
         record.rebuilds += 1;
         self.remove(batch, hash, &key, &record)
+    }
+
+    /// See [`EditContext::spread`].
+    fn spread(&self) -> u16 {
+        let mut hasher = blake3::Hasher::new_keyed(&self.config.seed);
+        hasher.update(b"spread");
+        let random = hasher.finalize().as_bytes().first_chunk().map_or(0, |bytes| u16::from_be_bytes(*bytes));
+        random % SPREAD_MAX
     }
 
     fn transaction_id(&mut self) -> [u8; 16] {

@@ -102,7 +102,8 @@ pub(crate) fn run(data: &[u8]) {
         match draw.below(20) {
             0 => {
                 device.replica.disconnect();
-                device.replica.relay_clock_is(draw.number() as i64 >> draw.below(40));
+                let now = world::now(device.ms);
+                device.replica.relay_clock_is(now, draw.number() as i64 >> draw.below(40));
                 device.replica.connect(1, None);
             }
             1 => device.hear(world::granted(1, draw.one_in(2)).into()),

@@ -112,8 +112,9 @@ fn make_history() -> Vec<Made> {
                 author,
                 role,
                 wall: WallMs(wall),
-                after: Hlc::ZERO,
+                spread: 0,
                 tx: None,
+                origin: None,
                 based_on: None,
                 checked: true,
             };

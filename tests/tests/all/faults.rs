@@ -12,6 +12,7 @@ use anabranch_core::store::StoreError;
 use anabranch_core::wire::{Grant, GrantRole, Granted, Message};
 use anabranch_store::{FaultStore, MemoryStore};
 use anabranch_tests::net::Net;
+use anabranch_tests::world::START_MS;
 use serde_json::{Value as Json, json};
 
 const THINGS: &str = r#"
@@ -299,7 +300,7 @@ fn who_watches_hears_of_what_was_dated_anew_when_it_can_be_read() {
     let commit = replica.write(START, &[edit("e", &[one_more()])], true).unwrap().commit;
     store.make_durable(commit).unwrap();
     replica.durable(commit).unwrap();
-    replica.relay_clock_is(-YEAR_MS);
+    replica.relay_clock_is(START, -YEAR_MS);
     replica.connect(1, None);
     while replica.poll_output().is_some() {}
     let grant = Grant {
@@ -326,4 +327,143 @@ fn who_watches_hears_of_what_was_dated_anew_when_it_can_be_read() {
     let rows = Rows::new(store, config.schema.clone(), &config.workspace);
     let row = rows.get(&EntityKey::new("thing", "e").unwrap()).unwrap().unwrap();
     assert_eq!(row.created_ms, START.wall.0 - YEAR_MS as u64);
+}
+
+/// A year and a half: more than is tolerated.
+const FAR_MS: i64 = 47_000_000_000;
+
+/// The backup had a pending edit as it was before the clock was found wrong. The relay has it dated anew, so
+/// it did not know it again, and the edit was sent and counted once more.
+#[test]
+fn what_was_dated_anew_after_a_backup_counts_once() {
+    let mut net = Net::new(THINGS, "thing", &[0, -FAR_MS]);
+    net.write_plainly(1, "a", &[one_more()], true);
+    // Made on top of the first.
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.write_together(1, &[("b", &[one_more()]), ("c", &[one_more()])], true);
+    net.flush(1);
+    let backup = net.backup(1);
+    net.connect(1);
+    net.quiet();
+    for _ in 0..2 {
+        net.restore(1, &backup);
+        net.write_plainly(1, "a", &[set("name", json!("new"))], true);
+        net.agree();
+    }
+    for node in [0, 1] {
+        for (id, counted) in [("a", 2), ("b", 1), ("c", 1)] {
+            assert_eq!(count(&net, node, id), json!(counted), "{id} on device {node}");
+        }
+        assert_eq!(net.look(node, "a").0.unwrap().fields["name"], json!("new"), "device {node}");
+    }
+    assert_eq!(net.set_back(), 2);
+}
+
+/// Items that were appended stay where they are though the change that did it is another one.
+#[test]
+fn what_builds_on_an_edit_that_was_dated_anew_keeps_its_place() {
+    const LISTS: &str = "[thing]\nversion = 1\n[thing.fields]\ntext = { type = \"text\" }\n";
+    let splice =
+        |at, insert: &str| Intent::Splice { field: "text".into(), at, delete: 0, insert: insert.into() };
+    let mut net = Net::new(LISTS, "thing", &[0, -FAR_MS]);
+    net.write_plainly(1, "a", &[splice(0, "bcd")], true);
+    net.flush(1);
+    let earlier = net.backup(1);
+    net.write_plainly(1, "a", &[splice(1, "x")], true);
+    net.flush(1);
+    let backup = net.backup(1);
+    // The life that is lost sent the first edit only.
+    net.restore(1, &earlier);
+    net.connect(1);
+    net.quiet();
+    net.write_plainly(0, "a", &[splice(0, "a")], true);
+    net.agree();
+    net.restore(1, &backup);
+    net.agree();
+    for node in [0, 1] {
+        assert_eq!(net.look(node, "a").0.unwrap().fields["text"], json!("abxcd"), "device {node}");
+    }
+}
+
+/// A device that edits while its clock is wrong dated its edits wrongly until it connected anew; those
+/// too far ahead were refused.
+#[test]
+fn a_clock_that_is_set_while_connected_is_measured_again() {
+    for off_ms in [FAR_MS, -FAR_MS] {
+        let mut net = Net::new(THINGS, "thing", &[0, 0]);
+        net.connect(1);
+        net.quiet();
+        net.set_clock(1, off_ms);
+        net.pass(1_000);
+        net.write_plainly(1, "a", &[one_more()], true);
+        net.quiet();
+        let (row, refused) = net.look(0, "a");
+        let dated = row.unwrap().updated_ms;
+        assert!(dated.abs_diff(START_MS + 1_000) < 1_000, "dated {dated}, the clock is {off_ms} ms off");
+        assert_eq!(refused, 0);
+        net.agree();
+    }
+}
+
+/// A clock that gains or loses time while a device stays connected for long is measured again too.
+#[test]
+fn a_clock_that_was_measured_long_ago_is_measured_again() {
+    const HOUR_MS: u64 = 3_600_000;
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.connect(1);
+    net.quiet();
+    for hours in 1..200 {
+        net.pass(HOUR_MS);
+        // Less than could be a clock that was set.
+        net.set_clock(1, -1_000 * hours);
+        net.write_plainly(1, "a", &[one_more()], true);
+        net.quiet();
+        let dated = net.look(0, "a").0.unwrap().updated_ms;
+        let right = START_MS + hours.unsigned_abs() * HOUR_MS;
+        assert!(dated.abs_diff(right) < 70_000, "dated {dated} after {hours} hours");
+    }
+    net.agree();
+}
+
+/// A device that was restored and does at once what it had done before, by a clock that is behind what it
+/// has seen, made the same change again: two edits counted as one.
+#[test]
+fn a_restored_device_that_repeats_itself_makes_another_edit() {
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.connect(1);
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.quiet();
+    let backup = net.backup(1);
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.quiet();
+    net.restore(1, &backup);
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.agree();
+    for node in [0, 1] {
+        assert_eq!(count(&net, node, "a"), json!(3), "device {node}");
+    }
+}
+
+/// A device that was restored twice, with one session between, began the same life twice: the relay had
+/// not heard of the first one. What both wrote had the same places.
+#[test]
+fn each_life_of_a_store_is_another() {
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.connect(1);
+    net.quiet();
+    let backup = net.backup(1);
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.quiet();
+    for name in ["first", "second", "third"] {
+        net.restore(1, &backup);
+        net.pass(10);
+        net.write_plainly(1, "a", &[one_more(), set("name", json!(name))], true);
+        net.connect(1);
+        net.quiet();
+    }
+    net.agree();
+    for node in [0, 1] {
+        assert_eq!(count(&net, node, "a"), json!(4), "device {node}");
+    }
+    assert_eq!(net.set_back(), 3);
 }

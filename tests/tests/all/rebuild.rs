@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anabranch_core::change::Role;
+use anabranch_core::change::{Origin, Role};
 use anabranch_core::entity::{Entity, Pending, Rewritten};
 use anabranch_core::id::{Author, Incarnation};
 use anabranch_core::intent::Intent;
@@ -34,7 +34,9 @@ fn rebuild(
             intents: intents.clone(),
             role: ann.role,
             tx: None,
+            origin: Origin::of(&world.change(*id).hash()),
             wall: None,
+            twin: None,
         })
         .collect();
     let hashes = refused.iter().map(|id| world.change(*id).hash()).collect();

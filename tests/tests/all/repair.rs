@@ -188,3 +188,100 @@ fn what_was_refused_stays_refused() {
         assert_eq!(refused, u64::from(node == 1), "what was refused before the restore, once");
     }
 }
+
+/// What a device dated anew when its store had come back was looked for under the names that it had before,
+/// and the replica failed.
+#[test]
+fn a_device_that_went_back_with_a_wrong_clock_repairs_a_relay_that_went_back() {
+    let mut net = Net::new(COUNTING, "thing", &[0, 0]);
+    net.agree();
+    net.back_up_relay();
+    net.disconnect(1);
+    let earlier = net.backup(1);
+    net.write_plainly(1, "f", &[one_more()], true);
+    net.flush(1);
+    let backup = net.backup(1);
+    // The life that is lost sent something, but not this.
+    net.restore(1, &earlier);
+    net.write_plainly(1, "g", &[one_more()], true);
+    net.agree();
+    net.restore(1, &backup);
+    net.set_clock(1, -47_000_000_000);
+    // It hears that its store went back, and the link breaks.
+    net.connect(1);
+    while net.deliver(1, true) {}
+    net.flush_relay();
+    for _ in 0..2 {
+        net.deliver(1, false);
+    }
+    net.flush(1);
+    net.restore_relay(true);
+    net.agree();
+    assert_eq!(net.set_back(), 1);
+    for node in 0..2 {
+        for id in ["f", "g"] {
+            assert_eq!(count(&net, node, id), json!(1), "{id} on device {node}");
+        }
+    }
+}
+
+/// The relay went back to before it was brought a newer schema, and was brought it again before some
+/// devices came: to them it looked as if it had lost the older one, for ever.
+#[test]
+fn a_relay_that_went_back_and_has_a_newer_schema_since_lost_none() {
+    let mut net = Net::new(COUNTING, "thing", &[0, 0, 0]);
+    net.agree();
+    net.back_up_relay();
+    net.write_plainly(1, "e", &[one_more()], true);
+    net.agree();
+    net.restore_relay(false);
+    let newer = COUNTING.replace("version = 1", "version = 2") + "more = { type = \"string\" }\n";
+    net.upgrade(0, &newer);
+    net.quiet();
+    net.push_schema(0);
+    net.quiet();
+    for node in [1, 2] {
+        net.connect(node);
+    }
+    net.write_plainly(2, "e", &[one_more()], true);
+    net.quiet();
+    for node in 0..3 {
+        assert_eq!(net.pending(node), 0, "device {node}");
+    }
+    net.agree();
+    assert_eq!(count(&net, 0, "e"), 2);
+}
+
+/// What waits for the schema that a relay lost is sent when somebody has pushed a later one meanwhile.
+#[test]
+fn a_later_schema_ends_the_wait_for_one_that_was_lost() {
+    let mut net = Net::new(COUNTING, "thing", &[0, 0, 0]);
+    net.agree();
+    net.back_up_relay();
+    let newer = COUNTING.replace("version = 1", "version = 2") + "more = { type = \"string\" }\n";
+    let newest = newer.replace("version = 2", "version = 3") + "most = { type = \"string\" }\n";
+    net.upgrade(0, &newer);
+    net.quiet();
+    net.push_schema(0);
+    net.quiet();
+    net.agree();
+    net.disconnect(0);
+    net.restore_relay(false);
+    for node in [1, 2] {
+        net.connect(node);
+    }
+    net.write_plainly(1, "e", &[one_more()], true);
+    net.quiet();
+    assert_eq!(net.pending(1), 1, "an older schema might refuse it for good");
+    for node in [1, 2] {
+        net.disconnect(node);
+    }
+    net.upgrade(0, &newest);
+    net.quiet();
+    net.push_schema(0);
+    net.quiet();
+    net.connect(1);
+    net.quiet();
+    assert_eq!(net.pending(1), 0);
+    net.agree();
+}
