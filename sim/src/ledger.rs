@@ -82,6 +82,8 @@ pub(crate) struct Ledger {
     numbers: BTreeMap<(usize, u64), PromiseId>,
     /// Changes that the relay lost and that a device offers again, whoever wrote them.
     offered: BTreeSet<(usize, u64)>,
+    /// Devices that ever got an older backup.
+    pub(crate) restored: BTreeSet<usize>,
     /// Changes that left a device.
     pub(crate) sent: BTreeMap<ChangeHash, (EntityKey, Change)>,
     /// What is against the rules, as it was seen.
@@ -193,6 +195,7 @@ impl Ledger {
 
     /// An older backup took the place of what a device had.
     pub(crate) fn restored(&mut self, device: usize, outbox: &[(u64, Json)]) {
+        self.restored.insert(device);
         for promise in self.promises.iter_mut().filter(|promise| promise.device == device) {
             promise.excused |= !matches!(promise.fate, Some((Fate::Admitted, _)));
             promise.commit = CommitNo(0);

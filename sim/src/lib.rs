@@ -26,6 +26,7 @@ mod oracle;
 mod plan;
 mod report;
 mod run;
+mod salvage;
 
 pub use minimise::minimise;
 pub use plan::{Act, Fault, Options, Plan, Step};

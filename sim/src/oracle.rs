@@ -13,7 +13,7 @@ use anabranch_core::digest::Digest;
 use anabranch_core::entity::{Conflict, Entity, Row};
 use anabranch_core::id::{EntityHash, EntityKey};
 use anabranch_core::intent::Intent;
-use anabranch_core::replica::version_token;
+use anabranch_core::replica::{Held, version_token};
 use anabranch_core::rows::ConflictRecord;
 use anabranch_core::schema::{EntityType, FieldKind};
 use anabranch_core::wire::{FeedBody, GrantRole};
@@ -26,6 +26,7 @@ use crate::dice::Dice;
 use crate::draft::screen_of;
 use crate::ledger::{Fate, Made, Promise};
 use crate::model::{Edit, EditId, Effects, Log, Seen};
+use crate::salvage::{Beyond, Salvage};
 
 /// Times that all connect anew until nothing is left to do: the second takes what the relay
 /// could not take before, the third what waited for what was refused.
@@ -97,7 +98,7 @@ impl Cluster {
             }
         }
         for device in 0..self.devices.len() {
-            if !self.is_done(device) {
+            if !self.is_done(device) && !self.waits_for_others(device) {
                 let replica = self.devices[device].replica.as_ref();
                 let state = replica.map(|replica| (replica.channel_state().clone(), replica.status()));
                 let pending: Vec<String> = self
@@ -125,6 +126,13 @@ impl Cluster {
     fn is_done(&self, device: usize) -> bool {
         let Some(replica) = &self.devices[device].replica else { return self.devices[device].absent };
         replica.is_complete() && replica.status().pending == 0
+    }
+
+    /// What a device still has waits for what the relay lost and others must bring; `check_salvage` looks
+    /// whether it does.
+    fn waits_for_others(&self, device: usize) -> bool {
+        let held = self.devices[device].replica.as_ref().and_then(|replica| replica.held().ok().flatten());
+        self.may_differ && matches!(held, Some(Held::MissingAtRelay { .. }))
     }
 
     /// What still waits has a reason, and the device says so. The user lets go of what was refused.
@@ -161,15 +169,18 @@ impl Cluster {
     pub(crate) fn check(&mut self) {
         let Some(log) = self.audit() else { return };
         let entities = self.read_feed(&log);
-        self.check_promises(&entities);
+        let admitted: BTreeSet<ChangeHash> =
+            entities.values().flat_map(|entity| &entity.changes).map(Change::hash).collect();
+        let salvages = self.check_salvage(&admitted);
+        self.check_promises(&admitted, &salvages);
         let mut digest = Digest::default();
         for (key, admitted) in &entities {
-            if let Some(heads) = self.check_entity(key, admitted) {
+            if let Some(heads) = self.check_entity(key, admitted, &salvages) {
                 digest.replace(EntityHash::of(&Self::workspace(), key), &[], &heads);
             }
         }
         self.check_digests(digest);
-        self.check_strays(&entities);
+        self.check_strays(&entities, &salvages);
         self.report.count("entities", entities.len() as u64);
     }
 
@@ -289,15 +300,19 @@ impl Cluster {
         }
     }
 
-    fn check_promises(&mut self, entities: &BTreeMap<EntityKey, Admitted>) {
-        let admitted: BTreeSet<ChangeHash> =
-            entities.values().flat_map(|entity| &entity.changes).map(Change::hash).collect();
+    fn check_promises(&mut self, admitted: &BTreeSet<ChangeHash>, salvages: &[Salvage]) {
         let tainted = self.tainted();
         let mut wrong = Vec::new();
         let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
         for promise in &self.ledger.promises {
             let Promise { device, key, fate, void, excused, .. } = promise;
             let times = promise.changes.iter().filter(|(hash, _)| admitted.contains(hash)).count();
+            // What its author holds and does not bring is a matter of `check_salvage`.
+            let held = || {
+                let beyond = salvages[*device].get(&EntityHash::of(&Self::workspace(), key));
+                let held: BTreeSet<ChangeHash> = beyond.into_iter().flat_map(Beyond::changes).collect();
+                promise.changes.iter().any(|(hash, _)| held.contains(hash))
+            };
             let told = format!("device {device}'s edit of {key} at {} ms", promise.meant.at_ms);
             let mut count = |what| *counts.entry(what).or_default() += 1;
             if times > 1 {
@@ -326,6 +341,11 @@ impl Cluster {
                 _ if times > 0 => count("edits kept"),
                 _ if *excused => count("edits lost with a restored disk"),
                 Some((Fate::Forgotten, _)) => count("edits forgotten by their author"),
+                _ if self.may_differ && held() => count("edits that wait for what the relay lost"),
+                // Whoever else may bring it would have.
+                Some((Fate::Admitted, _)) if self.may_differ && self.ledger.restored.contains(device) => {
+                    count("edits lost by the relay and by their author")
+                }
                 Some((Fate::Admitted, _)) => wrong
                     .push(format!("{told} was acknowledged, and is not in the feed: {:?}", promise.changes)),
                 None => wrong.push(format!("{told} is lost: {:?}", promise.changes)),
@@ -368,7 +388,12 @@ impl Cluster {
     }
 
     /// Holds one entity, and what every device shows of it, to the model. Returns its heads.
-    fn check_entity(&mut self, key: &EntityKey, admitted: &Admitted) -> Option<Vec<ChangeHash>> {
+    fn check_entity(
+        &mut self,
+        key: &EntityKey,
+        admitted: &Admitted,
+        salvages: &[Salvage],
+    ) -> Option<Vec<ChangeHash>> {
         let ty = self.schemas[1].0.types.get(key.type_name())?.clone();
         let mut entity = Entity::new(&Self::workspace(), key, Some(&ty));
         entity.name_containers(&admitted.genesis);
@@ -401,7 +426,19 @@ impl Cluster {
         }
         self.check_orders(key, &ty, &entity, admitted);
         for device in 0..self.devices.len() {
-            if let Err(wrong) = self.check_device(device, key, &entity) {
+            let beyond = salvages.get(device).and_then(|s| s.get(&EntityHash::of(&Self::workspace(), key)));
+            let more: Vec<Change> = beyond
+                .into_iter()
+                .flat_map(Beyond::changes)
+                .filter_map(|hash| self.ledger.sent.get(&hash).map(|(_, change)| change.clone()))
+                .collect();
+            let mut shown = entity.clone();
+            shown.receive(more, Some(&ty), Judge::Admitted, false);
+            if beyond.is_some_and(|beyond| !beyond.changes().all(|hash| shown.headers().contains(&hash))) {
+                // Something in it was never seen to leave a device.
+                continue;
+            }
+            if let Err(wrong) = self.check_device(device, key, &shown) {
                 self.wrong(format!("{key} on device {device}: {wrong}"));
             }
         }
@@ -610,7 +647,7 @@ impl Cluster {
     }
 
     /// No device shows what the relay does not have.
-    fn check_strays(&mut self, entities: &BTreeMap<EntityKey, Admitted>) {
+    fn check_strays(&mut self, entities: &BTreeMap<EntityKey, Admitted>, salvages: &[Salvage]) {
         for device in 0..self.devices.len() {
             let rows = self.devices[device].rows();
             let names: Vec<String> = self.devices[device].config.schema.types.keys().cloned().collect();
@@ -627,6 +664,12 @@ impl Cluster {
                     }
                 }
             }
+            // But for what the relay lost and it can't bring back.
+            strays.retain(|key| {
+                let beyond =
+                    salvages.get(device).and_then(|s| s.get(&EntityHash::of(&Self::workspace(), key)));
+                !self.may_differ || beyond.is_none()
+            });
             if !strays.is_empty() {
                 self.wrong(format!("device {device} shows {strays:?}, which the relay does not have"));
             }
