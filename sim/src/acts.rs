@@ -140,8 +140,9 @@ impl Cluster {
             .into_iter()
             .map(|draft| {
                 let Draft { key, intents, view, .. } = draft;
-                let jumps = this.jumps;
-                let meant = Meant { intents, base: view.base, screen: view.screen, at_ms, checked, jumps };
+                let (jumps, wandered_ms) = (this.jumps, this.wandered_ms(at_ms));
+                let View { base, screen, .. } = view;
+                let meant = Meant { intents, base, screen, at_ms, checked, jumps, wandered_ms };
                 (key, meant)
             })
             .collect();
@@ -239,6 +240,7 @@ impl Cluster {
             at_ms: self.time_ms,
             checked: true,
             jumps: self.devices[device].jumps,
+            wandered_ms: self.devices[device].wandered_ms(self.time_ms),
         };
         self.report.count("refused edits tried again", 1);
         self.settle(device, Some(&BTreeMap::from([(key, meant)])));

@@ -44,6 +44,8 @@ pub(crate) struct Device {
     drift_ppm: i64,
     /// What the drift had come to when its rate changed last, and when that was.
     drifted: (i64, u64),
+    /// What it had drifted either way by then.
+    wandered_ms: u64,
     pub(crate) jumps: u32,
     /// Until when nothing passes, to the relay and from it.
     pub(crate) blocked_ms: [u64; 2],
@@ -92,6 +94,7 @@ impl Device {
             offset_ms: 0,
             drift_ppm: 0,
             drifted: (0, 0),
+            wandered_ms: 0,
             jumps: 0,
             blocked_ms: [0; 2],
             slow_until_ms: 0,
@@ -123,8 +126,14 @@ impl Device {
         self.drifted.0 + (time_ms - self.drifted.1) as i64 / 1_000 * self.drift_ppm / 1_000
     }
 
+    /// How far the clock has drifted in all, back and forth.
+    pub(crate) fn wandered_ms(&self, time_ms: u64) -> u64 {
+        self.wandered_ms + self.drift(time_ms).abs_diff(self.drifted.0)
+    }
+
     /// From now on the clock is fast or slow by this much.
     pub(crate) fn drift_by(&mut self, time_ms: u64, ppm: i64) {
+        self.wandered_ms = self.wandered_ms(time_ms);
         self.drifted = (self.drift(time_ms), time_ms);
         self.drift_ppm = ppm;
     }

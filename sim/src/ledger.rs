@@ -60,6 +60,8 @@ pub(crate) struct Meant {
     pub(crate) checked: bool,
     /// How often the device's clock had been set.
     pub(crate) jumps: u32,
+    /// How far it had drifted in all.
+    pub(crate) wandered_ms: u64,
 }
 
 /// A change that some device made.

@@ -531,7 +531,9 @@ impl Cluster {
         if promise.meant.jumps != device.jumps {
             return Ok(());
         }
-        if dated + BEFORE_MS_MAX < written {
+        // A clock that drifts while nobody can measure it is wrong about when, too.
+        let wandered_ms = device.wandered_ms(self.time_ms) - promise.meant.wandered_ms;
+        if dated + BEFORE_MS_MAX + wandered_ms < written {
             return Err(format!(
                 "{} is dated {} s before device {} wrote it",
                 change.hash(),

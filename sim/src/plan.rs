@@ -100,10 +100,9 @@ impl Fault {
         Self::ALL.into_iter().find(|fault| fault.name() == name)
     }
 
-    /// Those that happen unless told otherwise: all but relays that get an older backup, which
-    /// is a matter of its own.
+    /// Those that happen unless told otherwise: all.
     pub fn usual() -> BTreeSet<Fault> {
-        Self::ALL.into_iter().filter(|fault| *fault != Fault::RestoreRelay).collect()
+        Self::ALL.into_iter().collect()
     }
 
     /// How often it is chosen, beside the others.

@@ -18,19 +18,19 @@ use crate::wire::{Ack, CaughtUp, EntityChanges, Feed, FeedBody, Refused};
 
 /// What is to be taken out of an entity, and made again.
 #[derive(Default)]
-struct Remake {
+pub(super) struct Remake {
     /// Refused, with all that builds on it.
-    gone: BTreeSet<ChangeHash>,
+    pub(super) gone: BTreeSet<ChangeHash>,
     /// Made again.
-    again: BTreeSet<ChangeHash>,
+    pub(super) again: BTreeSet<ChangeHash>,
     /// Pending changes whose edits the relay has as other changes.
-    twins: BTreeMap<ChangeHash, ChangeHash>,
+    pub(super) twins: BTreeMap<ChangeHash, ChangeHash>,
     /// What is made again is not dated later than this.
-    wall: Option<WallMs>,
+    pub(super) wall: Option<WallMs>,
     /// Code and message of what is refused.
-    reasons: BTreeMap<ChangeHash, (String, String)>,
+    pub(super) reasons: BTreeMap<ChangeHash, (String, String)>,
     /// Some of it may have left the device.
-    new_incarnation: bool,
+    pub(super) new_incarnation: bool,
 }
 
 /// What a page of the feed did to one entity.
@@ -468,7 +468,7 @@ impl Replica {
         Ok(Some(key))
     }
 
-    fn rebuild(
+    pub(super) fn rebuild(
         &mut self,
         batch: &mut Batch,
         now: Now,

@@ -344,7 +344,7 @@ impl Replica {
         Ok(number)
     }
 
-    fn key_of(&self, hash: EntityHash) -> Result<EntityKey, StoreError> {
+    pub(super) fn key_of(&self, hash: EntityHash) -> Result<EntityKey, StoreError> {
         let damaged = || StoreError::Damaged { what: "an entity that was found is gone".into() };
         let bytes = self.store.get(View::Latest, Keyspace::ENTITY, &self.keys.entity(hash))?;
         let record: EntityRecord = codec::decode(&bytes.ok_or_else(damaged)?, "an entity")?;

@@ -2,10 +2,15 @@
 //! its headers, row, index entries and conflicts follow from it, and do the heads of all
 //! add up to the digest. A checksum can't see that something is missing; this can.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use automerge::ChangeHash;
+
+use super::apply::Remake;
 use super::layout::{EntityRecord, RefusedRecord, RowRecord, from_json};
 use super::{Output, Replica};
+use crate::admission::RefusalCode;
 use crate::clock::Now;
 use crate::codec;
 use crate::digest::Digest;
@@ -101,9 +106,16 @@ impl Replica {
                 Stage::Derived(keyspace) => self.check_derived(keyspace, key, value)?,
             };
             let Some((mut fault, mend_by)) = found else { continue };
+            // It was written anew with another, and the store does not show that yet.
+            if fault.entity.as_ref().is_some_and(|entity| changed.contains(entity)) {
+                continue;
+            }
             if mend {
-                self.mend(&mut batch, now, keyspace, key, fault.entity.as_ref(), mend_by, &mut scrub.digest)?;
+                let entity = fault.entity.as_ref();
+                let touched =
+                    self.mend(&mut batch, now, keyspace, key, entity, mend_by, &mut scrub.digest)?;
                 changed.extend(fault.entity.clone());
+                changed.extend(touched);
                 fault.mended = true;
             }
             verified.faults.push(fault);
@@ -280,6 +292,7 @@ impl Replica {
         })
     }
 
+    /// Returns which other entities it changed.
     #[expect(clippy::too_many_arguments, reason = "one call, and all of it is looked at")]
     fn mend(
         &mut self,
@@ -290,46 +303,55 @@ impl Replica {
         entity: Option<&EntityKey>,
         by: Mend,
         passed: &mut Digest,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Vec<EntityKey>, StoreError> {
         match (by, entity) {
             (Mend::Row, Some(key)) => {
                 let hash = self.load(key)?;
                 self.materialise(batch, hash)?;
                 // Entries that the row had before are taken to be there.
                 let (Some(ty), Some(loaded)) = (self.ty(key.type_name()), self.cache.get(&hash)) else {
-                    return Ok(());
+                    return Ok(Vec::new());
                 };
                 let (row, _) = self.presented(ty, key, hash, &loaded.entity, &loaded.record);
                 for entry in index_keys(&self.keys, ty, key, &row) {
                     batch.put(Keyspace::INDEX, entry, key.id().as_bytes());
                 }
-                Ok(())
+                Ok(Vec::new())
             }
             (Mend::Document, Some(key)) => self.give_up_document(batch, now, key, passed),
             (Mend::Entry, _) | (_, None) => {
                 let (store, keys) = (Arc::clone(&self.store), self.keys);
                 if keyspace == Keyspace::INDEX {
                     batch.delete(keyspace, place);
-                    return Ok(());
+                } else {
+                    keys.delete(&*store, batch, keyspace, place.to_vec())?;
                 }
-                keys.delete(&*store, batch, keyspace, place.to_vec())
+                Ok(Vec::new())
             }
         }
     }
 
     /// Removes an entity whose document can't be read. What was pending of it can't be sent any
-    /// more: it goes where refused changes are, so that a person can send it again.
+    /// more: it goes where refused changes are, so that a person can send it again, and so does the
+    /// rest of its transactions. Returns which other entities those were of.
     fn give_up_document(
         &mut self,
         batch: &mut Batch,
         now: Now,
         key: &EntityKey,
         passed: &mut Digest,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Vec<EntityKey>, StoreError> {
         let hash = self.hash(key);
         let numbers: Vec<u64> = self.pending.get(&hash).into_iter().flatten().copied().collect();
+        let mut siblings: BTreeMap<EntityHash, BTreeSet<ChangeHash>> = BTreeMap::new();
         for number in numbers {
             let pending = self.read_outbox(number)?;
+            // Of what may be at the relay, the relay says what became of it.
+            for member in self.outbox.values().filter(|_| pending.tx.is_some() && !pending.sent) {
+                if member.tx == pending.tx && member.entity != hash {
+                    siblings.entry(member.entity).or_default().insert(member.hash);
+                }
+            }
             if pending.again {
                 // No intents are left of it to be sent again.
                 self.delete_outbox(batch, number)?;
@@ -348,8 +370,9 @@ impl Replica {
             )?;
             self.delete_outbox(batch, number)?;
         }
+        let touched = self.give_up_siblings(batch, now, siblings)?;
         let place = self.keys.entity(hash);
-        let Some(bytes) = self.store.get(View::Latest, Keyspace::ENTITY, &place)? else { return Ok(()) };
+        let Some(bytes) = self.store.get(View::Latest, Keyspace::ENTITY, &place)? else { return Ok(touched) };
         let mut record = self.read_entity(&bytes)?;
         let heads: Vec<_> = record.admitted_heads.iter().map(|head| automerge::ChangeHash(*head)).collect();
         passed.replace(hash, &heads, &[]);
@@ -357,7 +380,36 @@ impl Replica {
         // numbers must not be used again.
         record.rebuilds += 1;
         self.cache.remove(&hash);
-        self.remove(batch, hash, key, &record)
+        self.remove(batch, hash, key, &record)?;
+        Ok(touched)
+    }
+
+    /// Takes out changes that are nothing without a member of their transaction.
+    fn give_up_siblings(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        siblings: BTreeMap<EntityHash, BTreeSet<ChangeHash>>,
+    ) -> Result<Vec<EntityKey>, StoreError> {
+        let why =
+            "a document that was changed with this one was damaged before both were sent; send it again";
+        let mut touched = Vec::new();
+        for (hash, gone) in siblings {
+            let key = self.key_of(hash)?;
+            match self.load(&key) {
+                Ok(_) => {}
+                // It has its own turn.
+                Err(StoreError::Damaged { .. }) => continue,
+                Err(error) => return Err(error),
+            }
+            let code = RefusalCode::Transaction.name().to_owned();
+            let reasons = gone.iter().map(|change| (*change, (code.clone(), why.to_owned()))).collect();
+            let remake = Remake { gone, reasons, new_incarnation: true, ..Remake::default() };
+            self.rebuild(batch, now, hash, &remake)?;
+            self.persist(batch, hash, &[], &[], true, false)?;
+            touched.push(key);
+        }
+        Ok(touched)
     }
 }
 

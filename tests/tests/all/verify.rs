@@ -150,3 +150,29 @@ fn what_was_pending_of_a_damaged_document_is_kept_for_its_user() {
         assert_eq!(device.verify(false), []);
     }
 }
+
+/// The rest of the transaction would have been sent alone, and refused.
+#[test]
+fn what_was_to_be_sent_with_a_damaged_document_is_kept_for_its_user_too() {
+    let mut device = Device::with_notes(2);
+    let edits = [0, 1].map(|n| {
+        let intents = vec![set("title", json!(format!("together {n}")))];
+        Edit { key: key(n), intents, based_on: None, expect: Expect::Any }
+    });
+    device.replica.write(START, &edits, true).unwrap();
+    device.lose(Keyspace::DOC);
+    let found = device.verify(true);
+    assert_eq!(found.len(), 1, "{found:?}");
+    let (lost, kept) = if found[0].entity == Some(key(0)) { (0, 1) } else { (1, 0) };
+    let refused = device.rows().refused().unwrap();
+    let mut refused: Vec<(&str, &str)> =
+        refused.iter().map(|(_, record)| (record.code.as_str(), record.id.as_str())).collect();
+    refused.sort_unstable();
+    let (lost, kept_id) = (format!("n{lost}"), format!("n{kept}"));
+    assert_eq!(refused, [("damaged", &*lost), ("damaged", &*lost), ("transaction", &*kept_id)]);
+    // Without what they had in common, it is what it was before.
+    let row = device.rows().get(&key(kept)).unwrap().unwrap();
+    assert_eq!(row.fields["title"], json!(format!("note {kept}")));
+    assert_eq!(device.replica.status().pending, 1);
+    assert_eq!(device.verify(false), []);
+}
