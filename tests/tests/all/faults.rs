@@ -405,6 +405,19 @@ fn a_clock_that_is_set_while_connected_is_measured_again() {
     }
 }
 
+/// What the handshake measured was taken for what the clock had been at its end.
+#[test]
+fn a_clock_that_is_set_within_the_handshake_is_measured_again() {
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.connect(1);
+    net.set_clock(1, FAR_MS);
+    net.quiet();
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.quiet();
+    assert!(net.look(0, "a").0.unwrap().updated_ms.abs_diff(START_MS) < 1_000);
+    assert_eq!(net.look(1, "a").1, 0);
+}
+
 /// A clock that gains or loses time while a device stays connected for long is measured again too.
 #[test]
 fn a_clock_that_was_measured_long_ago_is_measured_again() {
