@@ -456,27 +456,3 @@ fn a_restored_device_that_repeats_itself_makes_another_edit() {
         assert_eq!(count(&net, node, "a"), json!(3), "device {node}");
     }
 }
-
-/// A device that was restored twice, with one session between, began the same life twice: the relay had
-/// not heard of the first one. What both wrote had the same places.
-#[test]
-fn each_life_of_a_store_is_another() {
-    let mut net = Net::new(THINGS, "thing", &[0, 0]);
-    net.connect(1);
-    net.quiet();
-    let backup = net.backup(1);
-    net.write_plainly(1, "a", &[one_more()], true);
-    net.quiet();
-    for name in ["first", "second", "third"] {
-        net.restore(1, &backup);
-        net.pass(10);
-        net.write_plainly(1, "a", &[one_more(), set("name", json!(name))], true);
-        net.connect(1);
-        net.quiet();
-    }
-    net.agree();
-    for node in [0, 1] {
-        assert_eq!(count(&net, node, "a"), json!(4), "device {node}");
-    }
-    assert_eq!(net.set_back(), 3);
-}
