@@ -34,6 +34,8 @@ pub enum Event {
         /// The relay's clock minus this device's, in milliseconds, give or take half of the
         /// time that the handshake took.
         relay_ahead_ms: i64,
+        /// What this device's clocks said when it was that: at the beginning of the handshake.
+        measured: Now,
     },
     /// A message for one channel.
     Channel(Channel, Message),
@@ -93,7 +95,7 @@ impl ClientSession {
                 let here = self.started.wall.0.saturating_add(took / 2);
                 let ahead = i128::from(welcome.wall_ms) - i128::from(here);
                 let ahead = ahead.clamp(i128::from(i64::MIN / 2), i128::from(i64::MAX / 2)) as i64;
-                Ok(Event::Ready { relay_ahead_ms: ahead })
+                Ok(Event::Ready { relay_ahead_ms: ahead, measured: self.started })
             }
             Message::Fault(Fault { channel: None, code, message }) => {
                 reached!(SessionFault);

@@ -474,14 +474,14 @@ impl Hub {
     fn receive(&mut self, now: Now, bytes: &[u8]) -> Result<(), StoreError> {
         let Some(link) = &mut self.link else { return Ok(()) };
         match link.session.receive(now, bytes) {
-            Ok(Event::Ready { relay_ahead_ms }) => {
+            Ok(Event::Ready { relay_ahead_ms, measured }) => {
                 // That the network is back says nothing of the store.
                 self.last_error.take_if(|error| error.store_error().is_none());
                 link.ready = true;
                 link.relay_ahead_ms = relay_ahead_ms;
-                link.measured = now;
+                link.measured = measured;
                 for slot in self.slots.values_mut() {
-                    slot.replica.relay_clock_is(now, relay_ahead_ms);
+                    slot.replica.relay_clock_is(measured, relay_ahead_ms);
                 }
             }
             Ok(Event::Channel(channel, message)) => {

@@ -730,7 +730,9 @@ impl Cluster {
         self.tell(format_args!("device {device} hears {}", Named(&heard)));
         let Some(replica) = &mut self.devices[device].replica else { return };
         match heard {
-            Ok(Heard::Ready { relay_ahead_ms }) => replica.relay_clock_is(now, relay_ahead_ms),
+            Ok(Heard::Ready { relay_ahead_ms, measured }) => {
+                replica.relay_clock_is(measured, relay_ahead_ms);
+            }
             Ok(Heard::Channel(_, message)) => {
                 let was_refused = matches!(replica.channel_state(), ChannelState::Faulted { .. });
                 let live = *replica.channel_state() == ChannelState::Live;
@@ -1012,7 +1014,7 @@ struct Named<'a, E>(&'a Result<Heard, E>);
 impl<E: std::fmt::Display> std::fmt::Display for Named<'_, E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
-            Ok(Heard::Ready { relay_ahead_ms }) => write!(f, "welcome, {relay_ahead_ms} ms ahead"),
+            Ok(Heard::Ready { relay_ahead_ms, .. }) => write!(f, "welcome, {relay_ahead_ms} ms ahead"),
             Ok(Heard::Channel(_, message)) => match message {
                 Message::Granted(granted) => write!(
                     f,

@@ -500,8 +500,8 @@ impl Net {
         }
         let Some(bytes) = link.back.pop_front() else { return false };
         match link.session.receive(now, &bytes).unwrap() {
-            Event::Ready { relay_ahead_ms } => {
-                replica.relay_clock_is(now, relay_ahead_ms);
+            Event::Ready { relay_ahead_ms, measured } => {
+                replica.relay_clock_is(measured, relay_ahead_ms);
             }
             Event::Channel(_, message) => {
                 self.set_back += u32::from(matches!(&message, Message::Granted(granted) if granted.behind));

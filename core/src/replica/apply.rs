@@ -182,7 +182,7 @@ impl Replica {
             let twin = origins.iter().find(|(other, twin)| *other == origin && *twin != own);
             let Some((_, twin)) = twin else { continue };
             // Nobody else has a say in what this device meant.
-            if !headers.by_hash(twin).is_some_and(|header| headers.device(header) == device) {
+            if headers.by_hash(twin).is_none_or(|header| headers.device(header) != device) {
                 continue;
             }
             // What the relay has can't be taken out.

@@ -234,7 +234,7 @@ fn a_relay_that_went_back_and_has_a_newer_schema_since_lost_none() {
     net.back_up_relay();
     net.write_plainly(1, "e", &[one_more()], true);
     net.agree();
-    net.restore_relay(false);
+    net.restore_relay(true);
     let newer = COUNTING.replace("version = 1", "version = 2") + "more = { type = \"string\" }\n";
     net.upgrade(0, &newer);
     net.quiet();
