@@ -2,14 +2,18 @@
 
 use std::sync::Arc;
 
+use anabranch_core::change::Role;
 use anabranch_core::clock::{MonoMs, Now, WallMs};
-use anabranch_core::id::{DeviceId, EntityKey, WorkspaceId};
+use anabranch_core::entity::{EditContext, Entity};
+use anabranch_core::id::{Author, DeviceId, EntityKey, Incarnation, WorkspaceId};
 use anabranch_core::intent::Intent;
 use anabranch_core::replica::{ChannelState, Edit, Expect, Output, Replica, ReplicaConfig, WriteError};
 use anabranch_core::rows::Rows;
 use anabranch_core::schema::Schema;
 use anabranch_core::store::StoreError;
-use anabranch_core::wire::{Grant, GrantRole, Granted, Message};
+use anabranch_core::wire::{
+    EntityChanges, Feed, FeedBody, FeedEntry, Grant, GrantRole, Granted, Message, Unit,
+};
 use anabranch_store::{FaultStore, MemoryStore};
 use anabranch_tests::net::Net;
 use anabranch_tests::world::START_MS;
@@ -64,6 +68,65 @@ pub(crate) fn alone(source: &str) -> ReplicaConfig {
 pub(crate) fn edit(id: &str, intents: &[Intent]) -> Edit {
     let key = EntityKey::new("thing", id).unwrap();
     Edit { key, intents: intents.to_vec(), based_on: None, expect: Expect::Any }
+}
+
+/// What is kept of an entity beside its document grows with the number of its writers, and outgrew what a store
+/// takes as one value: a device that heard of them all stopped.
+#[test]
+fn an_entity_with_a_thousand_writers_is_kept() {
+    let store = Arc::new(MemoryStore::new());
+    let config = alone(THINGS);
+    let mut replica = Replica::open(store.clone(), config.clone()).unwrap();
+    replica.connect(1, None);
+    replica.receive(START, granted()).unwrap();
+    let entry = |number: u32| {
+        let mut device = DeviceId([9; 32]);
+        device.0[..4].copy_from_slice(&number.to_be_bytes());
+        let (key, ty) = (EntityKey::new("thing", "a").unwrap(), &config.schema.types["thing"]);
+        let mut entity = Entity::new(&config.workspace, &key, Some(ty));
+        let context = EditContext {
+            ty,
+            author: Author { device, incarnation: Incarnation(0) },
+            role: Role::Device,
+            wall: START.wall,
+            spread: 0,
+            tx: None,
+            origin: None,
+            based_on: None,
+            checked: true,
+        };
+        let edited = entity.edit(&context, &[set("name", json!(format!("n{number}")))]).unwrap().unwrap();
+        let part = EntityChanges {
+            type_name: "thing".into(),
+            id: "a".into(),
+            genesis: Vec::new(),
+            changes: vec![edited.change.bytes().to_vec()],
+            signature: Vec::new(),
+        };
+        let body = FeedBody::Changes { author: device.0, unit: Unit { entities: vec![part] } };
+        FeedEntry { seq: u64::from(number) + 1, body }
+    };
+    let feed = Feed { channel: 1, entries: (0..1_000).map(entry).collect(), end: 1_000 };
+    replica.receive(START, Message::Feed(feed)).unwrap();
+    let mut again = Replica::open(store, config).unwrap();
+    assert_eq!(again.verify(START, usize::MAX, false).unwrap().faults, []);
+    again.write(START, &[edit("a", &[set("name", json!("settled"))])], true).unwrap();
+    while !again.verify(START, 100, false).unwrap().done {}
+}
+
+/// The relay takes a device in.
+fn granted() -> Message {
+    let grant = Grant {
+        workspace: "home".into(),
+        device: [1; 32],
+        user: "ada".into(),
+        role: GrantRole::Writer.code(),
+        types: Vec::new(),
+        not_before_ms: 0,
+        not_after_ms: u64::MAX,
+        serial: 1,
+    };
+    Granted { channel: 1, grant, schema: [1; 32], behind: false, incarnation: 0, epoch: [1; 16] }.into()
 }
 
 /// A document of some size is not written anew with each edit. What was added to it lacked the beginning of a
@@ -345,19 +408,7 @@ fn who_watches_hears_of_what_was_dated_anew_when_it_can_be_read() {
     replica.relay_clock_is(START, -YEAR_MS);
     replica.connect(1, None);
     while replica.poll_output().is_some() {}
-    let grant = Grant {
-        workspace: "home".into(),
-        device: [1; 32],
-        user: "ada".into(),
-        role: GrantRole::Writer.code(),
-        types: Vec::new(),
-        not_before_ms: 0,
-        not_after_ms: u64::MAX,
-        serial: 1,
-    };
-    let granted =
-        Granted { channel: 1, grant, schema: [1; 32], behind: false, incarnation: 0, epoch: [1; 16] };
-    replica.receive(START, Message::Granted(granted)).unwrap();
+    replica.receive(START, granted()).unwrap();
     let mut told = None;
     while let Some(output) = replica.poll_output() {
         if let Output::Changed { after, entities } = output {
