@@ -349,6 +349,11 @@ impl Entity {
         received
     }
 
+    /// Whether all that a change builds on is here or in `with`.
+    pub(crate) fn has_deps_of(&self, change: &Change, with: &BTreeSet<ChangeHash>) -> bool {
+        change.deps().iter().all(|dep| with.contains(dep) || self.knows(dep))
+    }
+
     fn knows(&self, dep: &ChangeHash) -> bool {
         self.headers.contains(dep) || self.genesis.values().any(|genesis| genesis.hash == *dep)
     }

@@ -70,6 +70,41 @@ pub(crate) fn edit(id: &str, intents: &[Intent]) -> Edit {
     Edit { key, intents: intents.to_vec(), based_on: None, expect: Expect::Any }
 }
 
+/// A relay went back and on by another way, past the place in its feed that a device had reached. Of a
+/// transaction there the device could take the member that built on nothing it lacked.
+#[test]
+fn no_half_of_a_transaction_is_shown_that_a_relay_took_by_another_way() {
+    let mut net = Net::new(THINGS, "thing", &[0, 0, 0]);
+    net.connect(1);
+    net.quiet();
+    net.back_up_relay();
+    for _ in 0..2 {
+        net.write_plainly(0, "p", &[one_more()], true);
+        net.quiet();
+    }
+    assert_eq!(count(&net, 1, "p"), json!(2));
+    net.restore_relay(false);
+    net.connect(2);
+    net.quiet();
+    net.write_plainly(2, "q", &[one_more()], true);
+    net.quiet();
+    let other = [set("name", json!("r"))];
+    net.write_together(2, &[("q", &[one_more()]), ("r", &other)], true);
+    net.quiet();
+    net.connect(1);
+    let mut moved = true;
+    while moved {
+        moved = net.deliver(1, true);
+        net.flush_relay();
+        moved |= net.deliver(1, false);
+        net.flush(1);
+        let (one, two) = (count(&net, 1, "q") == json!(2), net.look(1, "r").0.is_some());
+        assert_eq!(one, two, "a transaction shows in one entity, and not in the other");
+    }
+    net.agree();
+    assert_eq!(count(&net, 1, "q"), json!(2));
+}
+
 /// What is kept of an entity beside its document grows with the number of its writers, and outgrew what a store
 /// takes as one value: a device that heard of them all stopped.
 #[test]
