@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use anabranch_core::id::EntityKey;
 use anabranch_core::intent::Intent;
-use anabranch_core::relay::ConnId;
+use anabranch_core::relay::{ConnId, Relay};
 use anabranch_core::replica::{Edit, Expect, Replica, WriteError};
 use anabranch_core::schema::{Field, FieldKind};
-use anabranch_core::store::StoreError;
+use anabranch_core::store::{CommitNo, StoreError};
 use anabranch_core::wire::GrantRole;
 use serde_json::{Value as Json, json};
 
@@ -472,6 +472,15 @@ impl Cluster {
         self.relay_disk = Arc::new(self.relay_backups[number].backup());
         self.relay_backups.truncate(number + 1);
         self.tell(format_args!("the relay gets an older backup"));
+        if dice.once_in(3) {
+            // Its operator says so.
+            let mut epoch = [1; 16];
+            epoch[..8].copy_from_slice(&dice.word().to_be_bytes());
+            let renewed = Relay::renew_epoch(&*self.relay_disk, epoch);
+            if renewed.is_err() || self.relay_disk.flush(CommitNo(u64::MAX)).is_err() {
+                self.wrong("the relay can't begin a new epoch".into());
+            }
+        }
         self.at(self.time_ms + dice.between(500, 5_000), Event::StartRelay);
         true
     }

@@ -118,11 +118,13 @@ struct Forged<'a> {
     after: Option<(ChangeHash, u64)>,
     /// Whether it deletes or revives, and replaces nothing.
     deletes: Option<bool>,
+    /// What it writes where; none is a theme.
+    puts: Option<(&'static str, ScalarValue)>,
 }
 
 impl<'a> Forged<'a> {
     fn new(device: DeviceId, key: &'a EntityKey, forgery: Forgery) -> Self {
-        Self { device, key, forgery, tx: None, theme: "dark".into(), after: None, deletes: None }
+        Self { device, key, forgery, tx: None, theme: "dark".into(), after: None, deletes: None, puts: None }
     }
 }
 
@@ -145,7 +147,7 @@ impl Cluster {
             if dice.once_in(WRITERS_ONCE_IN) {
                 self.thousand_writers(dice);
             }
-            match dice.roll(12) {
+            match dice.roll(13) {
                 0 => self.speak_out_of_turn(dice),
                 1 => self.forge(dice),
                 2 => self.bring_anothers(dice),
@@ -157,6 +159,7 @@ impl Cluster {
                 8 => self.cut_frames(dice),
                 9 => self.flood(dice),
                 10 => self.revive_beside(dice),
+                11 => self.write_nothing(dice),
                 _ => self.never_read(dice),
             }
             if dice.once_in(8) {
@@ -322,6 +325,18 @@ impl Cluster {
         self.say(conn, changes(1, vec![part(&key, made)]));
     }
 
+    /// Writes nothing where the first value stands.
+    fn write_nothing(&mut self, dice: &mut Dice) {
+        self.report.fault("hostile: writes nothing");
+        let (conn, device) = self.insider(GrantRole::Writer, dice);
+        let key = EntityKey::new("rest", format!("stranger-{:x}", dice.word() as u32)).expect("a name");
+        let nothing = Some(("first", ScalarValue::Null));
+        let forged = Forged { puts: nothing, ..Forged::new(device, &key, Forgery::Nothing) };
+        let (hash, bytes) = self.change(&forged, dice);
+        self.strangers.insert(hash, key.clone());
+        self.say(conn, changes(1, vec![part(&key, vec![bytes])]));
+    }
+
     /// A thousand devices write one field, and none has seen another's value.
     fn thousand_writers(&mut self, dice: &mut Dice) {
         let key = self.own_key(dice);
@@ -471,7 +486,7 @@ impl Cluster {
     }
 
     fn change(&self, forged: &Forged<'_>, dice: &mut Dice) -> (ChangeHash, Vec<u8>) {
-        let Forged { device, key, forgery, tx, theme, after, deletes } = forged;
+        let Forged { device, key, forgery, tx, theme, after, deletes, puts } = forged;
         let (device, forgery) = (*device, *forgery);
         let honest = self.devices[0].config.device;
         let author = Author {
@@ -490,7 +505,8 @@ impl Cluster {
             Forgery::FutureTime if dice.once_in(2) => i64::MAX,
             Forgery::FutureTime => Hlc::from_wall(WallMs(wall + 3_600_000)).to_change_time(),
             Forgery::Genesis => 0,
-            _ => Hlc::from_wall(WallMs(wall)).to_change_time(),
+            // Later than the one before it.
+            _ => Hlc::from_wall(WallMs(wall + after.map_or(0, |(_, number)| number))).to_change_time(),
         };
         let unknown = OpId::new(1, &ActorId::from([9; 16]));
         let (action, field) = match forgery {
@@ -500,6 +516,10 @@ impl Cluster {
             Forgery::Object => (OpType::Make(automerge::ObjType::Map), "theme"),
             Forgery::Authority => (OpType::Put(ScalarValue::Str("mine".into())), "name"),
             _ => (OpType::Put(ScalarValue::Str(theme.as_str().into())), "theme"),
+        };
+        let (action, field) = match puts {
+            Some((field, value)) => (OpType::Put(value.clone()), *field),
+            None => (action, field),
         };
         let op = automerge::legacy::Op {
             action,

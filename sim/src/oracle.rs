@@ -313,7 +313,9 @@ impl Cluster {
         let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
         for promise in &self.ledger.promises {
             let Promise { device, key, fate, void, excused, .. } = promise;
-            let times = promise.changes.iter().filter(|(hash, _)| admitted.contains(hash)).count();
+            // One that a backup brought back may be written down twice.
+            let hashes: BTreeSet<ChangeHash> = promise.changes.iter().map(|(hash, _)| *hash).collect();
+            let times = hashes.intersection(admitted).count();
             // What its author holds and does not bring is a matter of `check_salvage`.
             let held = || {
                 let beyond = salvages[*device].get(&EntityHash::of(&Self::workspace(), key));

@@ -100,11 +100,19 @@ impl Entity {
         named: &[(String, u8)],
     ) -> Result<Self, LoadError> {
         let fail = |what: String| LoadError { entity: key.clone(), what };
+        let genesis = known_containers(key, ty, named);
         let doc = catch_unwind(AssertUnwindSafe(|| {
             let mut doc = if snapshot.is_empty() { Document::new() } else { Document::load(snapshot)? };
             let changes: Result<Vec<_>, _> =
                 increments.iter().map(|bytes| automerge::Change::try_from(&bytes[..])).collect();
-            doc.apply(changes.map_err(|error| error.to_string())?)?;
+            let changes = changes.map_err(|error| error.to_string())?;
+            // Containers that began after the snapshot are in neither.
+            let begins = |genesis: &&Genesis| {
+                !doc.has(&genesis.hash) && changes.iter().any(|change| change.deps().contains(&genesis.hash))
+            };
+            let mut all: Vec<_> = genesis.values().filter(begins).map(|g| g.change().clone()).collect();
+            all.extend(changes);
+            doc.apply(all)?;
             Ok::<_, document::DocumentError>(doc)
         }))
         .map_err(|_| fail("makes the document library panic".into()))?
@@ -114,7 +122,7 @@ impl Entity {
             key: key.clone(),
             doc,
             headers,
-            genesis: known_containers(key, ty, named),
+            genesis,
             begun: BTreeSet::new(),
             weight: snapshot.len() + increments.iter().map(Vec::len).sum::<usize>(),
             proved: false,
@@ -339,6 +347,11 @@ impl Entity {
             received.refused.push((change.hash(), refusal));
         }
         received
+    }
+
+    /// Whether all that a change builds on is here or in `with`.
+    pub(crate) fn has_deps_of(&self, change: &Change, with: &BTreeSet<ChangeHash>) -> bool {
+        change.deps().iter().all(|dep| with.contains(dep) || self.knows(dep))
     }
 
     fn knows(&self, dep: &ChangeHash) -> bool {

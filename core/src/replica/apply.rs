@@ -6,6 +6,7 @@ use automerge::ChangeHash;
 
 use super::layout::RefusedRecord;
 use super::outbox::{ChannelState, REMAKES_MAX};
+use super::whole::Part;
 use super::{Output, Replica};
 use crate::admission::{Judge, RefusalCode};
 use crate::change::{Change, Origin, Role, TxMark};
@@ -14,7 +15,7 @@ use crate::entity::{Pending, Rewritten};
 use crate::header::Header;
 use crate::id::{EntityHash, EntityKey};
 use crate::store::{Batch, Keyspace, StoreError};
-use crate::wire::{Ack, CaughtUp, EntityChanges, Feed, FeedBody, Refused};
+use crate::wire::{Ack, CaughtUp, Feed, FeedBody, Refused};
 
 /// What is to be taken out of an entity, and made again.
 #[derive(Default)]
@@ -56,8 +57,8 @@ impl Replica {
             }
             match entry.body {
                 FeedBody::Changes { unit, .. } => {
-                    for changes in unit.entities {
-                        self.take_changes(&mut batch, now, changes, &mut touched)?;
+                    for part in self.whole_only(unit)? {
+                        self.take_changes(&mut batch, now, part, &mut touched)?;
                     }
                 }
                 FeedBody::Own(list) => {
@@ -116,24 +117,12 @@ impl Replica {
         &mut self,
         batch: &mut Batch,
         now: Now,
-        changes: EntityChanges,
+        part: Part,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
-        let Ok(key) = EntityKey::new(changes.type_name, changes.id) else {
-            tracing::warn!("the feed names an entity that has no valid name");
-            return Ok(());
-        };
+        let Part { key, genesis, changes: parsed } = part;
         let ty = self.ty(key.type_name()).cloned();
         let hash = self.load(&key)?;
-        let mut parsed = Vec::with_capacity(changes.changes.len());
-        for bytes in &changes.changes {
-            match Change::parse(bytes) {
-                Ok(change) => parsed.push(change),
-                Err(error) => {
-                    tracing::warn!(entity = %key, %error, "the feed carries a change that can't be read")
-                }
-            }
-        }
         let origins: Vec<(Origin, ChangeHash)> =
             parsed.iter().map(|change| (change.origin(), change.hash())).collect();
         let mut by_hash: BTreeMap<ChangeHash, Change> =
@@ -142,7 +131,7 @@ impl Replica {
             self.make_room(batch, now, hash, &parsed, touched)?;
         }
         let entity = &mut self.loaded(hash)?.entity;
-        entity.name_containers(&changes.genesis);
+        entity.name_containers(&genesis);
         let received = entity.receive(parsed, ty.as_ref(), Judge::Admitted, true);
         for (change, refusal) in &received.refused {
             tracing::warn!(entity = %key, %change, code = refusal.code.name(), %refusal, "a change of the feed can't be applied here");

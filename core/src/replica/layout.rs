@@ -9,7 +9,7 @@
 //! | META | `recovering` | nothing: the store went back, and what it lost has not all come yet |
 //! | META | `repair` | [`RepairRecord`]; none before the relay first went back |
 //! | META | `lacking`, entity hash | nothing: the relay lacks something of it that is not this device's to bring |
-//! | ENTITY | entity hash | [`EntityRecord`] |
+//! | ENTITY | entity hash | [`EntityRecord`], or where it is if it is large |
 //! | DOC | entity hash, 0 | the snapshot |
 //! | DOC | entity hash, 1, number | an increment: changes since, each behind its length |
 //! | HEADER | entity hash, place | [`HeaderRecord`](crate::codec::HeaderRecord) |
@@ -169,10 +169,7 @@ impl Keys {
         } else {
             *spills += 1;
             let parts = codec::put_large(batch, Keyspace::SPILL, &self.spill(*spills), value, 0);
-            let mut head = vec![1];
-            head.extend_from_slice(&spills.to_be_bytes());
-            head.extend_from_slice(&parts.to_be_bytes());
-            batch.put(keyspace, key, head);
+            batch.put(keyspace, key, head(LARGE, *spills, parts));
         }
         Ok(())
     }
@@ -237,10 +234,79 @@ impl Keys {
             },
         }
     }
+
+    /// Puts the record of an entity. It grows with the number of those who wrote to the entity. Where it fits
+    /// it stands as it is, without the mark that other values have, since it always did.
+    pub(crate) fn put_entity(
+        &self,
+        store: &dyn Store,
+        batch: &mut Batch,
+        spills: &mut u64,
+        entity: EntityHash,
+        record: &EntityRecord,
+    ) -> Result<(), StoreError> {
+        let (key, bytes) = (self.entity(entity), codec::encode(record));
+        self.free_entity(store, batch, &key)?;
+        if bytes.len() <= INLINE_BYTES_MAX {
+            batch.put(Keyspace::ENTITY, key, bytes);
+            return Ok(());
+        }
+        *spills += 1;
+        let parts = codec::put_large(batch, Keyspace::SPILL, &self.spill(*spills), &bytes, 0);
+        batch.put(Keyspace::ENTITY, key, head(LARGE_ENTITY, *spills, parts));
+        Ok(())
+    }
+
+    /// Removes the record of an entity.
+    pub(crate) fn delete_entity(
+        &self,
+        store: &dyn Store,
+        batch: &mut Batch,
+        entity: EntityHash,
+    ) -> Result<(), StoreError> {
+        let key = self.entity(entity);
+        self.free_entity(store, batch, &key)?;
+        batch.delete(Keyspace::ENTITY, key);
+        Ok(())
+    }
+
+    fn free_entity(&self, store: &dyn Store, batch: &mut Batch, key: &[u8]) -> Result<(), StoreError> {
+        if let Some(old) = store.get(View::Latest, Keyspace::ENTITY, key)?
+            && let Some((number, parts)) = parts_of(&old, LARGE_ENTITY)
+        {
+            codec::delete_parts(batch, Keyspace::SPILL, &self.spill(number), 0..parts);
+        }
+        Ok(())
+    }
+
+    /// The record of an entity, from what is found at its key.
+    pub(crate) fn entity_record(&self, store: &dyn Store, found: &[u8]) -> Result<EntityRecord, StoreError> {
+        const WHAT: &str = "an entity";
+        match parts_of(found, LARGE_ENTITY) {
+            Some((number, parts)) => {
+                let place = self.spill(number);
+                codec::decode(&codec::get_large(store, View::Latest, Keyspace::SPILL, &place, parts)?, WHAT)
+            }
+            None => codec::decode(found, WHAT),
+        }
+    }
+}
+
+/// What a value begins with whose parts are elsewhere.
+const LARGE: u8 = 1;
+/// The same for the record of an entity: no record has this version.
+const LARGE_ENTITY: u8 = 0;
+
+fn head(mark: u8, number: u64, parts: u32) -> Vec<u8> {
+    [&[mark][..], &number.to_be_bytes(), &parts.to_be_bytes()].concat()
 }
 
 fn spilled(head: &[u8]) -> Option<(u64, u32)> {
-    let rest = head.strip_prefix(&[1])?;
+    parts_of(head, LARGE)
+}
+
+fn parts_of(head: &[u8], mark: u8) -> Option<(u64, u32)> {
+    let rest = head.strip_prefix(&[mark])?;
     let (number, parts) = rest.split_first_chunk::<8>()?;
     let parts = u32::from_be_bytes(parts.try_into().ok()?);
     (parts <= codec::PARTS_MAX).then_some((u64::from_be_bytes(*number), parts))

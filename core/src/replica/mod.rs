@@ -281,7 +281,7 @@ impl Replica {
             let page = store.scan(View::Latest, Keyspace::ENTITY, &prefix, &from, PAGE)?;
             let mut batch = Batch::new();
             for (_, bytes) in &page {
-                let record: EntityRecord = codec::decode(bytes, "an entity")?;
+                let record = self.keys.entity_record(&*store, bytes)?;
                 let Ok(key) = EntityKey::new(record.type_name, record.id) else { continue };
                 if record.headers == 0 {
                     continue;
@@ -504,7 +504,7 @@ impl Replica {
 
     /// Reads the record of an entity. What an earlier generation says of admission is left out.
     fn read_entity(&self, bytes: &[u8]) -> Result<EntityRecord, StoreError> {
-        let mut record: EntityRecord = codec::decode(bytes, "an entity")?;
+        let mut record = self.keys.entity_record(&*self.store, bytes)?;
         if record.generation != self.repair.generation {
             record.admitted_heads.clear();
         }
@@ -689,9 +689,9 @@ impl Replica {
                 rebuilds: record.rebuilds,
                 ..EntityRecord::default()
             };
-            batch.put(Keyspace::ENTITY, self.keys.entity(hash), codec::encode(&stub));
+            self.put_entity(batch, hash, &stub)?;
         } else {
-            batch.delete(Keyspace::ENTITY, self.keys.entity(hash));
+            self.keys.delete_entity(&*store, batch, hash)?;
         }
         if self.lacking.remove(&hash) {
             batch.delete(Keyspace::META, self.keys.lacking(hash));
@@ -705,9 +705,9 @@ impl Replica {
     /// Writes an entity's record, row, index entries and conflicts.
     fn materialise(&mut self, batch: &mut Batch, hash: EntityHash) -> Result<(), StoreError> {
         let loaded = self.loaded(hash)?;
-        let record = codec::encode(&loaded.record);
+        let record = loaded.record.clone();
         let key = loaded.entity.key().clone();
-        batch.put(Keyspace::ENTITY, self.keys.entity(hash), record);
+        self.put_entity(batch, hash, &record)?;
         let Some(ty) = self.config.schema.types.get(key.type_name()) else {
             // A type of a newer schema: kept, not shown.
             return Ok(());
@@ -716,6 +716,18 @@ impl Replica {
         let (row, conflicts) = self.presented(ty, &key, hash, entity, record);
         self.put_row(batch, &key, Some(&row))?;
         self.put_conflicts(batch, &key, &conflicts)
+    }
+
+    fn put_entity(
+        &mut self,
+        batch: &mut Batch,
+        hash: EntityHash,
+        record: &EntityRecord,
+    ) -> Result<(), StoreError> {
+        let mut spills = self.state.spills;
+        self.keys.put_entity(&*self.store, batch, &mut spills, hash, record)?;
+        self.state.spills = spills;
+        Ok(())
     }
 
     /// What people see of an entity: its row and what waits for them.

@@ -213,7 +213,7 @@ impl Replica {
         loop {
             let page = self.store.scan(View::Latest, Keyspace::ENTITY, &prefix, &from, PAGE)?;
             for (_, bytes) in &page {
-                let record: EntityRecord = codec::decode(bytes, "an entity")?;
+                let record = self.keys.entity_record(&*self.store, bytes)?;
                 if record.headers > 0 {
                     self.find_missing_of(record, &mut missing, &mut lacking)?;
                 }
@@ -347,7 +347,7 @@ impl Replica {
     pub(super) fn key_of(&self, hash: EntityHash) -> Result<EntityKey, StoreError> {
         let damaged = || StoreError::Damaged { what: "an entity that was found is gone".into() };
         let bytes = self.store.get(View::Latest, Keyspace::ENTITY, &self.keys.entity(hash))?;
-        let record: EntityRecord = codec::decode(&bytes.ok_or_else(damaged)?, "an entity")?;
+        let record = self.keys.entity_record(&*self.store, &bytes.ok_or_else(damaged)?)?;
         EntityKey::new(record.type_name, record.id).map_err(|_| damaged())
     }
 

@@ -12,7 +12,6 @@ use super::layout::{EntityRecord, RefusedRecord, RowRecord, from_json};
 use super::{Output, Replica};
 use crate::admission::RefusalCode;
 use crate::clock::Now;
-use crate::codec;
 use crate::digest::Digest;
 use crate::entity::Entity;
 use crate::id::{EntityHash, EntityKey};
@@ -258,8 +257,7 @@ impl Replica {
         let Some(entity) = &entity else { return Ok(fault("an entry has no name of an entity")) };
         let place = self.keys.entity(self.hash(entity));
         let record = self.store.get(View::Latest, Keyspace::ENTITY, &place)?;
-        let record: Option<EntityRecord> =
-            record.map(|bytes| codec::decode(&bytes, "an entity")).transpose()?;
+        let record = record.map(|bytes| self.keys.entity_record(&*self.store, &bytes)).transpose()?;
         if record.is_none_or(|record| record.headers == 0) {
             return Ok(fault("it is shown, but there is no document of it"));
         }

@@ -1,6 +1,9 @@
-//! A transaction is all or nothing on its author's device too: when a member goes because it was
-//! refused, or because written again it means nothing, the others go with it, in the same commit.
-//! The relay would refuse them next, and until then people would see half of a transaction.
+//! A transaction is all or nothing on every device, in every commit.
+//!
+//! When a pending member goes because it was refused, or because written again it means nothing, the
+//! others go with it. The relay would refuse them next, and until then people would see half of
+//! a transaction. And when a member that comes by the feed can't be taken yet, since the relay
+//! went back and on by another way, the others wait with it for the feed to be read from its start.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,11 +12,75 @@ use automerge::ChangeHash;
 use super::Replica;
 use super::apply::Remake;
 use crate::admission::RefusalCode;
+use crate::change::Change;
 use crate::clock::Now;
 use crate::id::{EntityHash, EntityKey};
 use crate::store::{Batch, StoreError};
+use crate::wire::{EntityChanges, Unit};
+
+/// What a unit of the feed brings for one entity.
+pub(super) struct Part {
+    pub(super) key: EntityKey,
+    /// Containers that its changes may need.
+    pub(super) genesis: Vec<(String, u8)>,
+    pub(super) changes: Vec<Change>,
+}
+
+impl Part {
+    fn parse(entity: EntityChanges) -> Option<Self> {
+        let Ok(key) = EntityKey::new(entity.type_name, entity.id) else {
+            tracing::warn!("the feed names an entity that has no valid name");
+            return None;
+        };
+        let mut changes = Vec::with_capacity(entity.changes.len());
+        for bytes in &entity.changes {
+            match Change::parse(bytes) {
+                Ok(change) => changes.push(change),
+                Err(error) => {
+                    tracing::warn!(entity = %key, %error, "the feed carries a change that can't be read")
+                }
+            }
+        }
+        Some(Self { key, genesis: entity.genesis, changes })
+    }
+}
 
 impl Replica {
+    /// A unit of the feed without the transactions of which a member builds on what is not here.
+    pub(super) fn whole_only(&mut self, unit: Unit) -> Result<Vec<Part>, StoreError> {
+        let mut parts: Vec<Part> = unit.entities.into_iter().filter_map(Part::parse).collect();
+        let mut torn = BTreeSet::new();
+        // What builds on a member that waits has to wait too.
+        while self.tears_more(&parts, &mut torn)? {}
+        if !torn.is_empty() {
+            tracing::info!(transactions = torn.len(), "a part of a transaction can't be taken yet");
+            let waits = |change: &Change| change.note().tx.is_some_and(|tx| torn.contains(&tx.id));
+            parts.iter_mut().for_each(|part| part.changes.retain(|change| !waits(change)));
+        }
+        Ok(parts)
+    }
+
+    /// Adds transactions of which a member builds on what is not here, or on one of `torn`. Whether there were
+    /// any.
+    fn tears_more(&mut self, parts: &[Part], torn: &mut BTreeSet<[u8; 16]>) -> Result<bool, StoreError> {
+        let before = torn.len();
+        for part in parts.iter().filter(|part| part.changes.iter().any(|change| change.note().tx.is_some())) {
+            let hash = self.load(&part.key)?;
+            let entity = &mut self.loaded(hash)?.entity;
+            entity.name_containers(&part.genesis);
+            let mut with: BTreeSet<ChangeHash> = BTreeSet::new();
+            for change in &part.changes {
+                let tx = change.note().tx.map(|tx| tx.id);
+                if entity.has_deps_of(change, &with) && tx.is_none_or(|tx| !torn.contains(&tx)) {
+                    with.insert(change.hash());
+                } else {
+                    torn.extend(tx);
+                }
+            }
+        }
+        Ok(torn.len() > before)
+    }
+
     /// Notes that a pending member of a transaction is gone.
     pub(super) fn broke(&mut self, tx: Option<([u8; 16], u32)>) {
         self.broken.extend(tx.map(|(id, _)| id));
