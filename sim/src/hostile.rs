@@ -560,7 +560,11 @@ impl Cluster {
                 Forgery::NoPredecessor => Vec::new(),
                 _ => after.iter().map(|(hash, _)| *hash).collect(),
             },
-            extra_bytes: [&[1, bytes.len() as u8][..], &bytes].concat(),
+            // The author stands in an actor's first change.
+            extra_bytes: match after {
+                None => [&[1, bytes.len() as u8][..], &bytes].concat(),
+                Some(_) => Vec::new(),
+            },
             author: None,
         });
         (raw.hash(), raw.raw_bytes().to_vec())

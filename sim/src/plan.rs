@@ -114,8 +114,9 @@ impl Fault {
         match self {
             Fault::Hostile => 8,
             Fault::Crash => 6,
-            Fault::Restore | Fault::RestoreRelay | Fault::Torn => 5,
-            Fault::Cut | Fault::Damage | Fault::Schema => 4,
+            Fault::Restore => 9,
+            Fault::Cut | Fault::RestoreRelay => 5,
+            Fault::Damage | Fault::Schema | Fault::Torn => 4,
             Fault::Months | Fault::Expiry | Fault::Jump | Fault::Drift | Fault::Full => 2,
             _ => 3,
         }
@@ -212,10 +213,10 @@ impl Plan {
     /// The plan that follows from a seed.
     pub fn new(seed: u64, options: &Options) -> Self {
         let mut dice = Dice::of(seed, 1);
-        let drawn = match dice.roll(40) {
+        let drawn = match dice.roll(120) {
             0 => 50,
-            1..=3 => 12 + dice.roll(12),
-            4..=12 => 6 + dice.roll(5),
+            1..=9 => 12 + dice.roll(12),
+            10..=39 => 6 + dice.roll(5),
             _ => 2 + dice.roll(4),
         };
         let devices = options.devices.unwrap_or(drawn).clamp(2, DEVICES_MAX);

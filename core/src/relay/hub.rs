@@ -97,6 +97,9 @@ impl Flight {
     }
 }
 
+/// Workspaces up to which those that nobody uses stay in memory too.
+const WORKSPACES_KEPT: usize = 32;
+
 /// A relay over one store. See the [module](super) for how it is driven.
 ///
 /// - *Begin:* [`open`](Self::open).
@@ -678,9 +681,11 @@ impl Relay {
         }
     }
 
-    /// Drops a workspace from memory that nobody uses and whose commits are all durable.
+    /// Drops a workspace from memory that nobody uses and whose commits are all durable, unless there
+    /// are few: to load one again takes reading its schema, which costs more than a sign-in.
     pub(super) fn forget_idle(&mut self, hash: WorkspaceHash) {
-        if self.workspaces.get(&hash).is_some_and(|w| w.members.is_empty() && w.is_settled()) {
+        let idle = self.workspaces.get(&hash).is_some_and(|w| w.members.is_empty() && w.is_settled());
+        if idle && self.workspaces.len() > WORKSPACES_KEPT {
             self.workspaces.remove(&hash);
         }
     }
