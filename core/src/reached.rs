@@ -162,7 +162,7 @@ mod count {
 #[cfg(feature = "marks")]
 pub use count::{Mark, pass, take};
 
-/// Counts that a branch was reached; nothing, at no cost, without the feature `marks`.
+/// Counts that a branch was reached, or which of two; nothing, at no cost, without the feature `marks`.
 #[cfg(feature = "marks")]
 #[macro_export]
 #[doc(hidden)]
@@ -170,14 +170,20 @@ macro_rules! reached {
     ($name:ident) => {
         $crate::reached::pass($crate::reached::Mark::$name)
     };
+    ($which:expr, $yes:ident, $no:ident) => {
+        if $which { $crate::reached!($yes) } else { $crate::reached!($no) }
+    };
 }
 
-/// Counts that a branch was reached; nothing, at no cost, without the feature `marks`.
+/// Counts that a branch was reached, or which of two; nothing, at no cost, without the feature `marks`.
 #[cfg(not(feature = "marks"))]
 #[macro_export]
 #[doc(hidden)]
 macro_rules! reached {
     ($name:ident) => {
         ()
+    };
+    ($which:expr, $yes:ident, $no:ident) => {
+        _ = $which
     };
 }
