@@ -72,6 +72,8 @@ pub(super) struct Commit<'a> {
 
 /// See the [module](self).
 #[derive(Clone, Debug)]
+// A box would cost every app a way through memory for what only tests build.
+#[cfg_attr(any(test, feature = "light"), allow(clippy::large_enum_variant))]
 pub(super) enum Document {
     Full(Full),
     #[cfg(any(test, feature = "light"))]
