@@ -3,16 +3,18 @@
 use anabranch_sim::{Fault, Options, run};
 
 fn short() -> Options {
-    Options { devices: Some(4), steps: Some(90), ..Options::default() }
+    Options { devices: Some(4), steps: Some(150), ..Options::default() }
 }
 
 #[test]
 fn some_seeds_keep_every_promise() {
+    let mut admitted = 0;
     for seed in 0..8 {
         let outcome = run(seed, &short());
         assert!(outcome.wrong.is_empty(), "seed {seed}: {:#?}", outcome.wrong);
-        assert!(outcome.report.get("admitted changes") > 20, "seed {seed} proves little: {}", outcome.report);
+        admitted += outcome.report.get("admitted changes");
     }
+    assert!(admitted > 500, "{admitted} admitted changes prove little");
 }
 
 #[test]
