@@ -778,11 +778,17 @@ fn assign(reader: &Reader<'_>, field: &Field, value: &Json, out: &mut Vec<Intent
 /// in order; a position counts in the sequence as the earlier ones left it.
 fn splices<T: Clone + Eq + std::hash::Hash + Ord>(before: &[T], after: &[T]) -> Vec<(usize, usize, Vec<T>)> {
     let mut found: Vec<(usize, usize, Vec<T>)> = Vec::new();
+    // Counted here: an insertion that the library moves before a deletion leaves the deletion's own
+    // position in the new sequence as it was.
+    let mut at = 0;
     for op in similar::capture_diff_slices(similar::Algorithm::Myers, before, after) {
         let (tag, old, new) = op.as_tag_tuple();
+        let deleted = if tag == similar::DiffTag::Insert { 0 } else { old.len() };
+        let inserted = if tag == similar::DiffTag::Delete { &[] } else { &after[new] };
         if tag != similar::DiffTag::Equal {
-            found.push((new.start, old.len(), after[new].to_vec()));
+            found.push((at, deleted, inserted.to_vec()));
         }
+        at += inserted.len();
     }
     found
 }
@@ -791,11 +797,26 @@ fn splices<T: Clone + Eq + std::hash::Hash + Ord>(before: &[T], after: &[T]) -> 
 mod tests {
     use super::*;
 
+    /// All texts of up to four letters, of three.
+    fn short_texts() -> Vec<String> {
+        let mut texts = vec![String::new()];
+        let mut first = 0;
+        for _ in 0..4 {
+            let shorter = texts[first..].to_vec();
+            first = texts.len();
+            texts.extend(
+                shorter.iter().flat_map(|text| ["a", "b", "c"].map(|letter| format!("{text}{letter}"))),
+            );
+        }
+        texts
+    }
+
     #[test]
     fn splices_turn_one_text_into_the_other() {
-        for (before, after) in
-            [("", "abc"), ("abc", ""), ("kitten", "sitting"), ("a b c", "c b a"), ("same", "same")]
-        {
+        let texts = short_texts();
+        let mut pairs: Vec<(&str, &str)> = vec![("kitten", "sitting"), ("a b c", "c b a")];
+        pairs.extend(texts.iter().flat_map(|before| texts.iter().map(|after| (&**before, &**after))));
+        for (before, after) in pairs {
             let mut text: Vec<char> = before.chars().collect();
             let target: Vec<char> = after.chars().collect();
             for (at, delete, insert) in splices(&text.clone(), &target) {
