@@ -173,8 +173,8 @@ impl World {
                 let _ = send.send(serde_json::from_str(&line).unwrap());
             }
         });
-        let mut watch = Watch { child, events };
-        watch.event(|event| event["event"] == "status");
+        let mut watch = Watch { child, events, first: None };
+        watch.first = Some(watch.event(|event| event["event"] == "status"));
         watch
     }
 
@@ -276,6 +276,8 @@ impl Drop for Relay {
 pub(crate) struct Watch {
     pub(crate) child: Child,
     events: mpsc::Receiver<Value>,
+    /// The first status: it may be the one that a test waits for, and then it isn't told again.
+    first: Option<Value>,
 }
 
 impl Watch {
@@ -283,7 +285,9 @@ impl Watch {
     #[track_caller]
     pub(crate) fn event(&mut self, fits: impl Fn(&Value) -> bool) -> Value {
         loop {
-            let event = self.events.recv_timeout(Duration::from_secs(30)).expect("no such event came");
+            let event = self.first.take().unwrap_or_else(|| {
+                self.events.recv_timeout(Duration::from_secs(30)).expect("no such event came")
+            });
             if fits(&event) {
                 return event;
             }
