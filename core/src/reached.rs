@@ -162,7 +162,7 @@ mod count {
 #[cfg(feature = "marks")]
 pub use count::{Mark, pass, take};
 
-/// Counts that a branch was reached; nothing, at no cost, without the feature `marks`.
+/// Counts that a branch was reached, or one of two; nothing, at no cost, without the feature `marks`.
 #[cfg(feature = "marks")]
 #[macro_export]
 #[doc(hidden)]
@@ -170,14 +170,23 @@ macro_rules! reached {
     ($name:ident) => {
         $crate::reached::pass($crate::reached::Mark::$name)
     };
+    ($condition:expr, $yes:ident, $no:ident) => {
+        match $condition {
+            true => $crate::reached!($yes),
+            false => $crate::reached!($no),
+        }
+    };
 }
 
-/// Counts that a branch was reached; nothing, at no cost, without the feature `marks`.
+/// Counts that a branch was reached, or one of two; nothing, at no cost, without the feature `marks`.
 #[cfg(not(feature = "marks"))]
 #[macro_export]
 #[doc(hidden)]
 macro_rules! reached {
     ($name:ident) => {
+        ()
+    };
+    ($condition:expr, $yes:ident, $no:ident) => {
         ()
     };
 }

@@ -72,6 +72,10 @@ pub(super) struct Commit<'a> {
 
 /// See the [module](self).
 #[derive(Clone, Debug)]
+#[cfg_attr(
+    any(test, feature = "light"),
+    expect(clippy::large_enum_variant, reason = "the small one is for tests and simulations only")
+)]
 pub(super) enum Document {
     Full(Full),
     #[cfg(any(test, feature = "light"))]

@@ -532,11 +532,7 @@ impl<'a> Plan<'a> {
                     std::cmp::Ordering::Less
                 };
                 let moves = compare_numbers(value, shown) == wanted;
-                if moves {
-                    reached!(WriteBoundMoved);
-                } else {
-                    reached!(WriteBoundKept);
-                }
+                reached!(moves, WriteBoundMoved, WriteBoundKept);
                 Ok(moves)
             }
             _ => Ok(true),

@@ -253,11 +253,7 @@ impl<'a> Reader<'a> {
         }
         // A deletion that someone took back or confirmed since is no edit that was lost.
         lost.retain(|place| !self.only_deletes(*place));
-        if lost.is_empty() {
-            reached!(LifeDeleted);
-        } else {
-            reached!(LifeLostEdit);
-        }
+        reached!(lost.is_empty(), LifeDeleted, LifeLostEdit);
         match contenders(deletes).pop() {
             Some(by) => Life::Deleted { by, lost },
             None => Life::Alive,

@@ -446,11 +446,7 @@ impl Replica {
 
     fn on_granted(&mut self, now: Now, granted: Granted) -> Result<(), StoreError> {
         let renewed = self.channel.granted;
-        if renewed {
-            reached!(GrantRenewed);
-        } else {
-            reached!(Granted);
-        }
+        reached!(renewed, GrantRenewed, Granted);
         self.state.role = granted.grant.role;
         self.channel.relay_schema = Some(granted.schema);
         let mut batch = Batch::new();
