@@ -172,6 +172,7 @@ impl Cluster {
         let devices = devices.collect();
         // With months between steps there would be nothing but new tokens.
         let months = plan.steps.iter().any(|step| step.act == Act::Fault(Fault::Months));
+        let may_differ = plan.steps.iter().any(|step| step.act == Act::Fault(Fault::RestoreRelay));
         let short = options.faults.contains(&Fault::Expiry) && !months;
         let mut cluster = Self {
             seed,
@@ -198,7 +199,7 @@ impl Cluster {
             unique: BTreeMap::new(),
             ledger: Ledger::default(),
             report: Report::default(),
-            may_differ: options.faults.contains(&Fault::RestoreRelay),
+            may_differ,
             healing: false,
             trace: options.trace.then(String::new),
             arrived: BTreeSet::new(),

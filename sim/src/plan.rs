@@ -115,8 +115,9 @@ impl Fault {
             Fault::Hostile => 8,
             Fault::Crash => 6,
             Fault::Restore => 9,
-            Fault::Cut | Fault::RestoreRelay => 5,
-            Fault::Damage | Fault::Schema | Fault::Torn => 4,
+            Fault::RestoreRelay => 6,
+            Fault::Cut | Fault::Torn => 5,
+            Fault::Damage | Fault::Schema => 4,
             Fault::Months | Fault::Expiry | Fault::Jump | Fault::Drift | Fault::Full => 2,
             _ => 3,
         }
@@ -233,7 +234,7 @@ impl Plan {
             .flat_map(|fault| std::iter::repeat_n(*fault, fault.weight()))
             .collect();
         // Some runs are calm, so that long work without faults is seen too.
-        let calm = *dice.pick(&[2, 3, 3, 4, 6, 20]);
+        let calm = *dice.pick(&[2, 2, 3, 3, 4, 20]);
         let mut at_ms = 0;
         let steps = (0..steps)
             .map(|_| {

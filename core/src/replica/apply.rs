@@ -628,9 +628,11 @@ impl Replica {
         if self.repair.reading {
             reached!(CaughtUpRepaired);
             self.offer_again()?;
-        } else if !self.repair.waits_for_schema || self.channel.relay_schema == Some(self.repair.schema) {
-            self.repair.waits_for_schema = false;
-            self.repair.schema = self.channel.relay_schema.unwrap_or_default();
+        } else {
+            self.end_wait_for_schema();
+            if !self.repair.waits_for_schema {
+                self.repair.schema = self.channel.relay_schema.unwrap_or_default();
+            }
         }
         self.channel.schema_unsure = false;
         reached!(Live);

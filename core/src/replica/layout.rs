@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | META | `state` | [`StateRecord`] |
 //! | META | `schema` | hash of the schema that rows and indexes follow, and the form of index keys |
+//! | META | `former` | hashes of the schemas that they followed before, oldest first |
 //! | META | `recovering` | nothing: the store went back, and what it lost has not all come yet |
 //! | META | `repair` | [`RepairRecord`]; none before the relay first went back |
 //! | META | `lacking`, entity hash | nothing: the relay lacks something of it that is not this device's to bring |
@@ -70,6 +71,10 @@ impl Keys {
 
     pub(crate) fn schema(&self) -> Vec<u8> {
         self.key(&[b"schema"])
+    }
+
+    pub(crate) fn former_schemas(&self) -> Vec<u8> {
+        self.key(&[b"former"])
     }
 
     pub(crate) fn recovering(&self) -> Vec<u8> {

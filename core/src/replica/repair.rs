@@ -191,17 +191,32 @@ impl Replica {
 
     /// Whether the relay lost the schema too. Who may push it does, if it is the one that was lost.
     fn look_at_schema(&mut self) {
-        let has = self.channel.relay_schema.unwrap_or_default();
         let lost = self.repair.schema;
-        // Where the relay has none at all, it says so of each change, and takes none.
-        self.repair.waits_for_schema &= has != [0; 32] && has != lost;
-        if !self.repair.waits_for_schema && has != [0; 32] {
-            self.repair.schema = has;
-        }
+        self.end_wait_for_schema();
         let manages = matches!(self.role(), GrantRole::Admin | GrantRole::Authority);
         if self.repair.waits_for_schema && manages && self.config.schema.hash() == lost {
             self.exchange_schema(true);
         }
+    }
+
+    /// Ends the wait for a schema that the relay lost, if the one that it has takes all that this
+    /// device would bring.
+    pub(super) fn end_wait_for_schema(&mut self) {
+        let has = self.channel.relay_schema.unwrap_or_default();
+        let lost = self.repair.schema;
+        // Where the relay has none at all, it says so of each change, and takes none.
+        let fits = has == [0; 32] || has == lost || has == self.config.schema.hash() && self.outgrew(lost);
+        self.repair.waits_for_schema &= !fits;
+        if !self.repair.waits_for_schema && has != [0; 32] {
+            self.repair.schema = has;
+        }
+    }
+
+    /// Whether the schema that this device was opened with holds all that it would bring and that
+    /// was written by `lost`.
+    fn outgrew(&self, lost: [u8; 32]) -> bool {
+        // What it wrote itself fits its own schema. What others wrote does if that is a later one.
+        self.vouches().is_none_or(|vouches| vouches == Vouches::Own) || self.former_schemas.contains(&lost)
     }
 
     /// What the relay lacks and this device may bring, and the entities of which it lacks more.

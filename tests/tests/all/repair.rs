@@ -270,6 +270,8 @@ fn a_later_schema_ends_the_wait_for_one_that_was_lost() {
     for node in [1, 2] {
         net.connect(node);
     }
+    net.upgrade(1, &newer);
+    net.connect(1);
     net.write_plainly(1, "e", &[one_more()], true);
     net.quiet();
     assert_eq!(net.pending(1), 1, "an older schema might refuse it for good");
@@ -284,4 +286,33 @@ fn a_later_schema_ends_the_wait_for_one_that_was_lost() {
     net.quiet();
     assert_eq!(net.pending(1), 0);
     net.agree();
+}
+
+/// A relay that went back to before its first schema was brought a newer one before some devices came, which
+/// waited for the older one, for ever, though they had the newer one themselves.
+#[test]
+fn a_device_that_has_the_schema_of_a_relay_that_went_back_waits_for_no_older_one() {
+    let mut net = Net::new(COUNTING, "thing", &[0, 0, 0]);
+    net.back_up_relay();
+    net.agree();
+    net.write_plainly(1, "e", &[one_more()], true);
+    net.agree();
+    let newer = COUNTING.replace("version = 1", "version = 2") + "more = { type = \"string\" }\n";
+    for node in 0..3 {
+        net.disconnect(node);
+        net.upgrade(node, &newer);
+    }
+    net.restore_relay(false);
+    net.connect(2);
+    net.quiet();
+    net.push_schema(0);
+    net.quiet();
+    for node in 0..3 {
+        net.write_plainly(node, "e", &[one_more()], true);
+    }
+    net.agree();
+    for node in 0..3 {
+        assert_eq!(net.pending(node), 0, "device {node}");
+        assert_eq!(count(&net, node, "e"), json!(4), "device {node}");
+    }
 }
