@@ -824,3 +824,68 @@ fn validate_element(field: &Field, json: &Json) -> Result<(), Refusal> {
         Err(error) => refuse(RefusalCode::Validation, error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Programs know the names, peers and stores the numbers.
+    #[test]
+    fn refusals_keep_their_numbers_and_names() {
+        let names = [
+            "malformed",
+            "forged_actor",
+            "forged_author",
+            "forged_role",
+            "bad_sequence",
+            "missing_dependency",
+            "clock_ahead",
+            "out_of_order",
+            "bad_shape",
+            "unknown_field",
+            "validation",
+            "forbidden",
+            "depends_on_refused",
+            "transaction",
+            "unloadable",
+            "quota",
+        ];
+        for (number, name) in (1..).zip(names) {
+            let code = RefusalCode::from_u16(number).expect("a known code");
+            assert_eq!((code as u16, code.name()), (number, name));
+        }
+        assert_eq!((RefusalCode::from_u16(0), RefusalCode::from_u16(17)), (None, None));
+    }
+
+    #[test]
+    fn a_derived_actor_has_one_spelling_and_a_bounded_level() {
+        let base = ActorId::from(&[7; 16][..]);
+        let spelled = |level: &[u8]| ActorId::from([&DERIVED_ACTOR_MAGIC[..], level, &[7; 16]].concat());
+        assert_eq!(derived_actor(&base, 0), base);
+        for (level, bytes) in [
+            (1, &[1][..]),
+            (127, &[0x7f]),
+            (128, &[0x80, 1]),
+            (300, &[0xac, 2]),
+            (CONCURRENCY_LEVEL_MAX, &[0xa0, 0x8d, 6]),
+        ] {
+            assert_eq!(derived_actor(&base, level), spelled(bytes), "{level}");
+            assert_eq!(base_actor(&spelled(bytes)), Some(&[7; 16][..]), "{level}");
+        }
+        for bytes in [
+            &[][..],
+            &[0],
+            // Padded, unended, and with another one behind it.
+            &[0x81, 0],
+            &[0x81],
+            &[1, 1],
+            // One more than the greatest, and the same again beyond what a number holds.
+            &[0xa1, 0x8d, 6],
+            &[0x81, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 1],
+        ] {
+            assert_eq!(base_actor(&spelled(bytes)), None, "{bytes:?}");
+        }
+        assert_eq!(base_actor(&ActorId::from(&[7; 15][..])), None);
+        assert_eq!(base_actor(&ActorId::from(&[7; 17][..])), None);
+    }
+}

@@ -163,17 +163,20 @@ fn counters_of_operations_have_limits_both_ways() {
 #[test]
 fn negative_early_and_future_times_are_refused() {
     let mut story = Story::begin();
-    let ahead = Hlc::from_wall(WallMs(START.0 + 6 * 60 * 1000)).to_change_time();
+    let limit = Hlc::from_wall(WallMs(START.0 + 5 * 60 * 1000));
     for (time, code) in [
         (-1, RefusalCode::Malformed),
         (i64::MIN, RefusalCode::Malformed),
         (0, RefusalCode::OutOfOrder),
-        (ahead, RefusalCode::ClockAhead),
+        (limit.next().to_change_time(), RefusalCode::ClockAhead),
         (i64::MAX, RefusalCode::ClockAhead),
     ] {
         let bytes = forge(&story.device, "n1", |change| change.time = time);
         story.refused(bytes, code);
     }
+    let tolerated = story.device.clone().write("n2", Draft { ahead_ms: 5 * 60 * 1000, ..Draft::default() });
+    assert_eq!(tolerated.time(), limit);
+    assert_eq!(story.world.submit(story.conn, unit([of("n2", &[&tolerated])])).refused, []);
     story.goes_on();
 }
 
@@ -203,9 +206,13 @@ items = { type = "list", of = "string" }
 "#;
 
 fn roomy() -> World {
+    world_of(ROOMY)
+}
+
+fn world_of(schema: &str) -> World {
     let mut world = World::strict();
     let conn = world.join(&Device::new(99), "admin");
-    world.send(conn, PushSchema { channel: 1, source: ROOMY.into() });
+    world.send(conn, PushSchema { channel: 1, source: schema.into() });
     assert!(matches!(&world.settle(conn)[0], Message::SchemaIs(answer) if answer.problems.is_empty()));
     world.handle(anabranch_core::relay::Input::Disconnected { conn });
     world
@@ -312,6 +319,29 @@ fn what_stands_elsewhere_is_neither_replaced_nor_removed_nor_stood_behind() {
         assert_eq!(offer(&mut world, op), None);
     }
     assert_eq!(digest_of(&world.whole_feed()), world.digest().1);
+}
+
+#[test]
+fn a_change_inserts_behind_its_own_items_of_that_sequence_and_replaces_none() {
+    let mut world = roomy();
+    let (body, items) = (container("body", GenesisKind::Text), container("items", GenesisKind::List));
+    let mut number = 0;
+    let mut offer = |second: &dyn Fn(&OpId) -> automerge::legacy::Op| {
+        number += 1;
+        let device = Device::new(number);
+        let conn = world.join(&device, "writer");
+        let first = OpId::new(2, &device.author.actor(&home(), &key("note", "n1")));
+        let ops = vec![insert(&body, None), second(&first)];
+        let bytes = on_top(&device, "n1", &[(body.hash, 1), (items.hash, 1)], ops);
+        codes(&world.submit(conn, unit([raw("n1", vec![bytes])])))
+    };
+    assert_eq!(offer(&|first| insert(&body, Some(first))), []);
+    assert_eq!(offer(&|first| insert(&items, Some(first))), [RefusalCode::BadShape]);
+    let replacing = |first: &OpId| automerge::legacy::Op {
+        pred: vec![first.clone()].into(),
+        ..insert(&body, Some(first))
+    };
+    assert_eq!(offer(&replacing), [RefusalCode::BadShape]);
 }
 
 #[test]
@@ -447,6 +477,74 @@ fn increments_fit_counters_only_and_are_bounded() {
         story.refused(bytes, RefusalCode::BadShape);
     }
     story.goes_on();
+}
+
+#[test]
+fn what_breaks_a_rule_of_the_schema_is_refused() {
+    const RULES: &str = r#"
+[note]
+version = 1
+[note.fields]
+title = { type = "string", required = true, max_bytes = 5 }
+day = { type = "timestamp", required = true, merge = "manual", group = "plan" }
+days = { type = "set", of = "timestamp" }
+stars = { type = "int", merge = "counter" }
+body = { type = "text" }
+"#;
+    let mut world = world_of(RULES);
+    let (days, stars, body) = (
+        container("days", GenesisKind::Set),
+        container("stars", GenesisKind::Counter),
+        container("body", GenesisKind::Text),
+    );
+    let register = |key: &str, value: &str| automerge::legacy::Op {
+        action: OpType::Put(ScalarValue::Str(value.into())),
+        ..put(key, Vec::new())
+    };
+    let whole = || vec![register("title", "ok"), register("#plan", r#"{"day":"2025-06-15T12:00:00Z"}"#)];
+    let and = |op: automerge::legacy::Op| [whole(), vec![op]].concat();
+    let of_set = |key: &str| automerge::legacy::Op {
+        action: OpType::Put(ScalarValue::Int(1)),
+        obj: ObjectId::Id(days.op_id()),
+        ..put(key, Vec::new())
+    };
+    let more =
+        |key: &str, pred: Vec<OpId>| automerge::legacy::Op { action: OpType::Increment(1), ..put(key, pred) };
+    let taken = vec![
+        whole(),
+        and(of_set(r#""2025-06-15T12:00:00Z""#)),
+        and(more("stars", vec![stars.op_id()])),
+        and(insert(&body, None)),
+    ];
+    let broken = vec![
+        vec![register("title", "longer"), whole().remove(1)],
+        vec![register("title", "ok")],
+        vec![register("title", "ok"), register("#plan", r#"{"day":null}"#)],
+        vec![register("title", "ok"), register("#plan", r#"{"day":"2025-06-15T14:00:00+02:00"}"#)],
+        and(of_set(r#""2025-06-15T14:00:00+02:00""#)),
+        and(of_set(r#""never""#)),
+    ];
+    let misshapen = vec![
+        and(more("stars", vec![])),
+        and(more("body", vec![body.op_id()])),
+        and(automerge::legacy::Op {
+            action: OpType::Put(ScalarValue::Str("".into())),
+            ..insert(&body, None)
+        }),
+    ];
+    let mut number = 0;
+    for (cases, wanted) in
+        [(taken, None), (broken, Some(RefusalCode::Validation)), (misshapen, Some(RefusalCode::BadShape))]
+    {
+        for ops in cases {
+            number += 1;
+            let (device, id) = (Device::new(number), format!("n{number}"));
+            let conn = world.join(&device, "writer");
+            let bytes = on_top(&device, &id, &[(days.hash, 1), (stars.hash, 1), (body.hash, 1)], ops.clone());
+            let ack = world.submit(conn, unit([raw(&id, vec![bytes])]));
+            assert_eq!(codes(&ack).first().copied(), wanted, "{ops:?}: {:?}", ack.refused);
+        }
+    }
 }
 
 #[test]

@@ -872,6 +872,15 @@ fn reference_data_is_written_by_authorities_only() {
     assert_eq!(codes(&world.submit(p, unit([of_entity(&country, &[&attempt])]))), [RefusalCode::Forbidden]);
     let real = backend.write_in(&country, name(as_authority()));
     assert_eq!(world.submit(b, unit([of_entity(&country, &[&real])])).refused, []);
+    // Its counters are reference data too.
+    let visits = |draft: Draft| Draft { increments: Some("visits"), ahead_ms: 1_000, ..draft };
+    let onto = vec![(real.hash(), real.max_op())];
+    let visit = Device::new(3).write_in(&country, visits(Draft { onto, ..Draft::default() }));
+    let third = world.join(&Device::new(3), "writer");
+    let ack = world.submit(third, unit([of_entity(&country, &[&visit])]));
+    assert_eq!(codes(&ack), [RefusalCode::Forbidden]);
+    let counted = backend.write_in(&country, visits(as_authority()));
+    assert_eq!(world.submit(b, unit([of_entity(&country, &[&counted])])).refused, []);
 }
 
 #[test]

@@ -192,6 +192,7 @@ version = 1
 merge = "server_only"
 [country.fields]
 name = { type = "string" }
+visits = { type = "int", merge = "counter" }
 "#;
 
 /// A relay with its store and its connections.
