@@ -624,3 +624,23 @@ pub(super) fn register_key<'a>(name: &'a str, group: bool, policy: Policy, role:
     let shadow = matches!(policy, Policy::ServerWins | Policy::ClientWins) && role == Role::Authority;
     if group { RootKey::Group { name, shadow } } else { RootKey::Field { name, shadow } }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Stores and programs hold the names.
+    #[test]
+    fn kinds_of_conflicts_keep_their_names() {
+        let kinds = [
+            (ConflictKind::Manual, "manual"),
+            (ConflictKind::Tie, "tie"),
+            (ConflictKind::LostEdit, "lost_edit"),
+        ];
+        for (kind, name) in kinds {
+            assert_eq!(kind.name(), name);
+            assert_eq!(ConflictKind::from_name(name), Some(kind));
+        }
+        assert_eq!(ConflictKind::from_name("lost"), None);
+    }
+}
