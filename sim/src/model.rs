@@ -773,16 +773,19 @@ pub fn characters(text: &str) -> Vec<Json> {
     text.chars().map(|c| Json::String(c.to_string())).collect()
 }
 
-/// The size of a number or an instant. Tests use numbers that have exact thousandths.
-fn size(value: &Json) -> i64 {
+/// The size of a number or an instant. Tests use fractions that have exact thousandths.
+fn size(value: &Json) -> i128 {
     match value {
-        Json::String(instant) => anabranch_core::schema::timestamp_to_ms(instant).unwrap(),
-        number => (number.as_f64().unwrap() * 1000.0) as i64,
+        Json::String(instant) => anabranch_core::schema::timestamp_to_ms(instant).unwrap().into(),
+        number => match number.as_i64() {
+            Some(whole) => i128::from(whole) * 1000,
+            None => (number.as_f64().unwrap() * 1000.0) as i128,
+        },
     }
 }
 
 /// The order in which sets print: numbers by size, strings by their bytes.
-fn rank(value: &Json) -> (i64, String) {
+fn rank(value: &Json) -> (i128, String) {
     match value {
         Json::Number(_) => (size(value), String::new()),
         Json::String(text) => (0, text.clone()),

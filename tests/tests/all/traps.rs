@@ -130,6 +130,27 @@ fn equal_values_are_one_candidate() {
 }
 
 #[test]
+fn a_side_names_everyone_who_wrote_its_value_once() {
+    let mut world = World::of(&fields("ask = { type = \"string\", merge = \"manual\" }"), 3);
+    world.edit(ANN, &[set("ask", json!("old"))]);
+    world.settle(1);
+    // Ann saves a form twice, so her value stands there twice; then Ben writes it too.
+    let form = world.devices[ANN].entity.heads();
+    for _ in 0..2 {
+        world.wall_ms += 1_000;
+        world.try_edit(ANN, Some(&form), &[set("ask", json!("x"))]).unwrap().unwrap();
+    }
+    world.edit(BEN, &[set("ask", json!("x"))]);
+    world.edit(CAT, &[set("ask", json!("y"))]);
+    world.settle(2);
+    let row = world.row(CAT);
+    let sides: Vec<_> =
+        row.conflicts[0].sides.iter().map(|side| (&side.value, side.device, &side.others[..])).collect();
+    let device = |place: usize| world.devices[place].author.device;
+    assert_eq!(sides, [(&json!("y"), device(CAT), &[][..]), (&json!("x"), device(BEN), &[device(ANN)])]);
+}
+
+#[test]
 fn the_first_value_stands_though_it_is_written_again_later() {
     let mut world = World::of(&fields("first = { type = \"string\", merge = \"first_write\" }"), 3);
     world.edit(ANN, &[set("first", json!("a"))]);
@@ -344,6 +365,21 @@ fn an_element_added_again_survives_a_removal_that_had_not_seen_it() {
     assert_eq!(world.row(ANN).fields["tags"], json!([]), "a removal that saw both adds holds");
 }
 
+/// Not in that of the text by which the document holds them.
+#[test]
+fn a_set_shows_in_the_order_of_its_values() {
+    let ty =
+        fields("words = { type = \"set\", of = \"string\" }\nnumbers = { type = \"set\", of = \"int\" }");
+    let mut world = World::of(&ty, 2);
+    let large = -(1_i64 << 53);
+    let add = |field: &str, element: Json| Intent::Add { field: field.into(), element };
+    world.edit(ANN, &[add("words", json!("a b")), add("numbers", json!(large)), add("numbers", json!(10))]);
+    world.edit(BEN, &[add("words", json!("a")), add("numbers", json!(large - 1)), add("numbers", json!(9))]);
+    world.settle(1);
+    assert_eq!(world.row(BEN).fields["words"], json!(["a", "a b"]));
+    assert_eq!(world.row(BEN).fields["numbers"], json!([large - 1, large, 9, 10]));
+}
+
 #[test]
 fn a_removed_item_stays_removed_beside_concurrent_edits() {
     let mut world = World::of(&fields("items = { type = \"list\", of = \"int\" }"), 2);
@@ -405,6 +441,16 @@ fn a_maximum_is_never_lowered_or_cleared() {
     for clearing in [set("best", Json::Null), put("tops", "a", Json::Null)] {
         assert!(matches!(world.try_edit(BEN, None, &[clearing]), Err(EditError::Validation(_))));
     }
+}
+
+#[test]
+fn a_maximum_is_exact_where_floats_are_not() {
+    let mut world = World::of(&fields("best = { type = \"int\", merge = \"max\" }"), 2);
+    let large = (1_i64 << 53) + 1;
+    world.edit(ANN, &[set("best", json!(large))]);
+    world.edit(BEN, &[set("best", json!(large - 1))]);
+    world.settle(1);
+    assert_eq!(world.row(BEN).fields["best"], large);
 }
 
 // ── Deletion ──────────────────────────────────────────────────────────────────────────────
@@ -474,6 +520,19 @@ fn a_deletion_that_was_taken_back_is_no_lost_edit() {
     let row = world.row(CAT);
     assert!(row.deleted);
     assert_eq!(row.conflicts[0].sides.len(), 2, "the deletion and Ben's revival");
+}
+
+#[test]
+fn who_deletes_too_stands_beside_the_deletion_unless_they_lost_an_edit() {
+    let mut world = note();
+    world.edit(CAT, &[more("count", 1)]);
+    world.edit(BEN, &[Intent::Delete]);
+    world.edit(ANN, &[Intent::Delete]);
+    world.settle(1);
+    let conflict = &world.row(CAT).conflicts[0];
+    assert_eq!(conflict.sides.len(), 2, "the deletion and Cat's edit");
+    assert_eq!(conflict.sides[0].others, [world.devices[BEN].author.device]);
+    assert_eq!(conflict.sides[1].device, world.devices[CAT].author.device);
 }
 
 #[test]
