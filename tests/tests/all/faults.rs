@@ -19,7 +19,7 @@ use anabranch_tests::net::Net;
 use anabranch_tests::world::START_MS;
 use serde_json::{Value as Json, json};
 
-const THINGS: &str = r#"
+pub(crate) const THINGS: &str = r#"
 [thing]
 version = 1
 [thing.fields]
@@ -150,7 +150,7 @@ fn an_entity_with_a_thousand_writers_is_kept() {
 }
 
 /// The relay takes a device in.
-fn granted() -> Message {
+pub(crate) fn granted() -> Message {
     let grant = Grant {
         workspace: "home".into(),
         device: [1; 32],

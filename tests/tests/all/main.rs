@@ -3,6 +3,7 @@
 // Everything here is test code: a panic is how it speaks.
 #![allow(clippy::unwrap_used)]
 
+mod channel;
 mod faults;
 mod network;
 mod queries;

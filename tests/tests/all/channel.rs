@@ -1,0 +1,302 @@
+//! A device's end of a channel, held to what it says: the test speaks for the relay.
+
+use std::sync::Arc;
+
+use anabranch_core::clock::{Now, WallMs};
+use anabranch_core::intent::Intent;
+use anabranch_core::replica::{ChannelState, Output, Replica};
+use anabranch_core::store::CommitNo;
+use anabranch_core::wire::{
+    Ack, Changes, Fault, FaultCode, FetchSchema, Message, PushSchema, Refresh, SchemaIs, SignIn,
+};
+use anabranch_store::{MemoryStore, Store};
+use serde_json::json;
+
+use crate::faults::{START, THINGS, alone, edit, granted, set};
+
+/// A replica, and the disk that the test flushes.
+struct Line {
+    store: Arc<MemoryStore>,
+    replica: Replica,
+    now: Now,
+}
+
+impl Line {
+    fn begin(source: &str) -> Self {
+        let store = Arc::new(MemoryStore::manual());
+        Self { replica: Replica::open(store.clone(), alone(source)).unwrap(), store, now: START }
+    }
+
+    fn pass(&mut self, ms: u64) {
+        self.now = Now { mono: self.now.mono + ms, wall: WallMs(self.now.wall.0 + ms) };
+    }
+
+    fn write(&mut self, id: &str, intents: &[Intent]) {
+        self.replica.write(self.now, &[edit(id, intents)], true).unwrap();
+    }
+
+    fn receive(&mut self, message: impl Into<Message>) {
+        self.replica.receive(self.now, message.into()).unwrap();
+    }
+
+    fn refused(&mut self, code: FaultCode) {
+        self.receive(Fault { channel: Some(1), code: code as u16, message: "no".into() });
+    }
+
+    /// The disk catches up with what is queued now, and not with what follows from that.
+    fn flush_once(&mut self) {
+        let commit = self.replica.last_commit();
+        self.store.make_durable(commit).unwrap();
+        self.replica.durable(commit).unwrap();
+    }
+
+    fn flush(&mut self) {
+        while self.store.durable().unwrap() < self.replica.last_commit() {
+            self.flush_once();
+        }
+    }
+
+    fn outputs(&mut self) -> Vec<Output> {
+        std::iter::from_fn(|| self.replica.poll_output()).collect()
+    }
+
+    /// What was sent since the last look.
+    fn sent(&mut self) -> Vec<Message> {
+        let outputs = self.outputs().into_iter();
+        let bytes =
+            outputs.filter_map(|output| if let Output::Send(bytes) = output { Some(bytes) } else { None });
+        bytes.map(|bytes| Message::decode(&bytes).unwrap().unwrap()).collect()
+    }
+
+    fn sign_ins(&mut self) -> Vec<SignIn> {
+        let sent = self.sent().into_iter();
+        sent.filter_map(|sent| if let Message::SignIn(sign_in) = sent { Some(sign_in) } else { None })
+            .collect()
+    }
+
+    fn units(&mut self) -> Vec<Changes> {
+        let sent = self.sent().into_iter();
+        sent.filter_map(|sent| if let Message::Changes(unit) = sent { Some(unit) } else { None }).collect()
+    }
+}
+
+/// By the number of changes sent the relay knows a store that went back; by the number of a unit the
+/// device knows an answer that comes late.
+#[test]
+fn a_sign_in_counts_what_was_durably_sent_and_units_are_numbered_on() {
+    let mut line = Line::begin(THINGS);
+    assert_eq!(line.replica.relay_schema(), None);
+    line.replica.connect(1, None);
+    assert_eq!(*line.replica.channel_state(), ChannelState::SigningIn);
+    line.receive(granted());
+    assert_eq!(line.replica.relay_schema(), Some([1; 32]));
+    for id in ["a", "b", "c"] {
+        line.write(id, &[set("name", json!(id))]);
+        line.flush();
+    }
+    let newest = line.units().iter().map(|unit| unit.unit_id).max().unwrap();
+    // Marked as sent; the mark is not durable, so it has not left. Nor has what is not even marked.
+    line.write("d", &[set("name", json!("d"))]);
+    line.flush_once();
+    line.write("e", &[set("name", json!("e"))]);
+    assert_eq!(line.units(), []);
+
+    line.replica.disconnect();
+    assert_eq!(*line.replica.channel_state(), ChannelState::Offline);
+    line.replica.connect(1, None);
+    assert_eq!(line.sign_ins()[0].sent, 3);
+    line.receive(granted());
+    let again = line.units();
+    let ids: Vec<&str> = again.iter().flat_map(|unit| &unit.unit.entities).map(|part| &*part.id).collect();
+    assert_eq!(ids, ["a", "b", "c"], "what was durable goes again at once");
+    assert!(again.iter().all(|unit| unit.unit_id > newest), "{newest} is no number of these: {again:?}");
+}
+
+/// Devices that were refused together must not come back together, nor for ever at the same pace.
+#[test]
+fn a_refusal_that_time_mends_is_followed_by_ever_longer_waits() {
+    let mut line = Line::begin(THINGS);
+    line.replica.connect(1, Some("token".into()));
+    let mut wait = |line: &mut Line| {
+        line.sent();
+        line.refused(FaultCode::ShuttingDown);
+        assert!(matches!(line.replica.channel_state(), ChannelState::Faulted { .. }));
+        let wait_ms = line.replica.next_wakeup().unwrap().0 - line.now.mono.0;
+        line.pass(wait_ms - 1);
+        line.replica.tick(line.now);
+        assert_eq!(line.sign_ins(), [], "not before");
+        line.pass(1);
+        line.replica.tick(line.now);
+        assert_eq!(line.replica.next_wakeup(), None);
+        wait_ms
+    };
+    let mut shares = Vec::new();
+    for longest_ms in [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300].map(|seconds| seconds * 1_000) {
+        let wait_ms = wait(&mut line);
+        assert!((longest_ms / 2..=longest_ms).contains(&wait_ms), "{wait_ms} of {longest_ms}");
+        assert_eq!(line.sign_ins()[0].token.as_deref(), Some("token"));
+        shares.push(wait_ms * 100 / longest_ms);
+    }
+    // From the half to the whole of it.
+    assert!(shares.iter().any(|share| *share < 70) && shares.iter().any(|share| *share > 80), "{shares:?}");
+    line.receive(granted());
+    line.receive(Ack { channel: 1, unit_id: 99, seq: 0, refused: Vec::new() });
+    assert!(wait(&mut line) <= 1_000, "the relay had answered: a row of refusals begins anew");
+}
+
+#[test]
+fn a_refusal_that_time_does_not_mend_stays_until_somebody_brings_a_token() {
+    let mut line = Line::begin(THINGS);
+    line.replica.refresh("early".into());
+    assert_eq!(line.sent(), [], "without a link nothing is sent");
+    line.replica.connect(1, Some("old".into()));
+    line.receive(granted());
+    line.sent();
+    line.replica.refresh("in time".into());
+    assert_eq!(line.sent(), [Refresh { channel: 1, token: "in time".into() }.into()]);
+    line.refused(FaultCode::TokenExpired);
+    // What was asked in the same breath.
+    line.refused(FaultCode::NotSignedIn);
+    let refused = ChannelState::Faulted { code: FaultCode::TokenExpired, message: "no".into() };
+    assert_eq!((line.replica.channel_state(), line.replica.next_wakeup()), (&refused, None));
+    line.write("a", &[set("name", json!("a"))]);
+    line.flush();
+    assert_eq!(line.units(), [], "nothing leaves meanwhile");
+    line.replica.refresh("new".into());
+    assert_eq!(line.sign_ins()[0].token.as_deref(), Some("new"));
+    line.refused(FaultCode::TokenExpired);
+    line.replica.disconnect();
+    assert_eq!(*line.replica.channel_state(), refused, "why stays visible");
+}
+
+/// Signing in again on a link that stands measures no clock.
+#[test]
+fn a_clock_that_is_unsure_stays_so_until_the_next_handshake() {
+    let mut line = Line::begin(THINGS);
+    line.replica.connect(1, None);
+    line.replica.relay_clock_is(START, 0);
+    let mut reconnects = |line: &mut Line| {
+        line.outputs();
+        line.refused(FaultCode::Quota);
+        let wakeup = line.replica.next_wakeup().unwrap();
+        line.pass(wakeup.0 - line.now.mono.0);
+        line.replica.tick(line.now);
+        line.outputs().into_iter().filter(|output| *output == Output::Reconnect).count()
+    };
+    assert_eq!(reconnects(&mut line), 0);
+    line.now.wall.0 += 60_000;
+    assert_eq!([reconnects(&mut line), reconnects(&mut line)], [1, 0]);
+    line.receive(granted());
+    line.write("a", &[set("name", json!("a"))]);
+    line.flush();
+    assert_eq!(line.units(), []);
+    let now = line.now;
+    line.replica.relay_clock_is(now, 0);
+    line.replica.durable(CommitNo(0)).unwrap();
+    line.flush();
+    assert_eq!(line.units().len(), 1);
+}
+
+#[test]
+fn schemas_are_pushed_and_fetched_and_answers_kept_in_order() {
+    let mut line = Line::begin(THINGS);
+    line.replica.connect(1, None);
+    line.receive(granted());
+    line.sent();
+    line.replica.exchange_schema(true);
+    line.replica.exchange_schema(false);
+    let asked: [Message; 2] =
+        [PushSchema { channel: 1, source: THINGS.into() }.into(), FetchSchema { channel: 1 }.into()];
+    assert_eq!(line.sent(), asked);
+    assert_eq!(line.replica.take_schema_answer(), None);
+    let refused =
+        SchemaIs { channel: 1, hash: [2; 32], source: None, problems: vec!["it lacks a field".into()] };
+    let none = SchemaIs { hash: [0; 32], problems: Vec::new(), ..refused.clone() };
+    let newer = SchemaIs { hash: [3; 32], ..none.clone() };
+    for (answer, known) in [(&refused, [1; 32]), (&none, [1; 32]), (&newer, [3; 32])] {
+        line.receive(answer.clone());
+        assert_eq!(line.replica.relay_schema(), Some(known));
+    }
+    let taken: Vec<SchemaIs> = std::iter::from_fn(|| line.replica.take_schema_answer()).collect();
+    assert_eq!(taken, [refused, none, newer]);
+}
+
+/// One round trip for each edit would take a device that was away for long hours to come back.
+#[test]
+fn a_backlog_travels_in_few_units_that_are_not_too_large() {
+    let mut line = Line::begin(THINGS);
+    let small = 600;
+    for n in 0..small {
+        line.write(&format!("small-{n:03}"), &[set("name", json!("a"))]);
+    }
+    for n in 0..40 {
+        line.write(&format!("wide-{n:03}"), &[set("name", json!("x".repeat(100 * 1024)))]);
+    }
+    line.replica.connect(1, None);
+    line.flush();
+    line.receive(granted());
+    line.flush();
+    let units = line.units();
+    let sizes: Vec<usize> = units.iter().map(|unit| unit.unit.entities.len()).collect();
+    // Until answers come no more than 16 units are under way.
+    assert_eq!(sizes, [&[256, 256, 90][..], &[2; 13]].concat());
+    let ids: Vec<&str> = units.iter().flat_map(|unit| &unit.unit.entities).map(|part| &*part.id).collect();
+    assert!(ids.is_sorted(), "the oldest first");
+    line.receive(Ack { channel: 1, unit_id: units[0].unit_id, seq: 1, refused: Vec::new() });
+    line.flush();
+    assert_eq!(line.units().len(), 1);
+}
+
+/// The relay takes no unit above its bound, however much one entity has.
+#[test]
+fn what_one_entity_has_pending_is_cut_into_units_too() {
+    let mut line = Line::begin(THINGS);
+    for n in 0..10 {
+        line.write("a", &[set("name", json!(n.to_string().repeat(100 * 1024)))]);
+    }
+    line.flush();
+    line.replica.connect(1, None);
+    line.receive(granted());
+    let mut sizes = Vec::new();
+    loop {
+        line.flush();
+        let Some(unit) = line.units().pop() else { break };
+        sizes.push(unit.unit.entities[0].changes.len());
+        line.receive(Ack { channel: 1, unit_id: unit.unit_id, seq: sizes.len() as u64, refused: Vec::new() });
+    }
+    assert_eq!(sizes, [2; 5]);
+}
+
+/// After a start too, when nothing of the parents is in memory.
+#[test]
+fn a_child_waits_for_a_parent_that_the_relay_lacks_and_not_for_an_edit_of_one_that_it_has() {
+    let mut line = Line::begin(THINGS);
+    line.replica.connect(1, None);
+    line.receive(granted());
+    line.write("known", &[set("name", json!("a"))]);
+    line.flush();
+    let unit_id = line.units()[0].unit_id;
+    line.receive(Ack { channel: 1, unit_id, seq: 1, refused: Vec::new() });
+    line.replica.disconnect();
+    line.write("known", &[set("name", json!("b"))]);
+    line.write("child", &[set("parent", json!("known"))]);
+    line.write("orphan", &[set("parent", json!("new"))]);
+    line.write("new", &[set("name", json!("a"))]);
+    line.flush();
+
+    let store = Arc::new(line.store.reopen());
+    let replica = Replica::open(store.clone(), alone(THINGS)).unwrap();
+    let mut line = Line { store, replica, now: line.now };
+    line.replica.connect(1, None);
+    line.receive(granted());
+    let mut gone: Vec<Vec<String>> = Vec::new();
+    for seq in 2..4 {
+        line.flush();
+        let units = line.units();
+        gone.push(units.iter().flat_map(|unit| &unit.unit.entities).map(|part| part.id.clone()).collect());
+        for unit in units {
+            line.receive(Ack { channel: 1, unit_id: unit.unit_id, seq, refused: Vec::new() });
+        }
+    }
+    assert_eq!(gone, [vec!["known", "child", "new"], vec!["orphan"]]);
+}
