@@ -117,7 +117,7 @@ fn a_sign_in_counts_what_was_durably_sent_and_units_are_numbered_on() {
 fn a_refusal_that_time_mends_is_followed_by_ever_longer_waits() {
     let mut line = Line::begin(THINGS);
     line.replica.connect(1, Some("token".into()));
-    let mut wait = |line: &mut Line| {
+    let wait = |line: &mut Line| {
         line.sent();
         line.refused(FaultCode::ShuttingDown);
         assert!(matches!(line.replica.channel_state(), ChannelState::Faulted { .. }));
@@ -175,7 +175,7 @@ fn a_clock_that_is_unsure_stays_so_until_the_next_handshake() {
     let mut line = Line::begin(THINGS);
     line.replica.connect(1, None);
     line.replica.relay_clock_is(START, 0);
-    let mut reconnects = |line: &mut Line| {
+    let reconnects = |line: &mut Line| {
         line.outputs();
         line.refused(FaultCode::Quota);
         let wakeup = line.replica.next_wakeup().unwrap();
@@ -299,4 +299,36 @@ fn a_child_waits_for_a_parent_that_the_relay_lacks_and_not_for_an_edit_of_one_th
         }
     }
     assert_eq!(gone, [vec!["known", "child", "new"], vec!["orphan"]]);
+}
+
+/// What is in flight of a member is not sent a second time beside it; and a child that is older than its
+/// parent holds nobody back.
+#[test]
+fn a_transaction_waits_for_what_is_in_flight_of_its_members_and_for_no_child() {
+    let mut line = Line::begin(THINGS);
+    line.replica.connect(1, None);
+    line.receive(granted());
+    let gone = |line: &mut Line| {
+        line.flush();
+        let units = line.units();
+        let parts = units.iter().flat_map(|unit| &unit.unit.entities);
+        let parts: Vec<String> = parts.map(|part| format!("{} {}", part.id, part.changes.len())).collect();
+        (parts, units.last().map(|unit| unit.unit_id))
+    };
+    let ack = |line: &mut Line, unit: Option<u64>, seq: u64| {
+        line.receive(Ack { channel: 1, unit_id: unit.unwrap(), seq, refused: Vec::new() });
+    };
+    let name = [set("name", json!("a"))];
+    line.write("a", &name);
+    let (first, unit) = gone(&mut line);
+    assert_eq!(first, ["a 1"]);
+    line.write("child", &[set("parent", json!("b"))]);
+    let both = [edit("a", &[set("name", json!("b"))]), edit("b", &name)];
+    line.replica.write(line.now, &both, true).unwrap();
+    assert_eq!(gone(&mut line).0, [""; 0]);
+    ack(&mut line, unit, 1);
+    let (second, unit) = gone(&mut line);
+    assert_eq!(second, ["a 1", "b 1"]);
+    ack(&mut line, unit, 2);
+    assert_eq!(gone(&mut line).0, ["child 1"]);
 }
