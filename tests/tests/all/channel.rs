@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use anabranch_core::change::Change;
 use anabranch_core::clock::{Now, WallMs};
+use anabranch_core::id::EntityKey;
 use anabranch_core::intent::Intent;
-use anabranch_core::replica::{ChannelState, Output, Replica};
+use anabranch_core::replica::{ChannelState, Edit, Output, Replica};
 use anabranch_core::store::CommitNo;
 use anabranch_core::wire::{
-    Ack, Changes, Fault, FaultCode, FetchSchema, Message, PushSchema, Refresh, SchemaIs, SignIn,
+    Ack, Changes, Fault, FaultCode, FetchSchema, Grant, GrantRole, Granted, Message, PushSchema, Refresh,
+    SchemaIs, SignIn,
 };
 use anabranch_store::{MemoryStore, Store};
 use serde_json::json;
@@ -80,6 +83,11 @@ impl Line {
     }
 }
 
+fn grant() -> Granted {
+    let Message::Granted(granted) = granted() else { unreachable!() };
+    granted
+}
+
 /// By the number of changes sent the relay knows a store that went back; by the number of a unit the
 /// device knows an answer that comes late.
 #[test]
@@ -110,6 +118,36 @@ fn a_sign_in_counts_what_was_durably_sent_and_units_are_numbered_on() {
     let ids: Vec<&str> = again.iter().flat_map(|unit| &unit.unit.entities).map(|part| &*part.id).collect();
     assert_eq!(ids, ["a", "b", "c"], "what was durable goes again at once");
     assert!(again.iter().all(|unit| unit.unit_id > newest), "{newest} is no number of these: {again:?}");
+}
+
+/// What it writes from then on must not be taken for what it wrote before.
+#[test]
+fn a_device_that_the_relay_knows_further_on_begins_a_new_incarnation() {
+    let mut line = Line::begin(THINGS);
+    line.replica.connect(1, None);
+    line.receive(Granted { behind: true, incarnation: 4, ..grant() });
+    line.flush();
+    line.sent();
+    line.replica.disconnect();
+    line.replica.connect(1, None);
+    assert_eq!(line.sign_ins()[0].incarnation, 5);
+}
+
+#[test]
+fn what_waits_is_dated_by_the_clock_as_the_newest_sign_in_knows_it() {
+    const HOUR_MS: i64 = 3_600_000;
+    let mut line = Line::begin(THINGS);
+    line.write("a", &[set("name", json!("a"))]);
+    for ahead_ms in [HOUR_MS, -HOUR_MS] {
+        line.replica.disconnect();
+        line.replica.connect(1, None);
+        line.replica.relay_clock_is(START, ahead_ms);
+        line.receive(granted());
+    }
+    line.flush();
+    let unit = line.units().remove(0).unit;
+    let change = Change::parse(&unit.entities[0].changes[0]).unwrap();
+    assert_eq!(change.time().wall().0 as i64 - START.wall.0 as i64, -HOUR_MS);
 }
 
 /// Devices that were refused together must not come back together, nor for ever at the same pace.
@@ -195,6 +233,23 @@ fn a_clock_that_is_unsure_stays_so_until_the_next_handshake() {
     line.replica.durable(CommitNo(0)).unwrap();
     line.flush();
     assert_eq!(line.units().len(), 1);
+}
+
+#[test]
+fn a_schema_is_brought_unasked_only_by_who_may_and_where_there_is_none() {
+    for (role, schema, brings) in [
+        (GrantRole::Writer, [0; 32], false),
+        (GrantRole::Authority, [1; 32], false),
+        (GrantRole::Authority, [0; 32], true),
+        (GrantRole::Admin, [0; 32], true),
+    ] {
+        let mut line = Line::begin(THINGS);
+        line.replica.connect(1, None);
+        let granted = grant();
+        line.receive(Granted { schema, grant: Grant { role: role.code(), ..granted.grant }, ..granted });
+        let brought = line.sent().iter().any(|sent| matches!(sent, Message::PushSchema(_)));
+        assert_eq!(brought, brings, "{role:?} where the relay has {schema:?}");
+    }
 }
 
 #[test]
@@ -331,4 +386,24 @@ fn a_transaction_waits_for_what_is_in_flight_of_its_members_and_for_no_child() {
     assert_eq!(second, ["a 1", "b 1"]);
     ack(&mut line, unit, 2);
     assert_eq!(gone(&mut line).0, ["child 1"]);
+}
+
+#[test]
+fn what_its_schema_puts_first_is_sent_first() {
+    let urgent = THINGS.replace("[thing", "[alert").replace("version = 1", "version = 1\npriority = 9");
+    let late = THINGS.replace("[thing", "[trace").replace("version = 1", "version = 1\npriority = -9");
+    let mut line = Line::begin(&[THINGS, &late, &urgent].concat());
+    for name in ["trace", "thing", "alert", "thing"] {
+        let key = EntityKey::new(name, "a").unwrap();
+        let edit = Edit { key, ..edit("a", &[set("name", json!("a"))]) };
+        line.replica.write(line.now, &[edit], true).unwrap();
+    }
+    line.flush();
+    line.replica.connect(1, None);
+    line.receive(granted());
+    line.flush();
+    let units = line.units();
+    let types: Vec<&str> =
+        units.iter().flat_map(|unit| &unit.unit.entities).map(|part| &*part.type_name).collect();
+    assert_eq!(types, ["alert", "thing", "trace"]);
 }
