@@ -458,7 +458,6 @@ impl Replica {
                 reached!(GrantedNewEpoch);
                 self.begin_repair(granted.epoch);
             }
-            let before = self.correction_ms();
             self.state.skew_ms = self.channel.relay_ahead_ms;
             if granted.behind {
                 reached!(GrantedBehind);
@@ -472,8 +471,7 @@ impl Replica {
                 self.recovering = true;
                 batch.put(Keyspace::META, self.keys.recovering(), []);
             }
-            let unsent = self.outbox.values().any(|pending| !pending.sent);
-            if !self.recovering && (before != self.correction_ms() || unsent) {
+            if !self.recovering {
                 redated = self.redate(&mut batch, now)?;
             }
             self.channel.granted = true;
