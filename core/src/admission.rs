@@ -879,7 +879,7 @@ mod tests {
             &[0x81, 0],
             &[0x81],
             &[1, 1],
-            // One more than the greatest, and the same again beyond what a number holds.
+            // One more than the greatest, and one that no number holds.
             &[0xa1, 0x8d, 6],
             &[0x81, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 1],
         ] {
