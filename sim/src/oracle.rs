@@ -138,8 +138,7 @@ impl Cluster {
     /// whether it does.
     fn waits_for_others(&self, device: usize) -> bool {
         let held = self.devices[device].replica.as_ref().and_then(|replica| replica.held().ok().flatten());
-        // A schema that nobody has any more is known: see the chapter on testing in `docs/`.
-        self.may_differ && matches!(held, Some(Held::MissingAtRelay { .. } | Held::SchemaLost))
+        self.may_differ && matches!(held, Some(Held::MissingAtRelay { .. }))
     }
 
     /// What still waits has a reason, and the device says so. The user lets go of what was refused.
