@@ -10,6 +10,7 @@
 //!   relay: see [`session`](crate::session).
 
 mod apply;
+mod displace;
 pub(crate) mod layout;
 mod outbox;
 mod repair;
