@@ -46,6 +46,7 @@ impl Replica {
         let mut batch = Batch::new();
         let mut touched: BTreeMap<EntityHash, Touched> = BTreeMap::new();
         let mut moved = false;
+        let mut went_back = false;
         let mut schemas = Vec::new();
         for entry in feed.entries {
             // Entries of an earlier request may still be under way.
@@ -56,7 +57,12 @@ impl Replica {
             }
             match entry.body {
                 FeedBody::Changes { unit, .. } => {
-                    for part in self.whole_only(unit)? {
+                    let parts = self.whole_only(unit)?;
+                    if self.contradict(&parts)? {
+                        went_back = true;
+                        break;
+                    }
+                    for part in parts {
                         self.take_changes(&mut batch, now, part, &mut touched)?;
                     }
                 }
@@ -76,16 +82,23 @@ impl Replica {
             self.state.cursor = entry.seq;
             moved = true;
         }
-        if !moved {
-            return Ok(());
+        if moved {
+            if let ChannelState::CatchingUp { .. } = self.channel.state {
+                self.channel.state = ChannelState::CatchingUp { cursor: self.state.cursor, end: feed.end };
+            }
+            for hash in schemas {
+                self.schema_in_feed(hash);
+            }
+            self.finish(batch, now, touched)?;
         }
-        if let ChannelState::CatchingUp { .. } = self.channel.state {
-            self.channel.state = ChannelState::CatchingUp { cursor: self.state.cursor, end: feed.end };
+        if went_back {
+            reached!(FeedContradicts);
+            self.begin_repair(self.state.epoch);
+            self.channel.state = ChannelState::CatchingUp { cursor: 0, end: feed.end };
+            self.commit(Batch::new())?;
+            self.open_feed(true);
         }
-        for hash in schemas {
-            self.schema_in_feed(hash);
-        }
-        self.finish(batch, now, touched)
+        Ok(())
     }
 
     /// Writes what was touched, in one batch.
@@ -542,6 +555,7 @@ impl Replica {
             self.end_wait_for_schema();
             if !self.repair.waits_for_schema {
                 self.repair.schema = self.channel.relay_schema.unwrap_or_default();
+                self.note_schema(self.repair.schema);
             }
         }
         self.channel.schema_unsure = false;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use automerge::ChangeHash;
 
 use super::apply::{Remake, Touched};
+use super::whole::Part;
 use super::{Replica, for_each};
 use crate::admission::RefusalCode;
 use crate::change::{Change, Origin};
@@ -25,6 +26,25 @@ use crate::store::{Batch, Keyspace, StoreError, View};
 const PAGE: usize = 256;
 
 impl Replica {
+    /// Whether changes of the feed have places which others have that the relay is known to have admitted:
+    /// then it went back, and this is the first that shows of it.
+    pub(super) fn contradict(&mut self, parts: &[Part]) -> Result<bool, StoreError> {
+        for part in parts {
+            let hash = self.load(&part.key)?;
+            let headers = self.loaded(hash)?.entity.headers();
+            let contradicts = |change: &Change| {
+                let places = headers.actor(change.actor()).map(|entry| entry.places.as_slice());
+                let place = places.and_then(|places| places.get(change.seq().checked_sub(1)? as usize));
+                let header = place.and_then(|place| headers.get(*place));
+                header.is_some_and(|header| header.admitted && header.hash != change.hash())
+            };
+            if part.changes.iter().any(contradicts) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Frees the places that changes of the feed have in the sequences of their actors.
     pub(super) fn make_room(
         &mut self,
