@@ -99,6 +99,7 @@ mod count {
         EndedOffline "channel: the link of another ends" "",
         CaughtUpLate "caught up: by a channel that was refused, or another epoch" "",
         CaughtUpOvertaken "caught up: an answer was faster" "",
+        FeedContradicts "feed: another change in the place of an admitted one" "",
         CaughtUpWentBack "caught up: the feed is shorter than before" "tests/tests/all/repair.rs",
         CaughtUpElsewhere "caught up: at another entry" "",
         CaughtUpAskAgain "caught up: asked once more" "",

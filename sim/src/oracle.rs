@@ -138,8 +138,7 @@ impl Cluster {
     /// whether it does.
     fn waits_for_others(&self, device: usize) -> bool {
         let held = self.devices[device].replica.as_ref().and_then(|replica| replica.held().ok().flatten());
-        // A schema that nobody has any more is known: see the chapter on testing in `docs/`.
-        self.may_differ && matches!(held, Some(Held::MissingAtRelay { .. } | Held::SchemaLost))
+        self.may_differ && matches!(held, Some(Held::MissingAtRelay { .. }))
     }
 
     /// What still waits has a reason, and the device says so. The user lets go of what was refused.
@@ -309,7 +308,8 @@ impl Cluster {
     }
 
     fn check_promises(&mut self, admitted: &BTreeSet<ChangeHash>, salvages: &[Salvage]) {
-        let tainted = self.tainted();
+        let displaced = self.displaced(admitted, salvages);
+        let tainted = self.tainted(&displaced);
         let mut wrong = Vec::new();
         let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
         for promise in &self.ledger.promises {
@@ -356,6 +356,9 @@ impl Cluster {
                 Some((Fate::Admitted, _)) if self.may_differ && self.ledger.restored.contains(device) => {
                     count("edits lost by the relay and by their author")
                 }
+                Some((Fate::Admitted, _)) if !hashes.is_disjoint(&displaced) => {
+                    count("edits lost with what they built on")
+                }
                 Some((Fate::Admitted, _)) => wrong
                     .push(format!("{told} was acknowledged, and is not in the feed: {:?}", promise.changes)),
                 None => wrong.push(format!("{told} is lost: {:?}", promise.changes)),
@@ -367,15 +370,61 @@ impl Cluster {
         }
     }
 
+    /// What nobody holds any more as its author went back, and the relay too, and the author then wrote something
+    /// else in its place: with what built on it, and with the rest of its transactions.
+    fn displaced(&self, admitted: &BTreeSet<ChangeHash>, salvages: &[Salvage]) -> BTreeSet<ChangeHash> {
+        let held: BTreeSet<ChangeHash> =
+            salvages.iter().flat_map(BTreeMap::values).flat_map(Beyond::changes).collect();
+        let gone = |hash: &ChangeHash| !admitted.contains(hash) && !held.contains(hash);
+        let left: Vec<&Change> = self
+            .ledger
+            .sent
+            .values()
+            .map(|(_, change)| change)
+            .filter(|change| gone(&change.hash()))
+            .collect();
+        if !self.may_differ {
+            return BTreeSet::new();
+        }
+        let author =
+            |change: &ChangeHash| Some(self.ledger.promises[self.ledger.made.get(change)?.promise].device);
+        let went_back = |change: &&&Change| {
+            author(&change.hash()).is_some_and(|author| self.ledger.restored.contains(&author))
+        };
+        let mut displaced: BTreeSet<ChangeHash> =
+            left.iter().filter(went_back).map(|change| change.hash()).collect();
+        loop {
+            let before = displaced.len();
+            let torn: BTreeSet<[u8; 16]> = left
+                .iter()
+                .filter(|change| displaced.contains(&change.hash()))
+                .filter_map(|change| Some(change.note().tx?.id))
+                .collect();
+            let follows = |change: &&&Change| {
+                change.deps().iter().any(|dep| displaced.contains(dep))
+                    || change.note().tx.is_some_and(|tx| torn.contains(&tx.id))
+            };
+            let more: Vec<ChangeHash> = left.iter().filter(follows).map(|change| change.hash()).collect();
+            displaced.extend(more);
+            if displaced.len() == before {
+                return displaced;
+            }
+        }
+    }
+
     /// Entities of a device in which something may be refused: those that software without
-    /// checks wrote to, or an app with a schema that the relay did not know, and what such a
-    /// refusal takes with it.
-    fn tainted(&self) -> BTreeSet<(usize, EntityKey)> {
+    /// checks wrote to, or an app with a schema that the relay did not know, those that lost what
+    /// was `displaced`, and what such a refusal takes with it.
+    fn tainted(&self, displaced: &BTreeSet<ChangeHash>) -> BTreeSet<(usize, EntityKey)> {
+        let lost: BTreeSet<&EntityKey> =
+            displaced.iter().filter_map(|change| Some(&self.ledger.sent.get(change)?.0)).collect();
         let mut tainted: BTreeSet<(usize, EntityKey)> = self
             .ledger
             .promises
             .iter()
-            .filter(|promise| !promise.meant.checked || self.devices[promise.device].upgraded)
+            .filter(|promise| {
+                !promise.meant.checked || self.devices[promise.device].upgraded || lost.contains(&promise.key)
+            })
             .map(|promise| (promise.device, promise.key.clone()))
             .collect();
         let mut transactions: BTreeMap<[u8; 16], Vec<&Promise>> = BTreeMap::new();

@@ -11,7 +11,6 @@ use anabranch_core::change::Role;
 use anabranch_core::codec::{self, HeaderRecord};
 use anabranch_core::header::Header;
 use anabranch_core::id::{EntityHash, EntityKey};
-use anabranch_core::replica::Held;
 use anabranch_core::schema::{FieldType, ScalarType};
 use anabranch_core::store::{Keyspace, Store, View};
 use anabranch_core::wire::GrantRole;
@@ -84,13 +83,6 @@ impl Cluster {
         let salvages: Vec<Salvage> = self.devices.iter().map(|device| device.salvage(admitted)).collect();
         let names = self.names();
         for (device, salvage) in salvages.iter().enumerate() {
-            let replica = self.devices[device].replica.as_ref();
-            let held = replica.and_then(|replica| replica.held().ok().flatten());
-            if held == Some(Held::SchemaLost) {
-                // It brings nothing, and says why.
-                self.report.count("devices that wait for a lost schema", 1);
-                continue;
-            }
             let wrong = self.owed(device, salvage, &names);
             self.ledger.wrong.extend(wrong);
             self.report.count("entities lacking at the relay", salvage.len() as u64);

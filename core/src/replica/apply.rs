@@ -12,7 +12,6 @@ use crate::admission::{Judge, RefusalCode};
 use crate::change::{Change, Origin, Role, TxMark};
 use crate::clock::{Now, WallMs};
 use crate::entity::{Pending, Rewritten};
-use crate::header::Header;
 use crate::id::{EntityHash, EntityKey};
 use crate::store::{Batch, Keyspace, StoreError};
 use crate::wire::{Ack, CaughtUp, Feed, FeedBody, Refused};
@@ -36,10 +35,10 @@ pub(super) struct Remake {
 
 /// What a page of the feed did to one entity.
 #[derive(Default)]
-struct Touched {
+pub(super) struct Touched {
     changes: Vec<Change>,
     admitted: Vec<u32>,
-    rewritten: bool,
+    pub(super) rewritten: bool,
 }
 
 impl Replica {
@@ -47,6 +46,7 @@ impl Replica {
         let mut batch = Batch::new();
         let mut touched: BTreeMap<EntityHash, Touched> = BTreeMap::new();
         let mut moved = false;
+        let mut went_back = false;
         let mut schemas = Vec::new();
         for entry in feed.entries {
             // Entries of an earlier request may still be under way.
@@ -57,7 +57,12 @@ impl Replica {
             }
             match entry.body {
                 FeedBody::Changes { unit, .. } => {
-                    for part in self.whole_only(unit)? {
+                    let parts = self.whole_only(unit)?;
+                    if self.contradict(&parts)? {
+                        went_back = true;
+                        break;
+                    }
+                    for part in parts {
                         self.take_changes(&mut batch, now, part, &mut touched)?;
                     }
                 }
@@ -77,16 +82,23 @@ impl Replica {
             self.state.cursor = entry.seq;
             moved = true;
         }
-        if !moved {
-            return Ok(());
+        if moved {
+            if let ChannelState::CatchingUp { .. } = self.channel.state {
+                self.channel.state = ChannelState::CatchingUp { cursor: self.state.cursor, end: feed.end };
+            }
+            for hash in schemas {
+                self.schema_in_feed(hash);
+            }
+            self.finish(batch, now, touched)?;
         }
-        if let ChannelState::CatchingUp { .. } = self.channel.state {
-            self.channel.state = ChannelState::CatchingUp { cursor: self.state.cursor, end: feed.end };
+        if went_back {
+            reached!(FeedContradicts);
+            self.begin_repair(self.state.epoch);
+            self.channel.state = ChannelState::CatchingUp { cursor: 0, end: feed.end };
+            self.commit(Batch::new())?;
+            self.open_feed(true);
         }
-        for hash in schemas {
-            self.schema_in_feed(hash);
-        }
-        self.finish(batch, now, touched)
+        Ok(())
     }
 
     /// Writes what was touched, in one batch.
@@ -127,9 +139,7 @@ impl Replica {
             parsed.iter().map(|change| (change.origin(), change.hash())).collect();
         let mut by_hash: BTreeMap<ChangeHash, Change> =
             parsed.iter().map(|change| (change.hash(), change.clone())).collect();
-        if self.recovering {
-            self.make_room(batch, now, hash, &parsed, touched)?;
-        }
+        self.make_room(batch, now, hash, &parsed, touched)?;
         let entity = &mut self.loaded(hash)?.entity;
         entity.name_containers(&genesis);
         let received = entity.receive(parsed, ty.as_ref(), Judge::Admitted, true);
@@ -145,93 +155,6 @@ impl Replica {
         // In a full feed own changes come back whole: those that were pending are admitted.
         self.admitted(batch, hash, &received.known, touched)?;
         self.replace_twins(batch, now, hash, &origins, touched)
-    }
-
-    /// Takes out pending changes whose edits came by the feed as other changes. The store went back to
-    /// before they were made again, and they would count twice.
-    fn replace_twins(
-        &mut self,
-        batch: &mut Batch,
-        now: Now,
-        hash: EntityHash,
-        origins: &[(Origin, ChangeHash)],
-        touched: &mut BTreeMap<EntityHash, Touched>,
-    ) -> Result<(), StoreError> {
-        let Some(numbers) = self.pending.get(&hash) else { return Ok(()) };
-        let pending = numbers.iter().filter_map(|number| self.outbox.get(number));
-        let pending: Vec<(Origin, ChangeHash, bool)> = pending
-            .filter(|pending| !pending.again)
-            .map(|pending| (pending.origin, pending.hash, pending.sent))
-            .collect();
-        let device = self.config.device;
-        let headers = self.loaded(hash)?.entity.headers();
-        let mut remake = Remake::default();
-        for (origin, own, sent) in pending {
-            remake.new_incarnation |= sent;
-            let twin = origins.iter().find(|(other, twin)| *other == origin && *twin != own);
-            let Some((_, twin)) = twin else { continue };
-            // Nobody else has a say in what this device meant.
-            if headers.by_hash(twin).is_none_or(|header| headers.device(header) != device) {
-                continue;
-            }
-            // What the relay has can't be taken out.
-            let builds_on = headers.descendants(&BTreeSet::from([own]));
-            if !builds_on.iter().any(|hash| headers.by_hash(hash).is_some_and(|header| header.admitted)) {
-                remake.twins.insert(own, *twin);
-            }
-        }
-        if remake.twins.is_empty() {
-            return Ok(());
-        }
-        tracing::info!(edits = remake.twins.len(), "the relay has pending edits by other names");
-        self.rebuild(batch, now, hash, &remake)?;
-        touched.entry(hash).or_default().rewritten = true;
-        Ok(())
-    }
-
-    /// Writes own pending changes again that have the places of changes which this store lost.
-    /// Only those: the others may be at the relay too, as what they are.
-    fn make_room(
-        &mut self,
-        batch: &mut Batch,
-        now: Now,
-        hash: EntityHash,
-        coming: &[Change],
-        touched: &mut BTreeMap<EntityHash, Touched>,
-    ) -> Result<(), StoreError> {
-        // The relay learns of a life when a device signs in, so a life that was lost before it did so again
-        // shows only by what it made.
-        let device = self.config.device;
-        let lives = coming.iter().filter_map(Change::author).filter(|author| author.device == device);
-        let newest = lives.map(|author| author.incarnation.store()).max().unwrap_or_default();
-        if newest >= self.state.incarnation && !mutated!(ReuseIncarnation) {
-            self.state.incarnation = newest.saturating_add(1);
-        }
-        let known: Vec<ChangeHash> = coming.iter().map(Change::hash).collect();
-        self.admitted(batch, hash, &known, touched)?;
-        let headers = self.loaded(hash)?.entity.headers();
-        let mut taken: BTreeMap<u32, u64> = BTreeMap::new();
-        for change in coming.iter().filter(|change| !headers.contains(&change.hash())) {
-            if let Some(actor) = headers.actors().iter().position(|entry| entry.actor == *change.actor()) {
-                let seq = taken.entry(actor as u32).or_insert(change.seq());
-                *seq = change.seq().min(*seq);
-            }
-        }
-        let in_place = |header: &Header| taken.get(&header.actor).is_some_and(|seq| header.seq >= *seq);
-        let occupied: BTreeSet<ChangeHash> =
-            headers.headers().iter().filter(|header| in_place(header)).map(|header| header.hash).collect();
-        let numbers = self.pending.get(&hash).into_iter().flatten();
-        let again: BTreeSet<ChangeHash> = numbers
-            .filter_map(|number| self.outbox.get(number))
-            .map(|pending| pending.hash)
-            .filter(|pending| occupied.contains(pending))
-            .collect();
-        if again.is_empty() {
-            return Ok(());
-        }
-        self.rebuild(batch, now, hash, &Remake { again, ..Remake::default() })?;
-        touched.entry(hash).or_default().rewritten = true;
-        Ok(())
     }
 
     /// Own changes that the relay admitted. `false` if one of them is not known here.
@@ -258,7 +181,7 @@ impl Replica {
         Ok(true)
     }
 
-    fn admitted(
+    pub(super) fn admitted(
         &mut self,
         batch: &mut Batch,
         hash: EntityHash,
@@ -632,6 +555,7 @@ impl Replica {
             self.end_wait_for_schema();
             if !self.repair.waits_for_schema {
                 self.repair.schema = self.channel.relay_schema.unwrap_or_default();
+                self.note_schema(self.repair.schema);
             }
         }
         self.channel.schema_unsure = false;

@@ -6,9 +6,9 @@
 //! |---|---|---|
 //! | META | `state` | [`StateRecord`] |
 //! | META | `schema` | hash of the schema that rows and indexes follow, and the form of index keys |
-//! | META | `former` | hashes of the schemas that they followed before, oldest first |
 //! | META | `recovering` | nothing: the store went back, and what it lost has not all come yet |
 //! | META | `repair` | [`RepairRecord`]; none before the relay first went back |
+//! | META | `schemas` | hashes of the schemas that the relay had, in the order in which it got them |
 //! | META | `lacking`, entity hash | nothing: the relay lacks something of it that is not this device's to bring |
 //! | ENTITY | entity hash | [`EntityRecord`], or where it is if it is large |
 //! | DOC | entity hash, 0 | the snapshot |
@@ -73,8 +73,8 @@ impl Keys {
         self.key(&[b"schema"])
     }
 
-    pub(crate) fn former_schemas(&self) -> Vec<u8> {
-        self.key(&[b"former"])
+    pub(crate) fn schemas(&self) -> Vec<u8> {
+        self.key(&[b"schemas"])
     }
 
     pub(crate) fn recovering(&self) -> Vec<u8> {

@@ -10,6 +10,7 @@
 //!   relay: see [`session`](crate::session).
 
 mod apply;
+mod displace;
 pub(crate) mod layout;
 mod outbox;
 mod repair;
@@ -53,8 +54,6 @@ const INCREMENTS_MAX: usize = 16;
 const FOLD_INCREMENTS_FACTOR: u64 = 2;
 /// Entities whose documents stay loaded.
 const CACHED_ENTITIES_MAX: usize = 256;
-/// Most schemas remembered that a replica was opened with before.
-const FORMER_SCHEMAS_MAX: usize = 64;
 /// A clock is corrected when it is off by more than this, in milliseconds.
 pub const SKEW_TOLERATED_MS: u64 = 60_000;
 
@@ -184,8 +183,9 @@ pub struct Replica {
     /// The store went back, and the feed has not yet brought all that it lost: nothing leaves,
     /// since what looks as if it had never been sent may have been.
     recovering: bool,
-    /// Hashes of the schemas that this replica was opened with before, oldest first.
-    former_schemas: Vec<[u8; 32]>,
+    /// Hashes of the schemas that the relay had, in the order in which it got them.
+    schemas: Vec<[u8; 32]>,
+    schemas_changed: bool,
     /// Indexes hold nothing of what rows say: see [`Replica::follow_schema`].
     reindexing: bool,
     /// A look at everything that is under way.
@@ -237,12 +237,15 @@ impl Replica {
             outputs: VecDeque::new(),
             last_commit: CommitNo(0),
             recovering: false,
-            former_schemas: Vec::new(),
+            schemas: Vec::new(),
+            schemas_changed: false,
             reindexing: false,
             scrub: None,
         };
         replica.recovering =
             replica.store.get(View::Latest, Keyspace::META, &replica.keys.recovering())?.is_some();
+        let schemas = replica.store.get(View::Latest, Keyspace::META, &replica.keys.schemas())?;
+        replica.schemas = schemas.unwrap_or_default().as_chunks().0.to_vec();
         replica.load_queues()?;
         let own = DeviceRecord {
             name: replica.config.device_name.clone(),
@@ -267,14 +270,9 @@ impl Replica {
         let store = Arc::clone(&self.store);
         let place = self.keys.schema();
         let follows = [&self.config.schema.hash()[..], &[INDEX_FORM]].concat();
-        let former = store.get(View::Latest, Keyspace::META, &self.keys.former_schemas())?;
-        self.former_schemas = former.unwrap_or_default().as_chunks().0.to_vec();
-        let followed = store.get(View::Latest, Keyspace::META, &place)?;
-        if followed.as_ref() == Some(&follows) {
+        if store.get(View::Latest, Keyspace::META, &place)?.is_some_and(|followed| followed == follows) {
             return Ok(());
         }
-        let followed = followed.as_deref().and_then(<[u8]>::first_chunk);
-        self.former_schemas_are(followed.copied());
         let prefix = self.keys.prefix();
         loop {
             let page = store.scan(View::Latest, Keyspace::INDEX, &prefix, &[], PAGE)?;
@@ -312,21 +310,11 @@ impl Replica {
                 _ => {
                     self.reindexing = false;
                     batch.put(Keyspace::META, place, follows);
-                    batch.put(Keyspace::META, self.keys.former_schemas(), self.former_schemas.concat());
                     self.commit(batch)?;
                     return Ok(());
                 }
             }
         }
-    }
-
-    /// Adds the schema that is left to those before it. One that is taken up again is none of them.
-    fn former_schemas_are(&mut self, left: Option<[u8; 32]>) {
-        let own = self.config.schema.hash();
-        self.former_schemas.retain(|former| *former != own && Some(*former) != left);
-        self.former_schemas.extend(left.filter(|left| *left != own));
-        let surplus = self.former_schemas.len().saturating_sub(FORMER_SCHEMAS_MAX);
-        self.former_schemas.drain(..surplus);
     }
 
     fn load_queues(&mut self) -> Result<(), StoreError> {
@@ -483,6 +471,9 @@ impl Replica {
     /// Commits a batch together with the replica's state.
     fn commit(&mut self, mut batch: Batch) -> Result<CommitNo, StoreError> {
         batch.put(Keyspace::META, self.keys.state(), codec::encode(&self.state));
+        if std::mem::take(&mut self.schemas_changed) {
+            batch.put(Keyspace::META, self.keys.schemas(), self.schemas.concat());
+        }
         if self.repair != self.repair_stored {
             batch.put(Keyspace::META, self.keys.repair(), codec::encode(&self.repair));
         }

@@ -324,6 +324,7 @@ impl Replica {
     }
 
     fn schema_is(&mut self, hash: [u8; 32]) {
+        self.note_schema(hash);
         self.channel.relay_schema = Some(hash);
         self.channel.stalled.clear();
         if matches!(self.channel.state, ChannelState::Faulted { code: FaultCode::SchemaMissing, .. }) {

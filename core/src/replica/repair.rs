@@ -30,6 +30,8 @@ use crate::wire::GrantRole;
 
 /// Entities read from the store at once.
 const PAGE: usize = 256;
+/// Most schemas of the relay that are remembered.
+const SCHEMAS_MAX: usize = 256;
 /// Changes that are put into the outbox in one batch, unless a transaction has more.
 const BATCH_CHANGES: usize = 512;
 
@@ -199,24 +201,34 @@ impl Replica {
         }
     }
 
-    /// Ends the wait for a schema that the relay lost, if the one that it has takes all that this
-    /// device would bring.
+    /// Ends the wait for a schema that the relay lost, unless the one that it has is an older one.
     pub(super) fn end_wait_for_schema(&mut self) {
         let has = self.channel.relay_schema.unwrap_or_default();
-        let lost = self.repair.schema;
         // Where the relay has none at all, it says so of each change, and takes none.
-        let fits = has == [0; 32] || has == lost || has == self.config.schema.hash() && self.outgrew(lost);
-        self.repair.waits_for_schema &= !fits;
+        self.repair.waits_for_schema &= has != [0; 32] && self.is_older(has, self.repair.schema);
         if !self.repair.waits_for_schema && has != [0; 32] {
             self.repair.schema = has;
         }
     }
 
-    /// Whether the schema that this device was opened with holds all that it would bring and that
-    /// was written by `lost`.
-    fn outgrew(&self, lost: [u8; 32]) -> bool {
-        // What it wrote itself fits its own schema. What others wrote does if that is a later one.
-        self.vouches().is_none_or(|vouches| vouches == Vouches::Own) || self.former_schemas.contains(&lost)
+    /// Whether the relay had a schema before it had another.
+    fn is_older(&self, schema: [u8; 32], than: [u8; 32]) -> bool {
+        let place = |hash| self.schemas.iter().position(|known| *known == hash);
+        match (place(schema), place(than)) {
+            (Some(schema), Some(than)) => schema < than,
+            (known, _) => known.is_some(),
+        }
+    }
+
+    /// Writes down that the relay has a schema. One that it gets back keeps its place among the others.
+    pub(super) fn note_schema(&mut self, hash: [u8; 32]) {
+        if hash == [0; 32] || self.schemas.contains(&hash) {
+            return;
+        }
+        self.schemas.push(hash);
+        let surplus = self.schemas.len().saturating_sub(SCHEMAS_MAX);
+        self.schemas.drain(..surplus);
+        self.schemas_changed = true;
     }
 
     /// What the relay lacks and this device may bring, and the entities of which it lacks more.

@@ -109,7 +109,6 @@ impl World {
             edits.push(Edit { key, intents, based_on: None, expect });
         }
         self.ms += u64::from(draw.byte());
-        eprintln!("EDITS {edits:?} expect {:?}", after.iter().map(|(k,t)| (k.id().to_owned(), t.body.iter().collect::<String>(), t.deleted)).collect::<Vec<_>>());
         let before = self.replica.last_commit();
         match self.replica.write(world::now(self.ms), &edits, true) {
             Ok(written) => {

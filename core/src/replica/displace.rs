@@ -1,0 +1,278 @@
+//! One place for one change, and one change for one edit.
+//!
+//! A store that went back writes again under the places of what it had written before, and dates again what
+//! it had dated before. It learns of that from the relay as it signs in, or, if the relay went back
+//! too, only as its lost changes come by the feed, brought by who still had them. What the relay
+//! admitted stands. What this device holds in its place is written again if it is this device's own and
+//! pending, and is taken out otherwise, with what builds on it and the rest of its transactions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use automerge::ChangeHash;
+
+use super::apply::{Remake, Touched};
+use super::whole::Part;
+use super::{Replica, for_each};
+use crate::admission::RefusalCode;
+use crate::change::{Change, Origin};
+use crate::clock::Now;
+use crate::codec::{self, HeaderRecord};
+use crate::header::Header;
+use crate::id::{EntityHash, EntityKey};
+use crate::store::{Batch, Keyspace, StoreError, View};
+
+/// Entities read from the store at once.
+const PAGE: usize = 256;
+
+impl Replica {
+    /// Whether changes of the feed have places which others have that the relay is known to have admitted:
+    /// then it went back, and this is the first that shows of it.
+    pub(super) fn contradict(&mut self, parts: &[Part]) -> Result<bool, StoreError> {
+        for part in parts {
+            let hash = self.load(&part.key)?;
+            let headers = self.loaded(hash)?.entity.headers();
+            let contradicts = |change: &Change| {
+                let places = headers.actor(change.actor()).map(|entry| entry.places.as_slice());
+                let place = places.and_then(|places| places.get(change.seq().checked_sub(1)? as usize));
+                let header = place.and_then(|place| headers.get(*place));
+                header.is_some_and(|header| header.admitted && header.hash != change.hash())
+            };
+            if part.changes.iter().any(contradicts) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Frees the places that changes of the feed have in the sequences of their actors.
+    pub(super) fn make_room(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        hash: EntityHash,
+        coming: &[Change],
+        touched: &mut BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
+        let went_back = self.recovering || self.repair.generation > 0;
+        if !went_back && !self.pending.contains_key(&hash) {
+            return Ok(());
+        }
+        let known: Vec<ChangeHash> = coming.iter().map(Change::hash).collect();
+        self.admitted(batch, hash, &known, touched)?;
+        self.meet_own_lives(hash, coming)?;
+        let headers = self.loaded(hash)?.entity.headers();
+        let mut taken: BTreeMap<u32, u64> = BTreeMap::new();
+        for change in coming.iter().filter(|change| !headers.contains(&change.hash())) {
+            if let Some(actor) = headers.actors().iter().position(|entry| entry.actor == *change.actor()) {
+                let seq = taken.entry(actor as u32).or_insert(change.seq());
+                *seq = change.seq().min(*seq);
+            }
+        }
+        let in_place = |header: &&Header| {
+            !header.admitted && taken.get(&header.actor).is_some_and(|seq| header.seq >= *seq)
+        };
+        let occupants = headers.headers().iter().filter(in_place).map(|header| header.hash).collect();
+        self.displace(batch, now, hash, occupants, touched)
+    }
+
+    /// The relay learns of a life when a device signs in, so a life that was lost before it did so again
+    /// shows only by what it made.
+    fn meet_own_lives(&mut self, hash: EntityHash, coming: &[Change]) -> Result<(), StoreError> {
+        let device = self.config.device;
+        let headers = self.loaded(hash)?.entity.headers();
+        let unknown = coming.iter().filter(|change| !headers.contains(&change.hash()));
+        let authors = unknown.filter_map(|change| {
+            change.author().or_else(|| headers.actor(change.actor()).map(|entry| entry.author))
+        });
+        let lives = authors.filter(|author| author.device == device);
+        let newest = lives.map(|author| author.incarnation.store()).max();
+        if newest.is_some_and(|newest| newest >= self.state.incarnation) && !mutated!(ReuseIncarnation) {
+            self.state.incarnation = newest.unwrap_or_default().saturating_add(1);
+        }
+        Ok(())
+    }
+
+    /// Takes out what is an edit that came by the feed as another change: the store of its author went back
+    /// to before it was made again, and it would count twice.
+    pub(super) fn replace_twins(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        hash: EntityHash,
+        origins: &[(Origin, ChangeHash)],
+        touched: &mut BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
+        self.replace_own_twins(batch, now, hash, origins, touched)?;
+        if self.repair.generation == 0 {
+            return Ok(());
+        }
+        let headers = self.loaded(hash)?.entity.headers();
+        let left = headers.headers().iter().filter(|header| !header.admitted).map(|header| header.hash);
+        let left: BTreeSet<ChangeHash> = left.collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        let entity = &self.loaded(hash)?.entity;
+        let device = |change: &ChangeHash| {
+            entity.headers().by_hash(change).map(|header| entity.headers().device(header))
+        };
+        let replaced = entity.changes(&left).into_iter().filter(|change| {
+            origins.iter().any(|(origin, twin)| {
+                *origin == change.origin() && *twin != change.hash() && device(twin) == device(&change.hash())
+            })
+        });
+        let replaced = replaced.map(|change| change.hash()).collect();
+        self.displace(batch, now, hash, replaced, touched)
+    }
+
+    /// What of that is pending has to be followed by what builds on it.
+    fn replace_own_twins(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        hash: EntityHash,
+        origins: &[(Origin, ChangeHash)],
+        touched: &mut BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
+        let Some(numbers) = self.pending.get(&hash) else { return Ok(()) };
+        let pending = numbers.iter().filter_map(|number| self.outbox.get(number));
+        let pending: Vec<(Origin, ChangeHash, bool)> = pending
+            .filter(|pending| !pending.again)
+            .map(|pending| (pending.origin, pending.hash, pending.sent))
+            .collect();
+        let device = self.config.device;
+        let headers = self.loaded(hash)?.entity.headers();
+        let mut remake = Remake::default();
+        for (origin, own, sent) in pending {
+            remake.new_incarnation |= sent;
+            let twin = origins.iter().find(|(other, twin)| *other == origin && *twin != own);
+            let Some((_, twin)) = twin else { continue };
+            // Nobody else has a say in what this device meant.
+            if headers.by_hash(twin).is_none_or(|header| headers.device(header) != device) {
+                continue;
+            }
+            // What the relay has can't be taken out.
+            let builds_on = headers.descendants(&BTreeSet::from([own]));
+            if !builds_on.iter().any(|hash| headers.by_hash(hash).is_some_and(|header| header.admitted)) {
+                remake.twins.insert(own, *twin);
+            }
+        }
+        if remake.twins.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(edits = remake.twins.len(), "the relay has pending edits by other names");
+        self.rebuild(batch, now, hash, &remake)?;
+        touched.entry(hash).or_default().rewritten = true;
+        Ok(())
+    }
+
+    /// Takes `roots` out of an entity. What of them is this device's to send is written again.
+    fn displace(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        hash: EntityHash,
+        roots: BTreeSet<ChangeHash>,
+        touched: &mut BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
+        if roots.is_empty() {
+            return Ok(());
+        }
+        let own = self.to_send(hash);
+        let (again, gone): (BTreeSet<ChangeHash>, BTreeSet<ChangeHash>) =
+            roots.into_iter().partition(|change| own.contains(change));
+        let mut displaced = self.with_transactions(hash, gone)?;
+        displaced.entry(hash).or_default();
+        for (entity, gone) in displaced {
+            tracing::warn!(
+                ?entity,
+                changes = gone.len(),
+                "another change has come in the place of what is here"
+            );
+            let why = "the relay has another change in its place";
+            let reason = (RefusalCode::BadSequence.name().to_owned(), why.to_owned());
+            let reasons = gone.iter().map(|change| (*change, reason.clone())).collect();
+            let again = if entity == hash { again.clone() } else { BTreeSet::new() };
+            let remake = Remake { gone, again, reasons, new_incarnation: true, ..Remake::default() };
+            self.rebuild(batch, now, entity, &remake)?;
+            if self.cache.contains_key(&entity) {
+                touched.entry(entity).or_default().rewritten = true;
+            }
+            self.unstall(entity);
+        }
+        Ok(())
+    }
+
+    /// What this device wrote and is yet to send, or to hear of.
+    fn to_send(&self, hash: EntityHash) -> BTreeSet<ChangeHash> {
+        let numbers = self.pending.get(&hash).into_iter().flatten();
+        let pending = numbers.filter_map(|number| self.outbox.get(number));
+        pending.filter(|pending| !pending.again).map(|pending| pending.hash).collect()
+    }
+
+    /// `gone` of an entity, with what is left of the transactions that it and all that builds on it are of.
+    fn with_transactions(
+        &mut self,
+        hash: EntityHash,
+        gone: BTreeSet<ChangeHash>,
+    ) -> Result<BTreeMap<EntityHash, BTreeSet<ChangeHash>>, StoreError> {
+        let mut found: BTreeMap<EntityHash, BTreeSet<ChangeHash>> = BTreeMap::new();
+        let mut torn: BTreeSet<[u8; 16]> = BTreeSet::new();
+        let mut open = BTreeMap::from([(hash, gone)]);
+        while let Some((entity, gone)) = open.pop_first() {
+            let own = self.to_send(entity);
+            self.load(&self.key_of(entity)?)?;
+            let headers = self.loaded(entity)?.entity.headers();
+            let gone: BTreeSet<ChangeHash> = gone
+                .into_iter()
+                .filter(|change| headers.by_hash(change).is_some_and(|header| !header.admitted))
+                .collect();
+            let all = headers.descendants(&gone);
+            let lost = all.iter().filter(|change| !own.contains(change));
+            let ids = lost.filter_map(|change| Some(headers.by_hash(change)?.tx?.id));
+            let more: BTreeSet<[u8; 16]> = ids.filter(|id| torn.insert(*id)).collect();
+            found.entry(entity).or_default().extend(gone);
+            for (sibling, change) in self.members_held(&more)? {
+                if !found.get(&sibling).is_some_and(|found| found.contains(&change)) {
+                    open.entry(sibling).or_default().insert(change);
+                }
+            }
+        }
+        found.retain(|_, gone| !gone.is_empty());
+        Ok(found)
+    }
+
+    /// The changes of transactions that this store holds, admitted or not.
+    fn members_held(
+        &self,
+        transactions: &BTreeSet<[u8; 16]>,
+    ) -> Result<Vec<(EntityHash, ChangeHash)>, StoreError> {
+        let mut held = Vec::new();
+        if transactions.is_empty() {
+            return Ok(held);
+        }
+        let store = Arc::clone(&self.store);
+        let prefix = self.keys.prefix();
+        let mut from = Vec::new();
+        loop {
+            let page = store.scan(View::Latest, Keyspace::ENTITY, &prefix, &from, PAGE)?;
+            for (_, bytes) in &page {
+                let record = self.keys.entity_record(&*store, bytes)?;
+                let Ok(key) = EntityKey::new(record.type_name, record.id) else { continue };
+                let hash = self.hash(&key);
+                for_each(&*store, Keyspace::HEADER, &self.keys.headers(hash), |_, bytes| {
+                    let header = Header::from(codec::decode::<HeaderRecord>(bytes, "a header")?);
+                    if header.tx.is_some_and(|tx| transactions.contains(&tx.id)) {
+                        held.push((hash, header.hash));
+                    }
+                    Ok(())
+                })?;
+            }
+            match page.last() {
+                Some((key, _)) if page.len() == PAGE => from = [&key[..], &[0]].concat(),
+                _ => return Ok(held),
+            }
+        }
+    }
+}
