@@ -6,11 +6,11 @@ use anabranch_core::change::Change;
 use anabranch_core::clock::{Now, WallMs};
 use anabranch_core::id::EntityKey;
 use anabranch_core::intent::Intent;
-use anabranch_core::replica::{ChannelState, Edit, Output, Replica};
+use anabranch_core::replica::{ChannelState, Edit, Held, Output, Replica};
 use anabranch_core::store::CommitNo;
 use anabranch_core::wire::{
-    Ack, Changes, Fault, FaultCode, FetchSchema, Grant, GrantRole, Granted, Message, PushSchema, Refresh,
-    SchemaIs, SignIn,
+    Ack, CaughtUp, Changes, Fault, FaultCode, Feed, FeedBody, FeedEntry, FetchSchema, Grant, GrantRole,
+    Granted, Message, PushSchema, Refresh, SchemaIs, SignIn,
 };
 use anabranch_store::{MemoryStore, Store};
 use serde_json::json;
@@ -274,6 +274,31 @@ fn schemas_are_pushed_and_fetched_and_answers_kept_in_order() {
     }
     let taken: Vec<SchemaIs> = std::iter::from_fn(|| line.replica.take_schema_answer()).collect();
     assert_eq!(taken, [refused, none, newer]);
+}
+
+/// An older schema might refuse what was written by the one that the relay lost.
+#[test]
+fn what_waits_for_a_lost_schema_leaves_as_soon_as_another_comes() {
+    let mut line = Line::begin(THINGS);
+    let (older, lost, newer) = ([1; 32], [2; 32], [3; 32]);
+    let caught_up =
+        |epoch: [u8; 16]| Message::from(CaughtUp { channel: 1, epoch, cursor: 0, digest: [0; 32] });
+    line.replica.connect(1, None);
+    line.receive(Granted { schema: older, ..grant() });
+    line.receive(caught_up([1; 16]));
+    line.receive(SchemaIs { channel: 1, hash: lost, source: None, problems: Vec::new() });
+    line.replica.disconnect();
+    line.write("a", &[set("name", json!("a"))]);
+    line.replica.connect(1, None);
+    line.receive(Granted { schema: older, epoch: [2; 16], ..grant() });
+    line.receive(caught_up([2; 16]));
+    line.flush();
+    assert_eq!(line.units(), []);
+    assert_eq!(line.replica.held().unwrap(), Some(Held::SchemaLost));
+    let entries = vec![FeedEntry { seq: 1, body: FeedBody::Schema { hash: newer } }];
+    line.receive(Feed { channel: 1, entries, end: 1 });
+    line.flush();
+    assert_eq!(line.units().len(), 1);
 }
 
 /// One round trip for each edit would take a device that was away for long hours to come back.
