@@ -14,10 +14,10 @@ use anabranch_core::digest::Digest;
 use anabranch_core::entity::{Conflict, Entity, Row};
 use anabranch_core::id::{EntityHash, EntityKey};
 use anabranch_core::intent::Intent;
-use anabranch_core::replica::{Held, version_token};
+use anabranch_core::replica::{ChannelState, Held, Replica, version_token};
 use anabranch_core::rows::ConflictRecord;
 use anabranch_core::schema::{EntityType, FieldKind, Schema};
-use anabranch_core::wire::{FeedBody, GrantRole};
+use anabranch_core::wire::{FaultCode, FeedBody, GrantRole};
 use automerge::ChangeHash;
 use serde_json::Value as Json;
 
@@ -146,8 +146,13 @@ impl Cluster {
         self.flush_all(device);
         let Ok(refused) = self.devices[device].rows().refused() else { return };
         let waits = self.ledger.pending_on(device).count();
-        let held = self.devices[device].replica.as_ref().and_then(|replica| replica.held().ok().flatten());
-        if waits > 0 && held.is_none() {
+        let replica = self.devices[device].replica.as_ref();
+        let held = replica.and_then(|replica| replica.held().ok().flatten());
+        // The relay lost the schema, and who has it is not back yet: the state tells.
+        let no_schema = replica.map(Replica::channel_state).is_some_and(|state| {
+            matches!(state, ChannelState::Faulted { code: FaultCode::SchemaMissing, .. })
+        });
+        if waits > 0 && held.is_none() && !no_schema {
             let what: Vec<String> = self.ledger.pending_on(device).map(|p| p.key.to_string()).collect();
             self.wrong(format!("on device {device} {what:?} wait, and it does not say why"));
         }

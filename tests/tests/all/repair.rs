@@ -316,3 +316,53 @@ fn a_schema_that_came_after_the_one_that_was_lost_is_waited_for_by_nobody() {
         assert_eq!(count(&net, node, "e"), json!(4), "device {node}");
     }
 }
+
+/// Three devices that hold what device 1 wrote since its backup and the relay's. Both went back to those.
+fn both_went_back() -> Net {
+    let mut net = Net::new(COUNTING, "thing", &[0, 0, 0]);
+    net.write_plainly(1, "e", &[one_more()], true);
+    net.agree();
+    net.back_up_relay();
+    let backup = net.backup(1);
+    net.write_plainly(1, "e", &[one_more()], true);
+    net.write_together(1, &[("a", &[one_more()]), ("b", &[one_more()])], true);
+    net.agree();
+    net.restore(1, &backup);
+    net.restore_relay(false);
+    net
+}
+
+#[test]
+fn what_others_bring_back_makes_a_device_that_went_back_write_again() {
+    let mut net = both_went_back();
+    net.write_plainly(1, "e", &[one_more()], true);
+    // The authority comes first, and brings what was lost.
+    net.connect(0);
+    net.quiet();
+    net.agree();
+    for node in 0..3 {
+        assert_eq!(count(&net, node, "e"), 3, "device {node}");
+        assert_eq!((count(&net, node, "a"), count(&net, node, "b")), (json!(1), json!(1)), "device {node}");
+    }
+}
+
+/// Each of the others refused what the relay had admitted in the place of what they held, and differed for good.
+#[test]
+fn what_a_relay_admitted_displaces_what_others_hold_in_its_place() {
+    let mut net = both_went_back();
+    net.disconnect(0);
+    net.disconnect(2);
+    net.write_plainly(1, "a", &[one_more(), one_more()], true);
+    net.connect(1);
+    net.quiet();
+    // What builds on what is displaced goes with it: it was never there.
+    net.write_plainly(2, "a", &[one_more()], true);
+    net.agree();
+    for node in 0..3 {
+        assert_eq!(count(&net, node, "a"), 3, "device {node}");
+        // The other member of the transaction is gone too, and what has its own place is not.
+        assert_eq!(count(&net, node, "b"), json!(null), "device {node}");
+        assert_eq!(count(&net, node, "e"), 2, "device {node}");
+        assert_eq!(net.lacking(node), 0, "device {node}");
+    }
+}
