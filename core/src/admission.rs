@@ -66,6 +66,8 @@ pub enum RefusalCode {
     Unloadable = 15,
     /// A limit was reached.
     Quota = 16,
+    /// The relay has the edit as another change of the same device, whose store went back.
+    Superseded = 17,
 }
 
 impl RefusalCode {
@@ -89,6 +91,7 @@ impl RefusalCode {
             Transaction,
             Unloadable,
             Quota,
+            Superseded,
         ]
         .into_iter()
         .find(|known| *known as u16 == code)
@@ -113,6 +116,7 @@ impl RefusalCode {
             RefusalCode::Transaction => "transaction",
             RefusalCode::Unloadable => "unloadable",
             RefusalCode::Quota => "quota",
+            RefusalCode::Superseded => "superseded",
         }
     }
 }
@@ -849,12 +853,13 @@ mod tests {
             "transaction",
             "unloadable",
             "quota",
+            "superseded",
         ];
         for (number, name) in (1..).zip(names) {
             let code = RefusalCode::from_u16(number).expect("a known code");
             assert_eq!((code as u16, code.name()), (number, name));
         }
-        assert_eq!((RefusalCode::from_u16(0), RefusalCode::from_u16(17)), (None, None));
+        assert_eq!((RefusalCode::from_u16(0), RefusalCode::from_u16(18)), (None, None));
     }
 
     #[test]

@@ -107,6 +107,7 @@ mod count {
         CaughtUpRepaired "caught up: what the relay lost can be found" "",
         Live "channel: live" "",
         AckStalled "answer: what it builds on is missing" "",
+        AckSuperseded "answer: the relay has the edit as another change" "tests/tests/all/repair.rs",
         AckAgain "answer: to be written again" "",
         AckGone "answer: refused" "",
         TransactionGone "a transaction loses a member" "",

@@ -19,11 +19,12 @@ use super::layout::RefusalRecord;
 use super::workspace::{Draft, Workspace};
 use super::{RelayConfig, cut};
 use crate::admission::{self, Context, Judge, Refusal, RefusalCode, Vouches};
-use crate::change::{self, CHANGE_OPS_MAX, Change, MalformedChange, Role, TxMark};
+use crate::change::{self, CHANGE_OPS_MAX, Change, MalformedChange, Origin, Role, TxMark};
 use crate::clock::WallMs;
 use crate::codec;
 use crate::columns;
 use crate::genesis::Genesis;
+use crate::header::Header;
 use crate::id::{Author, DeviceId, EntityHash, EntityKey};
 use crate::schema::EntityType;
 use crate::store::{Keyspace, Store, StoreError, View};
@@ -368,6 +369,15 @@ impl<'a> Judging<'a> {
             Some(Ok(ty)) => Some(ty),
             None => None,
         };
+        if let Some(author) = author
+            && self.has_twin(target, change, author.device)?
+        {
+            return refuse(
+                RefusalCode::Superseded,
+                "the edit is here already, as another change",
+                Standing::Passes,
+            );
+        }
         let role = if role == GrantRole::Authority { Role::Authority } else { Role::Device };
         let context = Context {
             workspace: &workspace.id,
@@ -388,6 +398,26 @@ impl<'a> Judging<'a> {
             };
             Fate::Refused(refusal, standing)
         }))
+    }
+
+    /// Whether the edit of a change was admitted as another one. Two lives of a device may both date it
+    /// again, and what one of them sent may come back by others after the relay lost it.
+    fn has_twin(&self, target: &Target<'_>, change: &Change, author: DeviceId) -> Result<bool, StoreError> {
+        let Submission { store, workspace, device, .. } = self.submission;
+        let origin = change.origin();
+        let index = &target.entity.index;
+        if change.note().origin.is_some() {
+            let is_it =
+                |header: &Header| Origin::of(&header.hash) == origin && index.device(header) == author;
+            if index.headers().iter().any(is_it) {
+                return Ok(true);
+            }
+        } else if author == device {
+            // Who wrote it knows what it made of it since.
+            return Ok(false);
+        }
+        let key = workspace.hash.made_again(target.entity.hash, author, origin);
+        Ok(store.get(View::Latest, Keyspace::REFUSED, &key)?.is_some())
     }
 
     fn stored_refusal(
@@ -490,6 +520,14 @@ impl<'a> Judging<'a> {
             let before = target.entity.heads();
             target.entity.settle(&target.pushed, kept)?;
             draft.tip.digest.replace(target.entity.hash, &before, &target.entity.heads());
+            for Pushed { change, author, .. } in &target.pushed {
+                if let Some(origin) = change.note().origin
+                    && kept(&change.hash())
+                {
+                    let key = workspace.made_again(target.entity.hash, author.device, origin);
+                    draft.batch.put(Keyspace::REFUSED, key, []);
+                }
+            }
             let changes: Vec<(Hash, Vec<u8>)> = target
                 .pushed
                 .iter()

@@ -8,6 +8,7 @@
 //! | ENTITY | ws ‖ entity ‖ actor number (u32) | [`ActorRecord`] |
 //! | HEADER | ws ‖ entity ‖ place (u32) | [`HeaderRecord`](crate::codec::HeaderRecord), with [`ChangeTargets`] since layout 2 |
 //! | REFUSED | ws ‖ entity ‖ change hash | [`RefusalRecord`] |
+//! | REFUSED | ws ‖ entity ‖ device key ‖ origin | nothing: a change that makes this edit again was admitted |
 //! | DEVICE | ws ‖ device key | [`DeviceRecord`] |
 //! | FEED | ws ‖ seq (u64) ‖ part (u32) | [`FeedRecord`](super::feed::FeedRecord), split |
 //! | GRANT | ws ‖ `0` ‖ device key | [`Grant`](crate::wire::Grant), as on the wire |
@@ -21,6 +22,7 @@
 
 use bincode::{Decode, Encode};
 
+use crate::change::Origin;
 use crate::codec::{self, HeaderRecord};
 use crate::header::Header;
 use crate::id::{DeviceId, EntityHash, WorkspaceId};
@@ -62,6 +64,10 @@ impl WorkspaceHash {
 
     pub(super) fn refusal(self, entity: EntityHash, change: &[u8; 32]) -> Vec<u8> {
         self.key(&[&entity.0, change])
+    }
+
+    pub(super) fn made_again(self, entity: EntityHash, device: DeviceId, origin: Origin) -> Vec<u8> {
+        self.key(&[&entity.0, &device.0, &origin.0])
     }
 
     pub(super) fn device(self, device: DeviceId) -> Vec<u8> {

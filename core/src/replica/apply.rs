@@ -281,6 +281,7 @@ impl Replica {
                         | RefusalCode::MissingDependency
                         | RefusalCode::ClockAhead
                         | RefusalCode::BadSequence
+                        | RefusalCode::Superseded
                 )
             );
             let announced =
@@ -334,6 +335,12 @@ impl Replica {
             // What it builds on is not at the relay now. It may be later.
             if code == Some(RefusalCode::MissingDependency) {
                 reached!(AckStalled);
+                self.channel.stalled.insert(hash);
+                continue;
+            }
+            // The other change comes by the feed and takes its place.
+            if code == Some(RefusalCode::Superseded) && !self.offers_again(hash, &change) {
+                reached!(AckSuperseded);
                 self.channel.stalled.insert(hash);
                 continue;
             }

@@ -362,3 +362,34 @@ fn what_a_relay_admitted_displaces_what_others_hold_in_its_place() {
         assert_eq!(net.lacking(node), 0, "device {node}");
     }
 }
+
+/// A year and a half: more than is tolerated.
+const FAR_MS: i64 = 47_000_000_000;
+
+/// One life of a device sent an edit as it was; the other, by another clock, dates it again. The relay lost the
+/// first, and others bring it back.
+#[test]
+fn an_edit_that_two_lives_sent_in_different_forms_counts_once() {
+    for others_first in [false, true] {
+        let mut net = Net::new(COUNTING, "thing", &[0, 0, 0]);
+        net.agree();
+        net.back_up_relay();
+        net.disconnect(1);
+        net.write_plainly(1, "e", &[one_more()], true);
+        net.flush(1);
+        let backup = net.backup(1);
+        net.agree();
+        net.restore(1, &backup);
+        net.restore_relay(false);
+        net.set_clock(1, FAR_MS);
+        for node in if others_first { [0, 1] } else { [1, 0] } {
+            net.connect(node);
+            net.quiet();
+        }
+        net.agree();
+        for node in 0..3 {
+            assert_eq!(count(&net, node, "e"), 1, "device {node}, others first: {others_first}");
+            assert_eq!(net.look(node, "e").1, 0, "refused on device {node}, others first: {others_first}");
+        }
+    }
+}
