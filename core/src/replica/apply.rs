@@ -367,35 +367,21 @@ impl Replica {
     }
 
     /// Writes pending changes of an entity again that `which` picks by whether they may have
-    /// left the device, dated by the clock as it is corrected now. Returns its name.
+    /// left the device, dated by the clock as it is corrected now. The caller persists the entity.
     pub(super) fn write_again(
         &mut self,
         batch: &mut Batch,
         now: Now,
         hash: EntityHash,
         which: impl Fn(bool) -> bool,
-    ) -> Result<Option<EntityKey>, StoreError> {
-        let Some(key) = self
-            .pending
-            .get(&hash)
-            .and_then(|n| self.outbox.get(n.first()?))
-            .map(|pending| pending.key.clone())
-        else {
-            return Ok(None);
-        };
-        self.load(&key)?;
+    ) -> Result<(), StoreError> {
         let numbers = self.pending.get(&hash).cloned().unwrap_or_default();
-        let again: BTreeSet<ChangeHash> = numbers
-            .iter()
-            .filter_map(|number| self.outbox.get(number))
-            .filter(|pending| which(pending.sent))
-            .map(|pending| pending.hash)
-            .collect();
-        self.rebuild(batch, now, hash, &Remake { again, ..Remake::default() })?;
-        if self.cache.contains_key(&hash) {
-            self.persist(batch, hash, &[], &[], true, false)?;
-        }
-        Ok(Some(key))
+        let pending = || numbers.iter().filter_map(|number| self.outbox.get(number));
+        let Some(key) = pending().next().map(|pending| pending.key.clone()) else { return Ok(()) };
+        let again: BTreeSet<ChangeHash> =
+            pending().filter(|pending| which(pending.sent)).map(|pending| pending.hash).collect();
+        self.load(&key)?;
+        self.rebuild(batch, now, hash, &Remake { again, ..Remake::default() })
     }
 
     pub(super) fn rebuild(

@@ -529,11 +529,13 @@ impl Replica {
                 }
             }
         }
+        for hash in &entities {
+            self.write_again(batch, now, *hash, |sent| !sent || mutated!(ApplyTwice))?;
+        }
+        entities.extend(self.keep_whole(batch, now)?);
+        // Each once: what is derived from an entity is written against what the store has of it.
         let mut redated = Vec::with_capacity(entities.len());
         for hash in entities {
-            redated.extend(self.write_again(batch, now, hash, |sent| !sent || mutated!(ApplyTwice))?);
-        }
-        for hash in self.keep_whole(batch, now)? {
             if let Some(loaded) = self.cache.get(&hash) {
                 redated.push(loaded.entity.key().clone());
                 self.persist(batch, hash, &[], &[], true, false)?;
