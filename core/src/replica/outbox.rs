@@ -6,7 +6,7 @@
 //! priority by type, then oldest first. While an entity has changes in flight, its newer ones
 //! wait and travel together.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use automerge::ChangeHash;
 use serde_json::Value as Json;
@@ -130,6 +130,8 @@ pub(super) struct Link {
     pub(super) refusals: u32,
     /// When to sign in again.
     retry_at: Option<MonoMs>,
+    /// Schema requests that were not answered yet, in order: whether each is a push.
+    schema_asked: VecDeque<bool>,
     /// The relay's answers to schema requests.
     schema_answers: Vec<SchemaIs>,
     /// The relay's schema is not the one that it had: a newer one, or it went back, which shows
@@ -185,9 +187,10 @@ impl Replica {
         &self.channel.state
     }
 
-    /// Whether everything was received and everything that can be sent was answered.
+    /// Whether everything was received and everything that can be sent was answered, a schema too.
     pub fn is_complete(&self) -> bool {
-        self.channel.is_live() && self.channel.in_flight.is_empty() && !self.has_sendable()
+        let pushes = self.channel.schema_asked.contains(&true);
+        self.channel.is_live() && self.channel.in_flight.is_empty() && !pushes && !self.has_sendable()
     }
 
     /// Why this device and the relay are not equal though [`Replica::is_complete`]; none where
@@ -379,6 +382,7 @@ impl Replica {
     /// comes through [`Replica::take_schema_answer`].
     pub fn exchange_schema(&mut self, push: bool) {
         let channel = self.channel.channel;
+        self.channel.schema_asked.push_back(push);
         if push {
             let source = self.config.schema_source.clone();
             self.send(PushSchema { channel, source });
@@ -410,6 +414,7 @@ impl Replica {
                 self.on_ack(now, ack)?;
             }
             Message::SchemaIs(answer) => {
+                self.channel.schema_asked.pop_front();
                 if answer.problems.is_empty() && answer.hash != [0; 32] {
                     self.schema_came(answer.hash);
                 }
@@ -426,6 +431,7 @@ impl Replica {
                 self.channel.granted = false;
                 self.channel.in_flight.clear();
                 self.channel.busy.clear();
+                self.channel.schema_asked.clear();
                 if code.is_retryable() {
                     reached!(FaultedRetry);
                 }
