@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use automerge::{ActorId, ChangeHash};
 
-use crate::change::{Change, Role, TxMark};
+use crate::change::{Change, Origin, Role, TxMark};
 use crate::clock::Hlc;
 use crate::id::{Author, DeviceId};
 
@@ -124,6 +124,14 @@ impl HeaderIndex {
     /// A change's header.
     pub fn by_hash(&self, hash: &ChangeHash) -> Option<&Header> {
         self.get(self.place(hash)?)
+    }
+
+    /// The change of which `origin` is the beginning of the hash.
+    pub fn first_of(&self, origin: Origin) -> Option<&Header> {
+        let mut from = [0; 32];
+        from[..12].copy_from_slice(&origin.0);
+        let (hash, place) = self.by_hash.range(ChangeHash(from)..).next()?;
+        self.get(*place).filter(|_| Origin::of(hash) == origin)
     }
 
     /// Whether the change is known.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anabranch_core::admission::Judge;
-use anabranch_core::change::{Change, Role};
+use anabranch_core::change::{Change, Origin, Role};
 use anabranch_core::digest::Digest;
 use anabranch_core::entity::{Conflict, Entity, Row};
 use anabranch_core::id::{EntityHash, EntityKey};
@@ -393,8 +393,24 @@ impl Cluster {
         }
         let author =
             |change: &ChangeHash| Some(self.ledger.promises[self.ledger.made.get(change)?.promise].device);
+        // What else was sent in the same place, or of the same edit.
+        let mut places: BTreeMap<(&EntityKey, Vec<u8>, u64), BTreeSet<ChangeHash>> = BTreeMap::new();
+        let mut edits: BTreeMap<(&EntityKey, Option<usize>, Origin), BTreeSet<ChangeHash>> = BTreeMap::new();
+        let place = |change: &Change| (change.actor().to_bytes().to_vec(), change.seq());
+        for (hash, (key, change)) in &self.ledger.sent {
+            let (actor, seq) = place(change);
+            places.entry((key, actor, seq)).or_default().insert(*hash);
+            edits.entry((key, author(hash), change.origin())).or_default().insert(*hash);
+        }
+        let repeated = |key: &EntityKey, change: &Change| {
+            let (actor, seq) = place(change);
+            places[&(key, actor, seq)].len() > 1
+                || edits[&(key, author(&change.hash()), change.origin())].len() > 1
+        };
         let went_back = |change: &&&Change| {
+            let key = &self.ledger.sent[&change.hash()].0;
             author(&change.hash()).is_some_and(|author| self.ledger.restored.contains(&author))
+                && repeated(key, change)
         };
         let mut displaced: BTreeSet<ChangeHash> =
             left.iter().filter(went_back).map(|change| change.hash()).collect();

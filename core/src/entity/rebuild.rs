@@ -163,6 +163,11 @@ impl Entity {
         Ok(Rebuilt { entity, pending: results })
     }
 
+    /// The entity without some changes and all that builds on them.
+    pub(crate) fn without_all_of(&self, roots: &BTreeSet<ChangeHash>) -> Result<Entity, LoadError> {
+        self.without(&self.headers.descendants(roots))
+    }
+
     /// The entity without some changes; they must include all their descendants.
     fn without(&self, gone: &BTreeSet<ChangeHash>) -> Result<Entity, LoadError> {
         let fail = |what: String| LoadError { entity: self.key.clone(), what };

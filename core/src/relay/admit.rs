@@ -19,12 +19,11 @@ use super::layout::RefusalRecord;
 use super::workspace::{Draft, Workspace};
 use super::{RelayConfig, cut};
 use crate::admission::{self, Context, Judge, Refusal, RefusalCode, Vouches};
-use crate::change::{self, CHANGE_OPS_MAX, Change, MalformedChange, Origin, Role, TxMark};
+use crate::change::{self, CHANGE_OPS_MAX, Change, MalformedChange, Role, TxMark};
 use crate::clock::WallMs;
 use crate::codec;
 use crate::columns;
 use crate::genesis::Genesis;
-use crate::header::Header;
 use crate::id::{Author, DeviceId, EntityHash, EntityKey};
 use crate::schema::EntityType;
 use crate::store::{Keyspace, Store, StoreError, View};
@@ -403,18 +402,12 @@ impl<'a> Judging<'a> {
     /// Whether the edit of a change was admitted as another one. Two lives of a device may both date it
     /// again, and what one of them sent may come back by others after the relay lost it.
     fn has_twin(&self, target: &Target<'_>, change: &Change, author: DeviceId) -> Result<bool, StoreError> {
-        let Submission { store, workspace, device, .. } = self.submission;
+        let Submission { store, workspace, .. } = self.submission;
         let origin = change.origin();
         let index = &target.entity.index;
-        if change.note().origin.is_some() {
-            let is_it =
-                |header: &Header| Origin::of(&header.hash) == origin && index.device(header) == author;
-            if index.headers().iter().any(is_it) {
-                return Ok(true);
-            }
-        } else if author == device {
-            // Who wrote it knows what it made of it since.
-            return Ok(false);
+        if change.note().origin.is_some() && index.first_of(origin).is_some_and(|h| index.device(h) == author)
+        {
+            return Ok(true);
         }
         let key = workspace.hash.made_again(target.entity.hash, author, origin);
         Ok(store.get(View::Latest, Keyspace::REFUSED, &key)?.is_some())

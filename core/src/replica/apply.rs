@@ -58,7 +58,8 @@ impl Replica {
             match entry.body {
                 FeedBody::Changes { unit, .. } => {
                     let parts = self.whole_only(unit)?;
-                    if self.contradict(&parts)? {
+                    // Once in a session: a feed that contradicts itself is read once more, not for ever.
+                    if self.channel.granted && !self.channel.repaired && self.contradict(&parts)? {
                         went_back = true;
                         break;
                     }
@@ -154,7 +155,7 @@ impl Replica {
         }
         // In a full feed own changes come back whole: those that were pending are admitted.
         self.admitted(batch, hash, &received.known, touched)?;
-        self.replace_twins(batch, now, hash, &origins, touched)
+        self.replace_twins(batch, now, hash, &origins, &received.applied, touched)
     }
 
     /// Own changes that the relay admitted. `false` if one of them is not known here.
@@ -307,9 +308,12 @@ impl Replica {
         let curable = |replica: &Self, refusal: &Refused| {
             let tx = replica.transaction_of(hash, &ChangeHash(refusal.hash)).map(|(_, tx)| tx);
             match RefusalCode::from_u16(refusal.code) {
-                Some(RefusalCode::MissingDependency | RefusalCode::ClockAhead | RefusalCode::BadSequence) => {
-                    true
-                }
+                Some(
+                    RefusalCode::MissingDependency
+                    | RefusalCode::ClockAhead
+                    | RefusalCode::BadSequence
+                    | RefusalCode::Superseded,
+                ) => true,
                 // It is rebuilt with what it depends on, unless it goes with its transaction.
                 Some(RefusalCode::DependsOnRefused) => tx.is_none_or(|tx| !condemned.contains(&tx)),
                 // Another member only depends on what was refused: all are made again.
@@ -430,6 +434,12 @@ impl Replica {
         }
         let record = loaded.record.clone();
         let key = loaded.entity.key().clone();
+        if pending.is_empty() {
+            // No type is needed to take out what others wrote.
+            let left = self.loaded(hash)?.entity.without_all_of(&remake.gone)?;
+            self.loaded(hash)?.entity = left;
+            return Ok(());
+        }
         let author = self.author(&record);
         let Some(ty) = self.ty(key.type_name()).cloned() else {
             return Err(StoreError::Damaged { what: format!("{key} has pending changes and no type") });

@@ -101,12 +101,15 @@ impl Replica {
         now: Now,
         hash: EntityHash,
         origins: &[(Origin, ChangeHash)],
+        applied: &[ChangeHash],
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
         self.replace_own_twins(batch, now, hash, origins, touched)?;
-        if self.repair.generation == 0 {
+        if self.repair.generation == 0 || applied.is_empty() {
             return Ok(());
         }
+        let new = |(_, change): &&(Origin, ChangeHash)| applied.contains(change);
+        let origins: Vec<(Origin, ChangeHash)> = origins.iter().filter(new).copied().collect();
         let headers = self.loaded(hash)?.entity.headers();
         let left = headers.headers().iter().filter(|header| !header.admitted).map(|header| header.hash);
         let left: BTreeSet<ChangeHash> = left.collect();

@@ -207,7 +207,7 @@ impl Replica {
             .unwrap_or_default();
         if state.store_life != config.store_life {
             state.store_life = config.store_life;
-            state.incarnation += 1;
+            state.incarnation = state.incarnation.saturating_add(1);
         }
         if state.role == 0
             && let Some(role) = config.assumed_role

@@ -302,6 +302,7 @@ impl Replica {
 
     /// The feed tells of a schema. Its last one is the one in force.
     pub(super) fn schema_in_feed(&mut self, hash: [u8; 32]) {
+        self.note_schema(hash);
         if self.repair.reading {
             // Each schema can hold what was written by those before it, so whatever came after the one
             // that is looked for, that one is not lost.
@@ -327,7 +328,6 @@ impl Replica {
     }
 
     fn schema_is(&mut self, hash: [u8; 32]) {
-        self.note_schema(hash);
         self.channel.relay_schema = Some(hash);
         self.channel.stalled.clear();
         if matches!(self.channel.state, ChannelState::Faulted { code: FaultCode::SchemaMissing, .. }) {

@@ -220,11 +220,14 @@ impl Replica {
         }
     }
 
-    /// Writes down that the relay has a schema. One that it gets back keeps its place among the others.
+    /// Writes down that the feed tells of a schema. One that a relay still has after it went back keeps its place
+    /// among the others; one that it gets again is its newest.
     pub(super) fn note_schema(&mut self, hash: [u8; 32]) {
-        if hash == [0; 32] || self.schemas.contains(&hash) {
+        let known = self.schemas.contains(&hash);
+        if hash == [0; 32] || self.schemas.last() == Some(&hash) || (known && self.repair.reading) {
             return;
         }
+        self.schemas.retain(|known| *known != hash);
         self.schemas.push(hash);
         let surplus = self.schemas.len().saturating_sub(SCHEMAS_MAX);
         self.schemas.drain(..surplus);
