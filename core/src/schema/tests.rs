@@ -119,6 +119,7 @@ fn field_names_are_letters_digits_and_underscores() {
 #[test]
 fn a_type_is_a_table() {
     refuse("version = 1\n", &[(1, &["not a type", "[name]"])]);
+    refuse("d == .\nd .= .\n", &[(1, &["not TOML"])]);
     refuse("[[a]]\nversion = 1\n", &[(1, &["not a type"])]);
     refuse("[a]\nversion = 1\nfields = 3\n", &[(3, &["`fields` must be a table"])]);
     refuse("[a]\nversion = 1\n[a.fields]\nx = \"string\"\n", &[(4, &["a field is a table", "x = {"])]);

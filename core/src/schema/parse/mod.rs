@@ -6,6 +6,7 @@ mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::panic::catch_unwind;
 
 use toml_edit::{Document, Item, TableLike, Value};
 
@@ -237,9 +238,14 @@ impl<'a> Reader<'a> {
             self.error(0, format!("{} bytes; a schema file has at most {SOURCE_BYTES_MAX}", source.len()));
             return types;
         }
-        let document = match Document::parse(source) {
-            Ok(document) => document,
-            Err(error) => {
+        // The library panics where a dotted key extends a value that is missing.
+        let document = match catch_unwind(|| Document::parse(source)) {
+            Ok(Ok(document)) => document,
+            Err(_) => {
+                self.error(0, "not TOML: a key extends a value that is missing or no table".to_owned());
+                return types;
+            }
+            Ok(Err(error)) => {
                 let at = error.span().map_or(0, |span| span.start);
                 let message: Vec<&str> = error.message().lines().collect();
                 self.error(at, format!("not TOML: {}", message.join("; ")));
