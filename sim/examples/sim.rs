@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use anabranch_sim::{Fault, Options, Outcome, Report, keep_panics, minimise, run};
+use anabranch_sim::{Fault, Options, Outcome, Report, classes, keep_panics, minimise, run};
 
 /// Runs are made of small allocations.
 #[global_allocator]
@@ -128,11 +128,11 @@ fn coverage(_: &Report, wanted: bool) -> bool {
 
 /// Whether each class of faults was injected often enough; names those that were not.
 fn demand(total: &Report, least: u64) -> bool {
-    let rare: Vec<String> = total
-        .faults
-        .iter()
-        .filter(|(_, times)| **times < least)
-        .map(|(class, times)| format!("{class} ({times})"))
+    let times = |class: &str| total.faults.get(class).copied().unwrap_or_default();
+    let rare: Vec<String> = classes()
+        .into_iter()
+        .filter(|class| times(class) < least)
+        .map(|class| format!("{class} ({})", times(class)))
         .collect();
     if !rare.is_empty() {
         println!("fewer than {least}: {}", rare.join(", "));
@@ -259,6 +259,13 @@ fn mutate(name: &str, args: &Args) -> ExitCode {
         let found = (first..first + MUTATION_SEEDS).map(|seed| run(seed, &args.options));
         let found = found.into_iter().find(|outcome| !outcome.wrong.is_empty());
         mutation::set(None);
+        if let Some(Outcome { seed, .. }) = found
+            && !run(seed, &args.options).wrong.is_empty()
+        {
+            missed += 1;
+            println!("{told}: seed {seed} fails without it too, which says nothing");
+            continue;
+        }
         match found {
             Some(outcome) => {
                 let seeds = outcome.seed - first + 1;

@@ -277,16 +277,18 @@ impl Cluster {
     // ── Faults ────────────────────────────────────────────────────────────────────────────
 
     fn go_wrong(&mut self, fault: Fault, device: usize, dice: &mut Dice) {
+        // What strikes nothing is not counted.
+        let linked = self.devices[device].link.is_some();
         let injected = match fault {
             Fault::Partition => {
                 let ms = dice.between(100, 90_000);
                 self.block(device, true, true, ms, dice);
-                true
+                linked
             }
             Fault::OneWay => {
                 let (up, ms) = (dice.once_in(2), dice.between(100, 60_000));
                 self.block(device, up, !up, ms, dice);
-                true
+                linked
             }
             Fault::Cut if !dice.once_in(3) => {
                 if let Some(link) = self.devices[device].link.and_then(|conn| self.links.get_mut(&conn)) {
@@ -309,7 +311,7 @@ impl Cluster {
             }
             Fault::Slow => {
                 self.devices[device].slow_until_ms = self.time_ms + dice.between(1_000, 60_000);
-                true
+                linked
             }
             Fault::Crash if !dice.once_in(4) => {
                 // Where it hurts: with something that is not flushed.
@@ -351,8 +353,9 @@ impl Cluster {
                 let this = &mut self.devices[device];
                 this.full_until_ms = self.time_ms + ms;
                 this.disk.set_full(true);
+                let on = this.replica.is_some();
                 self.at(self.time_ms + ms, Event::Room(device));
-                true
+                on
             }
             Fault::Restore => self.restore(device, dice),
             Fault::RestoreRelay => self.restore_relay(dice),

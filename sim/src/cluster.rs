@@ -9,10 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Arguments;
 use std::sync::Arc;
 
+use anabranch_core::admission::RefusalCode;
 use anabranch_core::change::Change;
 use anabranch_core::clock::{MonoMs, Now, WallMs};
 use anabranch_core::id::{DeviceId, EntityKey, WorkspaceId};
-use anabranch_core::relay::{Claims, ConnId, Input, Output as Told, Relay, RelayConfig, TokenVerifier};
+use anabranch_core::relay::{
+    Claims, ConnId, Input, Output as Told, Relay, RelayConfig, TokenVerifier, UNSENT_BYTES_MAX,
+};
 use anabranch_core::replica::{ChannelState, Output};
 use anabranch_core::rows::ConflictRecord;
 use anabranch_core::schema::Schema;
@@ -32,6 +35,14 @@ use crate::plan::{Act, Fault, Options, Plan};
 use crate::report::Report;
 
 pub(crate) const CHANNEL: u32 = 1;
+/// How an `Ack` begins on the wire.
+pub(crate) const ACK_KIND: u8 = 7;
+/// Devices that a user has.
+const DEVICES_PER_USER: usize = 3;
+/// What wait for the networks of all connections together may take of the relay's memory, in bytes.
+const UNSENT_BYTES_TOTAL: usize = 24 * 1024 * 1024;
+/// Messages between two looks at what all connections together wait for.
+const MEMORY_LOOKS_EVERY: u64 = 64;
 /// How long a link lives on which nothing arrives, in milliseconds.
 const IDLE_MS: u64 = 30_000;
 /// How long devices stay awake with nobody at them, and how long they sleep then.
@@ -76,20 +87,20 @@ impl Event {
     }
 }
 
-/// Tokens say a role and until when they hold.
+/// Tokens say a role, a user, and until when they hold.
 struct Tokens;
 
 impl TokenVerifier for Tokens {
     fn verify(&self, token: &str, now: WallMs) -> Result<Claims, (FaultCode, String)> {
         let invalid = || (FaultCode::TokenInvalid, format!("{token:?} is no token"));
-        let (role, expires) = token.split_once(':').ok_or_else(invalid)?;
+        let [role, user, expires] = token.split(':').collect::<Vec<_>>()[..] else { return Err(invalid()) };
         let expires = WallMs(expires.parse().map_err(|_| invalid())?);
         if expires <= now {
             return Err((FaultCode::TokenExpired, "the token has expired".into()));
         }
         Ok(Claims {
             workspace: "home".into(),
-            user: "ada".into(),
+            user: user.into(),
             role: GrantRole::from_name(role).ok_or_else(invalid)?,
             token_id: token.into(),
             single_use: false,
@@ -119,6 +130,7 @@ pub(crate) struct Cluster {
     pub(crate) relay_disk: Arc<Disk>,
     pub(crate) relay_backups: Vec<Disk>,
     relay_flush_due: bool,
+    memory_looks: u64,
     /// The relay loses power as soon as something waits to be flushed.
     pub(crate) relay_doomed: bool,
     tick_due: Option<u64>,
@@ -136,10 +148,14 @@ pub(crate) struct Cluster {
     trace: Option<String>,
     /// Changes that the relay has seen arrive.
     arrived: BTreeSet<ChangeHash>,
+    /// Units of devices that the relay has not answered yet.
+    unanswered: BTreeMap<(ConnId, u64), Vec<(EntityKey, Change)>>,
     /// The newest link of each device on which something arrived at the relay.
     newest_link: BTreeMap<usize, u64>,
     /// What strangers wrote within their rights.
     pub(crate) strangers: BTreeMap<ChangeHash, EntityKey>,
+    /// Of these, what the relay said that it took.
+    pub(crate) taken: BTreeSet<ChangeHash>,
     /// Edits that the engine did not make.
     pub(crate) tries: Vec<Tried>,
     /// The device that reads the whole feed at the end, and what it read.
@@ -191,6 +207,7 @@ impl Cluster {
             relay_disk: Arc::new(Disk::new()),
             relay_backups: Vec::new(),
             relay_flush_due: false,
+            memory_looks: 0,
             relay_doomed: false,
             tick_due: None,
             grant_ms: if short { 60_000 } else { 30 * 24 * 60 * 60 * 1000 },
@@ -203,8 +220,10 @@ impl Cluster {
             healing: false,
             trace: options.trace.then(String::new),
             arrived: BTreeSet::new(),
+            unanswered: BTreeMap::new(),
             newest_link: BTreeMap::new(),
             strangers: BTreeMap::new(),
+            taken: BTreeSet::new(),
             tries: Vec::new(),
             auditor: None,
             audited: Vec::new(),
@@ -582,7 +601,8 @@ impl Cluster {
             }
             None => now_ms + self.grant_ms / 2,
         };
-        format!("{}:{expires}", this.role.name())
+        // Some users have several devices.
+        crate::hostile::token(this.role, &format!("user {}", device / DEVICES_PER_USER), expires)
     }
 
     pub(crate) fn bring_token(&mut self, device: usize) {
@@ -692,17 +712,17 @@ impl Cluster {
         match (peer, up) {
             (_, true) => {
                 if let Peer::Device(device) = peer {
-                    self.watch_arrival(device, number, &bytes);
+                    self.watch_arrival(device, conn, number, &bytes);
                 }
                 self.tell_relay(Input::Received { conn, bytes });
             }
             (Peer::Device(device), false) => self.hear(device, conn, &bytes),
-            (Peer::Stranger, false) => {}
+            (Peer::Stranger, false) => self.stranger_hears(conn, &bytes),
         }
     }
 
     /// Counts what comes again, and what comes in another order than it was sent.
-    fn watch_arrival(&mut self, device: usize, number: u64, bytes: &[u8]) {
+    fn watch_arrival(&mut self, device: usize, conn: ConnId, number: u64, bytes: &[u8]) {
         let newest = self.newest_link.entry(device).or_default();
         if number < *newest {
             self.report.fault("reordered message");
@@ -710,13 +730,39 @@ impl Cluster {
         *newest = number.max(*newest);
         let Ok(Some(Message::Changes(changes))) = Message::decode(bytes) else { return };
         let mut again = false;
-        for bytes in changes.unit.entities.iter().flat_map(|entity| &entity.changes) {
-            if let Ok(change) = Change::parse(bytes) {
+        let mut unit = Vec::new();
+        for entity in &changes.unit.entities {
+            let Ok(key) = EntityKey::new(entity.type_name.clone(), entity.id.clone()) else { continue };
+            for change in entity.changes.iter().filter_map(|bytes| Change::parse(bytes).ok()) {
                 again |= !self.arrived.insert(change.hash());
+                unit.push((key.clone(), change));
             }
         }
+        self.unanswered.insert((conn, changes.unit_id), unit);
         if again {
             self.report.fault("duplicate unit");
+        }
+    }
+
+    /// A relay that went back forgot what it had answered, and with it that a device went back too.
+    fn watch_answer(&mut self, conn: ConnId, bytes: &[u8]) {
+        if self.may_differ || bytes.first() != Some(&ACK_KIND) {
+            return;
+        }
+        let Ok(Some(Message::Ack(ack))) = Message::decode(bytes) else { return };
+        // What may still be taken another time leaves no trace.
+        let passes = |code| {
+            use RefusalCode::{
+                ClockAhead, Forbidden, ForgedAuthor, ForgedRole, MissingDependency, Superseded,
+            };
+            let passing = [ClockAhead, ForgedAuthor, ForgedRole, Forbidden, MissingDependency, Superseded];
+            RefusalCode::from_u16(code).is_some_and(|code| passing.contains(&code))
+        };
+        let open: BTreeSet<_> = ack.refused.iter().filter(|r| passes(r.code)).map(|r| r.hash).collect();
+        for (key, change) in self.unanswered.remove(&(conn, ack.unit_id)).unwrap_or_default() {
+            if !open.contains(&change.hash().0) {
+                self.ledger.answered(&key, &change);
+            }
         }
     }
 
@@ -875,6 +921,8 @@ impl Cluster {
         let mut config = RelayConfig::default();
         config.grant_ms = self.grant_ms;
         config.cached_entities = 16;
+        config.unsent_bytes_max = UNSENT_BYTES_TOTAL;
+        config.workspace_connections_max += self.devices.len();
         let mut epoch = [0; 16];
         epoch[..8].copy_from_slice(&self.dice.word().to_be_bytes());
         match Relay::open(self.relay_disk.clone(), Box::new(Tokens), config, epoch) {
@@ -938,7 +986,15 @@ impl Cluster {
     pub(crate) fn tell_relay(&mut self, input: Input) {
         let now = self.relay_now();
         let Some(relay) = &mut self.relay else { return };
+        let conn = match &input {
+            Input::Received { conn, .. } | Input::Sent { conn } => Some(*conn),
+            _ => None,
+        };
         let handled = relay.handle(now, input);
+        if let Some(conn) = conn {
+            self.watch_memory(conn);
+        }
+        let Some(relay) = &mut self.relay else { return };
         let mut told = Vec::new();
         while let Some(output) = relay.poll_output() {
             told.push(output);
@@ -961,7 +1017,10 @@ impl Cluster {
         }
         for output in told {
             match output {
-                Told::Send { conn, bytes } => self.send(conn, false, bytes),
+                Told::Send { conn, bytes } => {
+                    self.watch_answer(conn, &bytes);
+                    self.send(conn, false, bytes);
+                }
                 Told::RaiseLimit { .. } => {}
                 Told::Close { conn, code, reason } => {
                     self.tell(format_args!("the relay closes {}: {code:?} {reason}", conn.0));
@@ -996,6 +1055,22 @@ impl Cluster {
         {
             self.tick_due = Some(at_ms);
             self.at(at_ms, Event::Tick);
+        }
+    }
+
+    /// What one connection, and all of them, make the relay hold is bounded.
+    fn watch_memory(&mut self, conn: ConnId) {
+        let Some(relay) = &self.relay else { return };
+        let one = relay.memory(conn).1;
+        self.memory_looks += 1;
+        let all = match self.memory_looks % MEMORY_LOOKS_EVERY {
+            0 => self.links.keys().map(|conn| relay.memory(*conn).1).sum(),
+            _ => one,
+        };
+        self.report.peak("bytes that the relay holds for a connection", one as u64);
+        self.report.peak("bytes that the relay holds for all", all as u64);
+        if one > UNSENT_BYTES_MAX || all > UNSENT_BYTES_TOTAL + UNSENT_BYTES_MAX {
+            self.wrong(format!("the relay holds {one} bytes for connection {} and {all} for all", conn.0));
         }
     }
 

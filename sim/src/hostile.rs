@@ -2,19 +2,23 @@
 //! connections of its own. None may be admitted with what is not theirs to write.
 
 use std::num::NonZeroU64;
+use std::sync::LazyLock;
 
+use anabranch_core::admission::RefusalCode;
 use anabranch_core::change::{Note, OP_COUNTER_MAX, Role, TxMark};
 use anabranch_core::clock::{Hlc, WallMs};
+use anabranch_core::genesis::{Genesis, GenesisKind};
 use anabranch_core::id::{Author, DeviceId, EntityKey, Incarnation};
 use anabranch_core::relay::ConnId;
 use anabranch_core::shape::TOMBSTONE;
 use anabranch_core::wire::{
-    Ack, Changes, EntityChanges, GrantRole, Hello, Message, Open, Refresh, SignIn, Unit, VERSION_MAX,
+    Ack, Changes, EntityChanges, GrantRole, Hello, MESSAGE_BYTES_MAX, Message, Open, Refresh, SignIn,
+    UNIT_BYTES_MAX, UNIT_ENTITIES_MAX, Unit, VERSION_MAX,
 };
 use automerge::legacy::{Key, ObjectId, OpId, OpType, SortedVec};
 use automerge::{ActorId, Change as RawChange, ChangeHash, ExpandedChange, ScalarValue};
 
-use crate::cluster::{CHANNEL, Cluster, Event};
+use crate::cluster::{ACK_KIND, CHANNEL, Cluster, Event};
 use crate::device::START_MS;
 use crate::dice::Dice;
 use crate::net::Peer;
@@ -80,7 +84,7 @@ impl Forgery {
     };
 
     /// Its class in reports.
-    fn class(self) -> &'static str {
+    const fn class(self) -> &'static str {
         match self {
             Forgery::Nothing => "hostile: nothing",
             Forgery::Actor => "hostile: forged actor",
@@ -103,8 +107,41 @@ impl Forgery {
 
     /// Whether it comes after an honest change of the same author.
     fn follows(self) -> bool {
-        matches!(self, Forgery::NoPredecessor | Forgery::IncrementsText)
+        matches!(self, Forgery::SeqGap | Forgery::NoPredecessor | Forgery::IncrementsText)
     }
+
+    /// What the relay must say of it.
+    fn expected(self) -> Expected {
+        use Forgery::*;
+        Expected::Refused(match self {
+            Nothing => return Expected::Taken,
+            Actor | AnotherEntity | Genesis => RefusalCode::ForgedActor,
+            AnothersAuthor => RefusalCode::ForgedAuthor,
+            SeqGap | NoPredecessor => RefusalCode::BadSequence,
+            StartOp | NegativeTime => RefusalCode::Malformed,
+            FutureTime => RefusalCode::ClockAhead,
+            Authority => RefusalCode::ForgedRole,
+            UnknownObject | UnknownPredecessor | IncrementsText | Object => RefusalCode::BadShape,
+            MissingDependency => RefusalCode::MissingDependency,
+        })
+    }
+}
+
+/// The classes of forged changes.
+pub(crate) const FORGERIES: [&str; 15] = {
+    let (mut classes, mut at) = ([""; 15], 0);
+    while at < classes.len() {
+        classes[at] = Forgery::ALL[at].class();
+        at += 1;
+    }
+    classes
+};
+
+/// What a stranger must be told of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expected {
+    Taken,
+    Refused(RefusalCode),
 }
 
 /// A change that a stranger makes.
@@ -133,9 +170,19 @@ const ATTACKS_PER_STEP: usize = 4;
 /// Devices that write one field at once.
 const WRITERS: usize = 1_000;
 /// Of so many attacks one is theirs.
-const WRITERS_ONCE_IN: usize = 12_000;
+const WRITERS_ONCE_IN: usize = 18_000;
+/// How long attackers stay, at least and at most.
+const STAYS_MS: (u64, u64) = (3_000, 40_000);
+/// More changes than a unit may have.
+const CHANGES_TOO_MANY: usize = 20_001;
+/// What a bomb comes to.
+const BOMB_BYTES: usize = 16 * 1024 * 1024;
 /// Of the bytes at which a message can be cut, so many lie between two that are tried.
 const CUT_EVERY: usize = 16;
+
+/// A bomb, packed.
+static PACKED_BOMB: LazyLock<Vec<u8>> =
+    LazyLock::new(|| zstd::bulk::compress(&vec![0; BOMB_BYTES], 1).expect("zeros can be packed"));
 
 impl Cluster {
     /// Some attacks, each on connections of its own. They count themselves.
@@ -147,7 +194,7 @@ impl Cluster {
             if dice.once_in(WRITERS_ONCE_IN) {
                 self.thousand_writers(dice);
             }
-            match dice.roll(13) {
+            match dice.roll(16) {
                 0 => self.speak_out_of_turn(dice),
                 1 => self.forge(dice),
                 2 => self.bring_anothers(dice),
@@ -160,6 +207,9 @@ impl Cluster {
                 9 => self.flood(dice),
                 10 => self.revive_beside(dice),
                 11 => self.write_nothing(dice),
+                12 => self.write_at_once(dice),
+                13 => self.lie(dice),
+                14 => self.name_containers(dice),
                 _ => self.never_read(dice),
             }
             if dice.once_in(8) {
@@ -172,7 +222,62 @@ impl Cluster {
         let mut key = [0xee; 32];
         key[..8].copy_from_slice(&dice.word().to_be_bytes());
         let conn = self.connect(Peer::Stranger, None, 0, Dice(dice.word()), DeviceId(key));
+        self.at(self.time_ms + dice.between(STAYS_MS.0, STAYS_MS.1), Event::Notice { conn, relay: true });
         (conn, DeviceId(key))
+    }
+
+    /// Offers a unit, and remembers what must be said of what is in it.
+    fn offer(
+        &mut self,
+        conn: ConnId,
+        unit_id: u64,
+        parts: Vec<EntityChanges>,
+        of: Vec<(ChangeHash, Expected)>,
+    ) {
+        if let Some(link) = self.links.get_mut(&conn) {
+            link.expected.insert(unit_id, of);
+        }
+        self.say(conn, changes(unit_id, parts));
+    }
+
+    /// Nothing of what is said on a connection may be answered like a unit.
+    fn senseless(&mut self, conn: ConnId) {
+        if let Some(link) = self.links.get_mut(&conn) {
+            link.senseless = true;
+        }
+    }
+
+    /// The relay answers a stranger: what was honest is taken, and the rest refused for what is wrong with it.
+    pub(crate) fn stranger_hears(&mut self, conn: ConnId, bytes: &[u8]) {
+        if bytes.first() != Some(&ACK_KIND) {
+            return;
+        }
+        let Ok(Some(Message::Ack(ack))) = Message::decode(bytes) else { return };
+        let Some(link) = self.links.get_mut(&conn) else { return };
+        if link.senseless {
+            return self.wrong(format!("connection {} made no sense, and is answered: {ack:?}", conn.0));
+        }
+        let malformed = |code: u16| code == RefusalCode::Malformed as u16;
+        // What can't be read may have no hash that the relay could name.
+        let mut unnamed = ack.refused.iter().filter(|refused| malformed(refused.code));
+        for (hash, expected) in link.expected.remove(&ack.unit_id).unwrap_or_default() {
+            let refused = match expected {
+                Expected::Refused(RefusalCode::Malformed) => unnamed.next(),
+                _ => ack.refused.iter().find(|refused| refused.hash == hash.0),
+            };
+            match (expected, refused.map(|refused| refused.code)) {
+                (Expected::Taken, None) => {
+                    self.report.count("strangers' changes taken", 1);
+                    self.taken.insert(hash);
+                }
+                (Expected::Refused(code), Some(said)) if said == code as u16 => {
+                    self.report.count("strangers' changes refused", 1);
+                }
+                (expected, said) => {
+                    self.wrong(format!("a stranger's {hash} is {expected:?}, and the relay says {said:?}"));
+                }
+            }
+        }
     }
 
     fn say(&mut self, conn: ConnId, message: impl Into<Message>) {
@@ -184,7 +289,9 @@ impl Cluster {
         let (conn, device) = self.stranger(dice);
         self.say(conn, self.hello());
         let expires = START_MS + self.time_ms + 3_600_000;
-        let token = Some(format!("{}:{expires}", role.name()));
+        // Some share an account, some have one each.
+        let user = if dice.once_in(2) { "mallory".to_owned() } else { format!("stranger {}", conn.0) };
+        let token = Some(token(role, &user, expires));
         self.say(conn, sign_in(CHANNEL, token));
         (conn, device)
     }
@@ -230,13 +337,13 @@ impl Cluster {
                 0 => self.say(conn, self.hello()),
                 1 => self.say(conn, lies.clone()),
                 2 => self.say(conn, Ack { channel: CHANNEL, unit_id: 1, seq: u64::MAX, refused: Vec::new() }),
-                3 => self.say(conn, sign_in(dice.word() as u32, Some("authority:99".into()))),
+                3 => self.say(conn, sign_in(dice.word() as u32, Some("authority:ada:99".into()))),
                 4 => self.say(conn, SignIn { workspace: "w".repeat(100_000), ..sign_in(CHANNEL, None) }),
-                5 => self.say(conn, Refresh { channel: CHANNEL, token: "writer:0".into() }),
+                5 => self.say(conn, Refresh { channel: CHANNEL, token: "writer:ada:0".into() }),
                 7 => {
                     // Two workspaces on one channel, a channel more than there may be.
                     let expires = START_MS + self.time_ms + 3_600_000;
-                    let token = Some(format!("reader:{expires}"));
+                    let token = Some(token(GrantRole::Reader, "mallory", expires));
                     self.say(conn, sign_in(CHANNEL, token.clone()));
                     if dice.once_in(2) {
                         self.say(conn, SignIn { workspace: "other".into(), ..sign_in(CHANNEL, token) });
@@ -266,7 +373,7 @@ impl Cluster {
     /// One change of each forgery, each in an entity of its own, and an honest one.
     fn forge(&mut self, dice: &mut Dice) {
         let (conn, device) = self.insider(GrantRole::Writer, dice);
-        let mut entities = Vec::new();
+        let (mut entities, mut expected) = (Vec::new(), Vec::new());
         for forgery in Forgery::ALL {
             let favourite = self.types[0].clone();
             let key = match forgery {
@@ -280,17 +387,21 @@ impl Cluster {
                 let (hash, bytes) = self.honest(device, &key);
                 forged.after = Some((hash, 1));
                 made.push(bytes);
+                expected.push((hash, Expected::Taken));
             }
-            made.push(self.change(&forged, dice).1);
+            let (hash, bytes) = self.change(&forged, dice);
+            made.push(bytes);
+            expected.push((hash, forgery.expected()));
             entities.push(part(&key, made));
             self.report.fault(forgery.class());
         }
         // The honest rest of the unit.
         let key = self.own_key(dice);
-        let bytes = self.honest(device, &key).1;
+        let (hash, bytes) = self.honest(device, &key);
+        expected.push((hash, Expected::Taken));
         entities.push(part(&key, vec![bytes]));
         dice.shuffle(&mut entities);
-        self.say(conn, changes(1, entities));
+        self.offer(conn, 1, entities, expected);
     }
 
     /// A change within a stranger's rights.
@@ -305,8 +416,9 @@ impl Cluster {
         self.report.fault("hostile: reader pretends");
         let (conn, device) = self.insider(GrantRole::Reader, dice);
         let key = self.own_key(dice);
-        let bytes = self.change(&Forged::new(device, &key, Forgery::Nothing), dice).1;
-        self.say(conn, changes(1, vec![part(&key, vec![bytes])]));
+        let (hash, bytes) = self.change(&Forged::new(device, &key, Forgery::Nothing), dice);
+        let expected = vec![(hash, Expected::Refused(RefusalCode::Forbidden))];
+        self.offer(conn, 1, vec![part(&key, vec![bytes])], expected);
     }
 
     /// Takes a deletion back that it has seen, and leaves it where it stands.
@@ -314,15 +426,16 @@ impl Cluster {
         self.report.fault("hostile: revives beside a deletion");
         let (conn, device) = self.insider(GrantRole::Writer, dice);
         let key = self.own_key(dice);
-        let (mut after, mut made) = (None, Vec::new());
+        let (mut after, mut made, mut expected) = (None, Vec::new(), Vec::new());
         for deletes in [None, Some(true), Some(false)] {
             let forged = Forged { after, deletes, ..Forged::new(device, &key, Forgery::Nothing) };
             let (hash, bytes) = self.change(&forged, dice);
             self.strangers.insert(hash, key.clone());
             after = Some((hash, made.len() as u64 + 1));
             made.push(bytes);
+            expected.push((hash, Expected::Taken));
         }
-        self.say(conn, changes(1, vec![part(&key, made)]));
+        self.offer(conn, 1, vec![part(&key, made)], expected);
     }
 
     /// Writes nothing where the first value stands.
@@ -334,7 +447,20 @@ impl Cluster {
         let forged = Forged { puts: nothing, ..Forged::new(device, &key, Forgery::Nothing) };
         let (hash, bytes) = self.change(&forged, dice);
         self.strangers.insert(hash, key.clone());
-        self.say(conn, changes(1, vec![part(&key, vec![bytes])]));
+        self.offer(conn, 1, vec![part(&key, vec![bytes])], vec![(hash, Expected::Taken)]);
+    }
+
+    /// Two devices write one field, and date it alike to the last digit.
+    fn write_at_once(&mut self, dice: &mut Dice) {
+        self.report.fault("hostile: dated alike");
+        let key = self.own_key(dice);
+        for theme in ["dark", "light"] {
+            let (conn, device) = self.insider(GrantRole::Writer, dice);
+            let forged = Forged { theme: theme.into(), ..Forged::new(device, &key, Forgery::Nothing) };
+            let (hash, bytes) = self.change(&forged, dice);
+            self.strangers.insert(hash, key.clone());
+            self.offer(conn, 1, vec![part(&key, vec![bytes])], vec![(hash, Expected::Taken)]);
+        }
     }
 
     /// A thousand devices write one field, and none has seen another's value.
@@ -347,8 +473,7 @@ impl Cluster {
             forged.theme = format!("theme {number}");
             let (hash, bytes) = self.change(&forged, dice);
             self.strangers.insert(hash, key.clone());
-            self.say(conn, changes(1, vec![part(&key, vec![bytes])]));
-            self.at(self.time_ms + 5_000, Event::Notice { conn, relay: true });
+            self.offer(conn, 1, vec![part(&key, vec![bytes])], vec![(hash, Expected::Taken)]);
         }
     }
 
@@ -401,29 +526,80 @@ impl Cluster {
     fn huge_message(&mut self, dice: &mut Dice) {
         self.report.fault("hostile: huge message");
         let (conn, _) = self.insider(GrantRole::Writer, dice);
+        self.senseless(conn);
         self.send(conn, true, vec![dice.word() as u8; 10 * 1024 * 1024]);
     }
 
-    /// Few bytes that say that they are many: kind 5, compressed.
+    /// Few bytes that are many, and say so or don't: kind 6, compressed.
     fn bomb(&mut self, dice: &mut Dice) {
         self.report.fault("hostile: decompression bomb");
         let (conn, _) = self.insider(GrantRole::Writer, dice);
-        let announced = *dice.pick(&[0x7fff_ffffu32, 0x00ff_ffff, 1 << 23, u32::MAX]);
-        let mut bomb = vec![5, 3];
-        bomb.extend([0x28, 0xb5, 0x2f, 0xfd, 0xa0]);
+        self.senseless(conn);
+        let announced = *dice.pick(&[0, 1 << 10, MESSAGE_BYTES_MAX as u32, BOMB_BYTES as u32, u32::MAX]);
+        let mut bomb = vec![6, 3];
         bomb.extend(announced.to_le_bytes());
-        bomb.extend((0..200).flat_map(|_| [0x02, 0x00, 0x10, 0x00]));
+        bomb.extend_from_slice(&PACKED_BOMB);
         self.send(conn, true, bomb);
     }
 
-    /// More entities than a unit may have.
+    /// More than a unit may have: entities, changes, or bytes.
     fn overfill(&mut self, dice: &mut Dice) {
         self.report.fault("hostile: too much in a unit");
         let (conn, device) = self.insider(GrantRole::Writer, dice);
+        self.senseless(conn);
         let key = self.own_key(dice);
-        let bytes = self.change(&Forged::new(device, &key, Forgery::SeqGap), dice).1;
-        let many = (0..2_000).map(|_| part(&key, vec![bytes.clone()])).collect();
+        let (parts, changes_of_each, change) = match dice.roll(6) {
+            0 => (1, UNIT_BYTES_MAX / 65_536 + 1, vec![dice.word() as u8; 65_536]),
+            1 => (1, CHANGES_TOO_MANY, vec![dice.word() as u8; 8]),
+            _ => (UNIT_ENTITIES_MAX + 1, 0, Vec::new()),
+        };
+        let mut many: Vec<EntityChanges> =
+            (0..parts).map(|_| part(&key, vec![change.clone(); changes_of_each])).collect();
+        // What is honest in it is not taken either.
+        many.push(part(&key, vec![self.change(&Forged::new(device, &key, Forgery::Nothing), dice).1]));
         self.say(conn, changes(1, many));
+    }
+
+    /// Someone who has signed in is wrong about all that devices and relays tell each other of where they are.
+    fn lie(&mut self, dice: &mut Dice) {
+        self.report.fault("hostile: lies about where it is");
+        let (conn, device) = self.stranger(dice);
+        self.say(conn, self.hello());
+        let expires = START_MS + self.time_ms + 3_600_000;
+        let token = Some(token(GrantRole::Writer, "mallory", expires));
+        let high = *dice.pick(&[1, u64::from(u32::MAX), u64::MAX]);
+        self.say(conn, SignIn { incarnation: high as u32, sent: high, ..sign_in(CHANNEL, token) });
+        let epoch = match &self.relay {
+            Some(relay) if dice.once_in(2) => relay.epoch(),
+            _ => [dice.word() as u8; 16],
+        };
+        for _ in 0..1 + dice.roll(4) {
+            let somewhere = dice.word() % 1_000;
+            let cursor = *dice.pick(&[0, 1, somewhere, u64::MAX]);
+            let digest = [dice.word() as u8; 32];
+            self.say(conn, Open { channel: CHANNEL, epoch, cursor, digest, full: dice.once_in(2) });
+        }
+        // What it writes within its rights is taken all the same.
+        let key = self.own_key(dice);
+        let (hash, bytes) = self.honest(device, &key);
+        if let Some(link) = self.links.get_mut(&conn) {
+            link.expected.insert(7, vec![(hash, Expected::Taken)]);
+        }
+        self.say(conn, Changes { sent: u64::MAX, ..changes(7, vec![part(&key, vec![bytes])]) });
+    }
+
+    /// Containers that no type has, or of another kind, beside an honest change.
+    fn name_containers(&mut self, dice: &mut Dice) {
+        self.report.fault("hostile: names containers");
+        let (conn, device) = self.insider(GrantRole::Writer, dice);
+        let key = self.own_key(dice);
+        let (hash, bytes) = self.honest(device, &key);
+        let mut named = part(&key, vec![bytes]);
+        for _ in 0..1 + dice.roll(20) {
+            let field = *dice.pick(&["theme", "nothing", "", "\u{0}", TOMBSTONE]);
+            named.genesis.push((field.to_owned(), dice.word() as u8));
+        }
+        self.offer(conn, 1, vec![named], vec![(hash, Expected::Taken)]);
     }
 
     /// A message within a stranger's rights, in bytes.
@@ -446,6 +622,7 @@ impl Cluster {
         let mut at = dice.roll(CUT_EVERY);
         loop {
             let (conn, device) = self.insider(GrantRole::Writer, dice);
+            self.senseless(conn);
             let mut message = self.message(device, dice);
             if at >= message.len() {
                 return;
@@ -496,6 +673,7 @@ impl Cluster {
         let elsewhere = EntityKey::new("preferences", "elsewhere").expect("a name");
         let place = if forgery == Forgery::AnotherEntity { &elsewhere } else { key };
         let actor = match forgery {
+            Forgery::Genesis => Genesis::new(key.type_name(), "theme", GenesisKind::Text).actor,
             Forgery::Actor => ActorId::from([7; 16]),
             _ => author.actor(&Self::workspace(), place),
         };
@@ -504,7 +682,6 @@ impl Cluster {
             Forgery::NegativeTime => *dice.pick(&[-1, -5, i64::MIN]),
             Forgery::FutureTime if dice.once_in(2) => i64::MAX,
             Forgery::FutureTime => Hlc::from_wall(WallMs(wall + 3_600_000)).to_change_time(),
-            Forgery::Genesis => 0,
             // Later than the one before it.
             _ => Hlc::from_wall(WallMs(wall + after.map_or(0, |(_, number)| number))).to_change_time(),
         };
@@ -547,14 +724,14 @@ impl Cluster {
             actor_id: actor,
             hash: None,
             seq: match forgery {
-                Forgery::SeqGap => *dice.pick(&[3, 4, u64::MAX]),
+                Forgery::SeqGap => *dice.pick(&[3, 4, 1 << 30]),
                 _ => after.map_or(1, |(_, number)| number + 1),
             },
             start_op: NonZeroU64::new(start_op).expect("not zero"),
             time,
-            message: (forgery != Forgery::Genesis).then(|| {
-                Note { role, tx: *tx, revives: *deletes == Some(false), ..Note::default() }.to_message()
-            }),
+            message: Some(
+                Note { role, tx: *tx, revives: *deletes == Some(false), ..Note::default() }.to_message(),
+            ),
             deps: match forgery {
                 Forgery::MissingDependency => vec![ChangeHash([3; 32])],
                 Forgery::NoPredecessor => Vec::new(),
@@ -569,6 +746,10 @@ impl Cluster {
         });
         (raw.hash(), raw.raw_bytes().to_vec())
     }
+}
+
+pub(crate) fn token(role: GrantRole, user: &str, expires: u64) -> String {
+    format!("{}:{user}:{expires}", role.name())
 }
 
 fn sign_in(channel: u32, token: Option<String>) -> SignIn {

@@ -75,6 +75,9 @@ pub(crate) struct Made {
     pub(crate) again: bool,
 }
 
+/// An entity, an actor and the number of a change of theirs.
+type Place = (EntityKey, Vec<u8>, u64);
+
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
@@ -88,6 +91,8 @@ pub(crate) struct Ledger {
     pub(crate) restored: BTreeSet<usize>,
     /// Changes that left a device.
     pub(crate) sent: BTreeMap<ChangeHash, (EntityKey, Change)>,
+    /// Changes of devices that the relay has answered for good.
+    answered: BTreeMap<Place, ChangeHash>,
     /// What is against the rules, as it was seen.
     pub(crate) wrong: Vec<String>,
 }
@@ -130,6 +135,16 @@ impl Ledger {
                     commit.0
                 )),
             }
+        }
+    }
+
+    /// The relay has a change for good, admitted or refused. No actor says two things under one number.
+    pub(crate) fn answered(&mut self, key: &EntityKey, change: &Change) {
+        let place = (key.clone(), change.actor().to_bytes().to_vec(), change.seq());
+        let first = *self.answered.entry(place).or_insert(change.hash());
+        if first != change.hash() {
+            let (seq, hash) = (change.seq(), change.hash());
+            self.wrong.push(format!("number {seq} of an actor of {key} was sent as {first} and as {hash}"));
         }
     }
 

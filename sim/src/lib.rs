@@ -30,5 +30,5 @@ mod salvage;
 
 pub use minimise::minimise;
 pub use plan::{Act, Fault, Options, Plan, Step};
-pub use report::Report;
+pub use report::{Report, classes};
 pub use run::{Outcome, keep_panics, run};

@@ -17,7 +17,7 @@ use anabranch_core::clock::Hlc;
 use anabranch_core::entity::{ConflictKind, Row, WHOLE_ENTITY};
 use anabranch_core::id::DeviceId;
 use anabranch_core::intent::Intent;
-use anabranch_core::schema::{EntityType, FieldKind, Policy, Tie, canonical_json};
+use anabranch_core::schema::{Bound, EntityType, Field, FieldKind, Policy, Tie, canonical_json};
 use serde_json::{Map, Value as Json};
 
 /// An edit's place in the log.
@@ -273,6 +273,11 @@ impl Log {
             let field = field.and_then(|name| self.ty.fields.get(name.split('.').next()?));
             let reference = self.ty.is_server_only() || field.is_some_and(|f| f.policy == Policy::ServerOnly);
             if reference && role != Role::Authority {
+                return Err(No::Validation);
+            }
+            if let (Deed::Plain(intent), Some(field)) = (deed, field)
+                && !fits(field, intent)
+            {
                 return Err(No::Validation);
             }
             match deed {
@@ -791,4 +796,26 @@ fn rank(value: &Json) -> (i128, String) {
         Json::String(text) => (0, text.clone()),
         other => (0, canonical_json(other)),
     }
+}
+
+/// Whether a value keeps the rules of its field: one of those allowed, within its bounds.
+fn fits(field: &Field, intent: &Intent) -> bool {
+    let value = match intent {
+        Intent::Set { value, .. } | Intent::Put { value, .. } | Intent::Resolve { value, .. } => value,
+        Intent::Add { element, .. } => element,
+        _ => return true,
+    };
+    if value.is_null() || value.is_array() || value.is_object() {
+        return true;
+    }
+    let number = |bound: Bound| match bound {
+        Bound::Int(int) => int as f64,
+        Bound::Float(float) => float,
+    };
+    let allowed = field.one_of.is_empty() || field.one_of.contains(value);
+    allowed
+        && value.as_f64().is_none_or(|value| {
+            field.min.is_none_or(|min| value >= number(min))
+                && field.max.is_none_or(|max| value <= number(max))
+        })
 }

@@ -6,11 +6,13 @@
 //! over the next link, and another order comes from an old link whose messages arrive when
 //! the next one already stands.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use anabranch_core::session::ClientSession;
+use automerge::ChangeHash;
 
 use crate::dice::Dice;
+use crate::hostile::Expected;
 
 /// Messages that the network takes before the relay's host must wait.
 const WINDOW: usize = 8;
@@ -74,6 +76,10 @@ pub(crate) struct Link {
     pub(crate) ended: [bool; 2],
     /// Which of its device's links it is.
     pub(crate) number: u64,
+    /// What a stranger must be told of the changes in its units.
+    pub(crate) expected: BTreeMap<u64, Vec<(ChangeHash, Expected)>>,
+    /// A stranger says nothing on it that may be answered like a unit.
+    pub(crate) senseless: bool,
 }
 
 impl Link {
@@ -91,6 +97,8 @@ impl Link {
             late_ms: 0,
             ended: [false; 2],
             number,
+            expected: BTreeMap::new(),
+            senseless: false,
         }
     }
 

@@ -73,6 +73,7 @@ impl Cluster {
         if !self.rest() {
             return false;
         }
+        self.check_links();
         // What only a newer schema knows waits until the relay has that.
         if self.devices.iter().any(|device| device.upgraded) {
             self.upgrade(0);
@@ -116,6 +117,27 @@ impl Cluster {
             }
         }
         true
+    }
+
+    /// Whoever is connected has been told everything, with no need to connect anew.
+    fn check_links(&mut self) {
+        let Some((_, digest)) =
+            self.relay.as_ref().and_then(|relay| relay.digest(&Self::workspace()).ok().flatten())
+        else {
+            return;
+        };
+        for device in 0..self.devices.len() {
+            let this = &self.devices[device];
+            let (Some(replica), Some(conn)) = (&this.replica, this.link) else { continue };
+            let stands = self.links.get(&conn).is_some_and(|link| !link.broken);
+            if !stands || *replica.channel_state() != ChannelState::Live {
+                continue;
+            }
+            if replica.status().digest != digest {
+                self.wrong(format!("device {device} is connected, and was not told all"));
+            }
+            self.report.count("devices that rest with nothing to hear", 1);
+        }
     }
 
     /// Both ends of a link let go of it, at once.
@@ -185,6 +207,15 @@ impl Cluster {
             entities.values().flat_map(|entity| &entity.changes).map(Change::hash).collect();
         let salvages = self.check_salvage(&admitted);
         self.check_promises(&admitted, &salvages);
+        if !self.may_differ {
+            self.check_taken(&admitted);
+            if let Some(device) = salvages.iter().position(|salvage| !salvage.is_empty()) {
+                self.wrong(format!(
+                    "device {device} holds what the relay does not have: {:?}",
+                    salvages[device]
+                ));
+            }
+        }
         let mut digest = Digest::default();
         for (key, admitted) in &entities {
             if let Some(heads) = self.check_entity(key, admitted, &salvages) {
@@ -309,6 +340,14 @@ impl Cluster {
         }
         if !promise.changes.iter().any(|(hash, _)| *hash == change.hash()) {
             self.ledger.wrong.push(format!("a change of {key} left its device before it was durable there"));
+        }
+    }
+
+    /// What the relay said that it took of strangers is in the feed.
+    fn check_taken(&mut self, admitted: &BTreeSet<ChangeHash>) {
+        let lost: Vec<ChangeHash> = self.taken.difference(admitted).copied().collect();
+        if !lost.is_empty() {
+            self.wrong(format!("strangers were told that {lost:?} are taken, and the feed has none of them"));
         }
     }
 
@@ -444,7 +483,10 @@ impl Cluster {
             .promises
             .iter()
             .filter(|promise| {
-                !promise.meant.checked || self.devices[promise.device].upgraded || lost.contains(&promise.key)
+                let is_new = |intent: &Intent| intent.field().is_some_and(|name| name.starts_with("added_"));
+                !promise.meant.checked
+                    || promise.meant.intents.iter().any(is_new)
+                    || lost.contains(&promise.key)
             })
             .map(|promise| (promise.device, promise.key.clone()))
             .collect();

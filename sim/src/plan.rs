@@ -214,10 +214,10 @@ impl Plan {
     /// The plan that follows from a seed.
     pub fn new(seed: u64, options: &Options) -> Self {
         let mut dice = Dice::of(seed, 1);
-        let drawn = match dice.roll(120) {
-            0 => 50,
-            1..=9 => 12 + dice.roll(12),
-            10..=39 => 6 + dice.roll(5),
+        let drawn = match dice.roll(240) {
+            0 => 50 + dice.roll(151),
+            1..=19 => 12 + dice.roll(12),
+            20..=79 => 6 + dice.roll(5),
             _ => 2 + dice.roll(4),
         };
         let devices = options.devices.unwrap_or(drawn).clamp(2, DEVICES_MAX);

@@ -1,7 +1,42 @@
 //! Figures of runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+
+use crate::hostile::FORGERIES;
+use crate::plan::Fault;
+
+/// What goes wrong beside what a plan says, or in its course.
+const CLASSES: [&str; 22] = [
+    "duplicate unit",
+    "flushed untold",
+    "hostile: another's change",
+    "hostile: cut frame",
+    "hostile: damaged frame",
+    "hostile: dated alike",
+    "hostile: decompression bomb",
+    "hostile: flood of connections",
+    "hostile: huge message",
+    "hostile: lies about where it is",
+    "hostile: names containers",
+    "hostile: never reads",
+    "hostile: one of a thousand writers",
+    "hostile: out of turn",
+    "hostile: reader pretends",
+    "hostile: refused brought back",
+    "hostile: revives beside a deletion",
+    "hostile: too much in a unit",
+    "hostile: writes nothing",
+    "lost message",
+    "lost unflushed",
+    "reordered message",
+];
+
+/// All classes of faults. That a token expired is part of its class of plans.
+pub fn classes() -> BTreeSet<&'static str> {
+    let planned = Fault::ALL.into_iter().filter(|fault| *fault != Fault::Hostile).map(Fault::name);
+    planned.chain(FORGERIES).chain(CLASSES).collect()
+}
 
 /// What happened, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -17,7 +17,11 @@ fn every_known_fault_is_seen() {
         let seen = (0..SEEDS_MAX).find(|seed| !run(*seed, &Options::default()).wrong.is_empty());
         mutation::set(None);
         match seen {
-            Some(seed) => println!("{mutation:?}: seen after {} seeds", seed + 1),
+            Some(seed) => {
+                let without = run(seed, &Options::default()).wrong;
+                assert!(without.is_empty(), "seed {seed} fails without {mutation:?} too: {without:#?}");
+                println!("{mutation:?}: seen after {} seeds", seed + 1);
+            }
             None => missed.push(mutation),
         }
     }

@@ -1,6 +1,6 @@
 //! A few short runs in every test run; `cargo xtask sim` runs as many as one likes.
 
-use anabranch_sim::{Fault, Options, run};
+use anabranch_sim::{Fault, Options, classes, run};
 
 fn short() -> Options {
     Options { devices: Some(4), steps: Some(150), ..Options::default() }
@@ -49,7 +49,13 @@ fn every_class_of_faults_is_injected() {
         for seed in 100..104 {
             let outcome = run(seed, &options);
             assert!(outcome.wrong.is_empty(), "{} in seed {seed}: {:#?}", fault.name(), outcome.wrong);
-            *faults.entry(fault).or_insert(0) += outcome.report.all_faults();
+            let known = classes();
+            let strange = outcome.report.faults.keys().find(|class| !known.contains(*class));
+            assert_eq!(strange, None, "a class that `classes` leaves out");
+            *faults.entry(fault).or_insert(0) += match fault {
+                Fault::Hostile => outcome.report.all_faults(),
+                _ => outcome.report.faults.get(fault.name()).copied().unwrap_or_default(),
+            };
         }
     }
     assert!(faults.values().all(|times| *times > 0), "{faults:?}");
