@@ -1,7 +1,9 @@
-//! `cargo xtask fuzz --minutes M`: all fuzz targets, one after the other.
+//! `cargo xtask fuzz --minutes M`: all fuzz targets, some side by side.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 
 /// Longest input that libFuzzer makes.
 const INPUT_BYTES_MAX: u32 = 8192;
@@ -9,24 +11,37 @@ const INPUT_BYTES_MAX: u32 = 8192;
 const INPUT_SECONDS_MAX: u32 = 30;
 const MEMORY_MIB_MAX: u32 = 3000;
 
-/// Runs every target by `engine`; the targets share `minutes` evenly. Where none is asked for, it is libFuzzer if
+/// Runs every target by `engine`, `jobs` at a time; the targets share `minutes` evenly. Where none is asked for, it is libFuzzer if
 /// cargo-fuzz and a C++ compiler are there; if not, it says what is missing and takes the built-in
 /// mutation loop.
 ///
 /// # Errors
 /// Which targets found something, and where the inputs are; or what could not be started.
-pub(crate) fn run(minutes: u64, engine: Option<Engine>) -> Result<(), String> {
+pub(crate) fn run(minutes: u64, jobs: usize, engine: Option<Engine>) -> Result<(), String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let targets = targets(&root)?;
-    let seconds = (minutes * 60 / targets.len() as u64).max(1);
+    let seconds = (minutes * 60 * jobs as u64 / targets.len() as u64).max(1);
     let engine = engine.unwrap_or_else(|| best(&root));
-    let mut found = Vec::new();
+    let logs = root.join("target/fuzz");
     for target in &targets {
-        println!("{target}: {seconds} s");
-        if !engine.command(&root, target, seconds).status().map_err(|error| error.to_string())?.success() {
-            found.push(target.as_str());
-        }
+        let kept = logs.join("corpus").join(target);
+        std::fs::create_dir_all(&kept).map_err(|error| format!("{}: {error}", kept.display()))?;
     }
+    let (open, found) = (Mutex::new(targets.iter()), Mutex::new(Vec::new()));
+    let next = || open.lock().ok()?.next();
+    let work = || {
+        while let Some(target) = next() {
+            let log = logs.join(format!("{target}.log"));
+            println!("{target}: {seconds} s, told in {}", log.display());
+            if let Err(wrong) = one(engine.command(&root, target, seconds), &log)
+                && let Ok(mut found) = found.lock()
+            {
+                found.push(format!("{target} ({wrong})"));
+            }
+        }
+    };
+    std::thread::scope(|scope| (0..jobs).for_each(|_| drop(scope.spawn(work))));
+    let found = found.into_inner().unwrap_or_default();
     if found.is_empty() {
         println!("{} targets, {seconds} s each, nothing found", targets.len());
         return Ok(());
@@ -36,6 +51,17 @@ pub(crate) fn run(minutes: u64, engine: Option<Engine>) -> Result<(), String> {
          that says what it is, where every test run goes through it",
         found.join(", ")
     ))
+}
+
+/// Runs one target; what it tells goes into a file.
+fn one(mut command: Command, log: &Path) -> Result<(), String> {
+    let told = File::create(log).and_then(|file| Ok((file.try_clone()?, file)));
+    let (out, err) = told.map_err(|error| format!("{}: {error}", log.display()))?;
+    let status = command.stdin(Stdio::null()).stdout(out).stderr(err).status();
+    match status.map_err(|error| error.to_string())? {
+        status if status.success() => Ok(()),
+        status => Err(format!("{status}, see {}", log.display())),
+    }
 }
 
 /// What makes the inputs.
@@ -62,7 +88,12 @@ impl Engine {
         match self {
             Engine::LibFuzzer => {
                 let mut command = cargo_fuzz(root);
-                command.args(["run", "--sanitizer", "none", target, "--"]).args([
+                command.args(["run", "--sanitizer", "none", target]);
+                // What it finds worth keeping goes into the first folder, so that the corpus stays as it is made.
+                let corpora = ["target/fuzz/corpus", "fuzz/corpus", "fuzz/found"];
+                let corpora = corpora.map(|folder| root.join(folder).join(target));
+                command.args(corpora.iter().filter(|corpus| corpus.is_dir()));
+                command.arg("--").args([
                     format!("-max_total_time={seconds}"),
                     format!("-timeout={INPUT_SECONDS_MAX}"),
                     format!("-rss_limit_mb={MEMORY_MIB_MAX}"),
