@@ -10,6 +10,7 @@
 
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -102,16 +103,9 @@ impl DeviceDir {
     /// Sets lines of the configuration, or takes them out; the others stay as they are.
     pub(crate) fn set(&self, lines: &[(&str, Option<toml_edit::Value>)]) -> Result<(), Failure> {
         let path = self.config_path();
-        let mut document: toml_edit::DocumentMut = read_text(&path)?
-            .parse()
-            .map_err(|error| Failure::usage("bad_config", format!("{}: {error}", path.display())))?;
-        for (key, value) in lines {
-            match value {
-                Some(value) => document[key] = toml_edit::value(value.clone()),
-                None => drop(document.remove(key)),
-            }
-        }
-        write_private(&path, &document.to_string())
+        let text = with_lines(&read_text(&path)?, lines)
+            .map_err(|what| Failure::usage("bad_config", format!("{}: {what}", path.display())))?;
+        write_private(&path, &text)
     }
 
     /// Replaces the schema.
@@ -176,8 +170,8 @@ impl DeviceDir {
             }
             _ => Failure::storage("read", &path, &error),
         })?;
-        toml::from_str(&text).map_err(|error| {
-            Failure::usage("bad_config", format!("{}: {}", path.display(), error.message().trim()))
+        parse_config(&text).map_err(|what| {
+            Failure::usage("bad_config", format!("{}: {what}", path.display()))
                 .help("mend the file; `anabranch init` in a fresh directory shows what it looks like")
         })
     }
@@ -264,6 +258,26 @@ pub(crate) struct Device {
 }
 
 /// Parses a schema; every mistake is told with file and line.
+/// Reads a configuration, or says what is wrong with it.
+pub(crate) fn parse_config(text: &str) -> Result<DeviceConfig, String> {
+    toml::from_str(text).map_err(|error| error.message().trim().to_owned())
+}
+
+/// A configuration with lines set or taken out, or what is wrong with it.
+pub(crate) fn with_lines(text: &str, lines: &[(&str, Option<toml_edit::Value>)]) -> Result<String, String> {
+    // The library panics where a dotted key extends a value that is missing.
+    let mut document = catch_unwind(|| text.parse::<toml_edit::DocumentMut>())
+        .map_err(|_| "not TOML: a key extends a value that is missing or no table".to_owned())?
+        .map_err(|error| error.to_string())?;
+    for (key, value) in lines {
+        match value {
+            Some(value) => document[key] = toml_edit::value(value.clone()),
+            None => drop(document.remove(key)),
+        }
+    }
+    Ok(document.to_string())
+}
+
 pub(crate) fn parse_schema(source: &str, path: &Path) -> Result<Schema, Failure> {
     Schema::parse(source, &path.display().to_string()).map_err(|errors| {
         Failure::validation("bad_schema", errors.to_string()).help("mend the lines named in the message")
@@ -310,4 +324,25 @@ fn write_private(path: &Path, text: &str) -> Result<(), Failure> {
         let _ = std::fs::remove_file(&temporary);
         Failure::storage("write", path, &error)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_set_and_taken_out_and_others_stay() {
+        let text = "device = \"phone\" # mine\nworkspace = \"home\"\ntoken = \"a\"\n";
+        let edited = with_lines(text, &[("relay", Some("quic://x:1".into())), ("token", None)]).unwrap();
+        assert_eq!(edited, "device = \"phone\" # mine\nworkspace = \"home\"\nrelay = \"quic://x:1\"\n");
+    }
+
+    /// Found by fuzzing: the library panics here, which is no more than a mistake in a file.
+    #[test]
+    fn a_dotted_key_that_extends_a_missing_value_is_an_error() {
+        let text = "d == .\nd .= .\n";
+        let error = with_lines(text, &[("token", None)]).unwrap_err();
+        assert!(error.contains("not TOML"), "{error}");
+        assert!(parse_config(text).is_err());
+    }
 }

@@ -82,6 +82,22 @@ pub fn read_values(ty: &anabranch::schema::EntityType, text: &str) -> Vec<anabra
     edits
 }
 
+/// Reads a text as a device's configuration and writes what was understood, for tests of hostile
+/// input; then as one that gets a line more and loses one.
+#[doc(hidden)]
+pub fn reread_config(text: &str) -> (Option<String>, Option<String>) {
+    let config = config::parse_config(text).ok();
+    let lines = [("relay", Some("quic://x:1".into())), ("token", None)];
+    (config.and_then(|config| toml::to_string(&config).ok()), config::with_lines(text, &lines).ok())
+}
+
+/// Reads a line as what another process asks the owner of a directory, and as a piece of its
+/// answer, and writes what was understood, for tests of hostile input.
+#[doc(hidden)]
+pub fn reread_line(line: &str) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
+    (owner::reread_request(line.as_bytes()), owner::reread_frame(line))
+}
+
 /// What clap found wrong, in the form of all other errors; its help as it is.
 fn wrong_arguments(error: &clap::Error) -> ExitCode {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {

@@ -75,6 +75,29 @@ impl Request {
     }
 }
 
+fn parse_request(line: &[u8]) -> Result<Request, Failure> {
+    let request: Request = serde_json::from_slice(line).map_err(|error| {
+        Failure::usage("other_version", format!("the command was not understood: {error}"))
+    })?;
+    if request.version != VERSION {
+        let message = format!("the owner of the directory speaks version {VERSION}, not {}", request.version);
+        return Err(Failure::usage("other_version", message).help("restart the process that owns it"));
+    }
+    Ok(request)
+}
+
+/// Reads a line as a request and writes what was understood, for tests of hostile input.
+pub(crate) fn reread_request(line: &[u8]) -> Option<Vec<u8>> {
+    let request = parse_request(line).ok()?;
+    let _ = patience(&request.command);
+    serde_json::to_vec(&request).ok()
+}
+
+/// Reads a line as a frame and writes what was understood, for tests of hostile input.
+pub(crate) fn reread_frame(line: &str) -> Option<Vec<u8>> {
+    serde_json::to_vec(&serde_json::from_str::<Frame>(line).ok()?).ok()
+}
+
 /// A path short enough for a socket's address. The file keeps a detour open while it is used.
 struct SocketPath {
     path: PathBuf,
@@ -392,14 +415,8 @@ async fn carry_out(
     frames: mpsc::Sender<Frame>,
     closed: &mut watch::Receiver<bool>,
 ) -> Result<Carried, Failure> {
-    let request: Request = serde_json::from_slice(&line).map_err(|error| {
-        Failure::usage("other_version", format!("the command was not understood: {error}"))
-    })?;
+    let request = parse_request(&line)?;
     drop(line);
-    if request.version != VERSION {
-        let message = format!("the owner of the directory speaks version {VERSION}, not {}", request.version);
-        return Err(Failure::usage("other_version", message).help("restart the process that owns it"));
-    }
     let mut output = Output::socket(request.json, frames);
     let device = match (owner, &request.command) {
         (Owner::Device(device), _) => device,

@@ -301,7 +301,27 @@ impl RelayOptions {
             Some(path) => read_file(path)?,
             None => File::default(),
         };
-        let sources = Sources { env: &env, file: path.as_deref() };
+        self.join(&env, path.as_deref(), file)
+    }
+
+    /// Like [`resolve`](Self::resolve) in no environment, with a text in place of the configuration
+    /// file, for tests of hostile input.
+    ///
+    /// # Errors
+    /// As there.
+    #[doc(hidden)]
+    pub fn resolve_text(&self, text: &str) -> Result<RelaySettings, ConfigError> {
+        let path = Path::new("relay.toml");
+        self.join(&BTreeMap::new(), Some(path), parse_file(path, text)?)
+    }
+
+    fn join(
+        &self,
+        env: &BTreeMap<String, String>,
+        path: Option<&Path>,
+        file: File,
+    ) -> Result<RelaySettings, ConfigError> {
+        let sources = Sources { env, file: path };
         let text = |text: &str| Some(text.to_owned());
         let number = |text: &str| text.parse().ok();
 
@@ -518,7 +538,11 @@ fn read_file(path: &Path) -> Result<File, ConfigError> {
         return Err(unreadable(format!("its {bytes} bytes are more than a configuration has")));
     }
     let text = fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
-    toml::from_str(&text).map_err(|error| {
+    parse_file(path, &text)
+}
+
+fn parse_file(path: &Path, text: &str) -> Result<File, ConfigError> {
+    toml::from_str(text).map_err(|error| {
         let before = text.get(..error.span().map_or(0, |span| span.start)).unwrap_or_default();
         ConfigError::BadFile {
             path: path.to_owned(),

@@ -255,15 +255,29 @@ fn stem(path: &Path) -> Option<&str> {
 }
 
 fn read_keys(path: &Path) -> Result<Vec<(String, DecodingKey)>, KeyError> {
-    let unusable = |what: String| KeyError::Unusable { path: path.to_owned(), what };
     let text = read_bounded(path, ISSUER_FILE_BYTES_MAX).map_err(io_error("read", path))?;
+    parse_keys(path, &text)
+}
+
+/// Reads a text as an issuer's file of that name and gives the ids of its keys, for tests of hostile
+/// input.
+///
+/// # Errors
+/// [`KeyError::Unusable`].
+#[doc(hidden)]
+pub fn read_issuer_keys(path: &Path, text: &str) -> Result<Vec<String>, KeyError> {
+    Ok(parse_keys(path, text)?.into_iter().map(|(id, _)| id).collect())
+}
+
+fn parse_keys(path: &Path, text: &str) -> Result<Vec<(String, DecodingKey)>, KeyError> {
+    let unusable = |what: String| KeyError::Unusable { path: path.to_owned(), what };
     if path.extension().is_some_and(|extension| extension == "pem") {
         let key = VerifyingKey::from_public_key_pem(text.trim()).map_err(|_| {
             unusable("not an ed25519 public key in PEM; `openssl pkey -in KEY -pubout` writes one".into())
         })?;
         return Ok(vec![trusted(key.as_bytes(), None)]);
     }
-    let set: JwkSet = serde_json::from_str(&text)
+    let set: JwkSet = serde_json::from_str(text)
         .map_err(|error| unusable(format!("not a JWK set, {{\"keys\": […]}}: {error}")))?;
     if set.keys.len() > KEYS_PER_ISSUER_MAX {
         return Err(unusable(format!("has {} keys, at most {KEYS_PER_ISSUER_MAX} are read", set.keys.len())));

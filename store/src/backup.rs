@@ -15,7 +15,7 @@
 //! anabranch-backup 1
 //! store 2 sled plain
 //! commit 4711
-//! entries 1200 812345
+//! entries 1200
 //! file 812345 <hash> entries
 //! file 119 <hash> files/device.key
 //! end <hash>
@@ -136,7 +136,8 @@ impl Manifest {
         if end != format!("{}\n", blake3::hash(body.as_bytes()).to_hex()) {
             return Err(unreadable());
         }
-        let mut lines = body.lines().map(|line| line.split_once(' ').unwrap_or((line, "")));
+        // A name may end with a carriage return.
+        let mut lines = body.split_terminator('\n').map(|line| line.split_once(' ').unwrap_or((line, "")));
         match lines.next() {
             Some((NAME, version)) => match version.parse::<u32>() {
                 Ok(VERSION) => {}
@@ -158,7 +159,12 @@ impl Manifest {
         for line in lines {
             manifest.take_line(line).ok_or_else(unreadable)?;
         }
-        let whole = manifest.format > 0 && manifest.has(ENTRIES) && manifest.has(KEY) == manifest.encrypted;
+        // Nothing that was written has more bytes than a number holds.
+        let bytes = manifest.parts.iter().try_fold(0, |sum: u64, part| sum.checked_add(part.bytes));
+        let whole = bytes.is_some()
+            && manifest.format > 0
+            && manifest.has(ENTRIES)
+            && manifest.has(KEY) == manifest.encrypted;
         if whole { Ok(manifest) } else { Err(unreadable()) }
     }
 
@@ -200,6 +206,18 @@ impl Manifest {
         let found = self.parts.iter().find(|part| part.name == name);
         found.ok_or_else(|| damaged(format!("it has no file {name}")))
     }
+}
+
+/// Reads a text as a MANIFEST and writes what was understood, for tests of hostile input.
+///
+/// # Errors
+/// [`StoreError::NewerFormat`], [`StoreError::Damaged`].
+#[doc(hidden)]
+pub fn reread_manifest(text: &str) -> Result<String, StoreError> {
+    let manifest = Manifest::parse(text)?;
+    let report = manifest.report();
+    debug_assert_eq!(report.files.len(), manifest.given().count());
+    Ok(manifest.text())
 }
 
 /// The path of a file that was given with a backup, if it is a plain one.
@@ -286,8 +304,8 @@ impl Writer {
 }
 
 /// Reads the entries of a backup and hashes them on the way.
-pub(crate) struct Entries {
-    file: Hashed<BufReader<File>>,
+pub(crate) struct Entries<R = File> {
+    file: Hashed<BufReader<R>>,
     part: Part,
 }
 
@@ -298,7 +316,9 @@ impl Entries {
         let file = Hashed::new(BufReader::with_capacity(1 << 20, file));
         Ok(Entries { file, part })
     }
+}
 
+impl<R: Read> Entries<R> {
     /// The next entry; `None` behind the last one, when all of it had the right hash.
     pub(crate) fn next(&mut self) -> Result<Option<(Bytes, Bytes)>, StoreError> {
         if self.file.inner.fill_buf().map_err(read_error)?.is_empty() {
@@ -327,6 +347,17 @@ impl Entries {
         }
         Ok(())
     }
+}
+
+/// Reads bytes as the entries of a backup whose MANIFEST has their hash, for tests of hostile input.
+///
+/// # Errors
+/// [`StoreError::Damaged`].
+#[doc(hidden)]
+pub fn reread_entries(bytes: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+    let part = Part { name: ENTRIES.to_owned(), bytes: bytes.len() as u64, hash: blake3::hash(bytes) };
+    let mut entries = Entries { file: Hashed::new(BufReader::new(bytes)), part };
+    std::iter::from_fn(|| entries.next().transpose()).collect()
 }
 
 /// Copies a file out of a backup, if it has the right hash.
@@ -463,6 +494,21 @@ mod tests {
             assert!(matches!(Manifest::parse(&changed), Err(StoreError::Damaged { .. })), "{changed}");
             assert!(Manifest::parse(&text[..at]).is_err());
         }
+    }
+
+    #[test]
+    fn a_name_may_end_with_a_carriage_return() {
+        let mut odd = manifest();
+        let part = Part { name: "files/a\r".into(), bytes: 1, hash: blake3::hash(b"a") };
+        odd.parts.push(part);
+        assert_eq!(Manifest::parse(&odd.text()).unwrap(), odd);
+    }
+
+    #[test]
+    fn files_with_more_bytes_than_a_number_holds_are_refused() {
+        let mut many = manifest();
+        many.parts[0].bytes = u64::MAX;
+        assert!(matches!(Manifest::parse(&many.text()), Err(StoreError::Damaged { .. })));
     }
 
     fn sealed(body: &str) -> String {

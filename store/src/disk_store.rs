@@ -63,8 +63,12 @@ use crate::merge::{Source, merge_page, source};
 use crate::options::StoreOptions;
 pub use archive::restore;
 use commits::Commits;
+#[doc(hidden)]
+pub use commits::reread_commits;
 pub use compact::{CompactOptions, CompactReport, CompactStep, Encryption, compact};
 use format::Format;
+#[doc(hidden)]
+pub use format::reread_format;
 use pending::{Pending, Sealed};
 use snapshot::Snapshots;
 use space::Space;

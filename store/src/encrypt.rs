@@ -36,6 +36,8 @@ use crate::keys::{KeyRange, successor};
 use cipher::{Cipher, NONCE_BYTES};
 use hide::Hider;
 pub use key_file::StoreKey;
+#[doc(hidden)]
+pub use key_file::reread_key;
 pub(crate) use key_file::{DataKey, FILE as KEY_FILE, create_data_key, load_data_key, rekey};
 
 /// Version of the form of values and keys; part of what is authenticated.

@@ -31,11 +31,17 @@ pub use anabranch_core::store::{
 };
 pub use backend::BackendKind;
 pub use backup::BackupReport;
+#[doc(hidden)]
+pub use backup::{reread_entries, reread_manifest};
 pub use disk_store::{
     CompactOptions, CompactReport, CompactStep, DiskStore, Encryption, Kept, KeyspaceUsage, Usage, compact,
     open, peek, rekey, restore,
 };
+#[doc(hidden)]
+pub use disk_store::{reread_commits, reread_format};
 pub use encrypt::StoreKey;
+#[doc(hidden)]
+pub use encrypt::reread_key;
 pub use fault::FaultStore;
 pub use memory::MemoryStore;
 pub use options::StoreOptions;

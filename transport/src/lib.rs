@@ -63,4 +63,6 @@ pub use endpoint::{Endpoint, Limits};
 pub use error::{Category, TransportError};
 pub use frame::{FRAME_BYTES_MAX, FRAME_BYTES_MAX_BEFORE_SIGN_IN, FrameDecoder, FrameReceiver, FrameSender};
 pub use key::{DeviceKey, PublicKey};
+#[doc(hidden)]
+pub use tls::read_certificate;
 pub use url::RelayUrl;

@@ -158,6 +158,13 @@ fn certified_key(shown: PublicKey, signer: &DeviceKey) -> Result<Arc<CertifiedKe
     Ok(Arc::new(CertifiedKey::new(vec![spki(shown)], signer)))
 }
 
+/// Reads what a peer presents as its certificate and gives the key with its encoding, for tests of
+/// hostile input.
+#[doc(hidden)]
+pub fn read_certificate(der: &[u8]) -> Option<(PublicKey, Vec<u8>)> {
+    presented_key(der, &[]).ok().map(|key| (key, spki(key).to_vec()))
+}
+
 /// With raw keys the certificate is the key's SubjectPublicKeyInfo and nothing else.
 fn spki(key: PublicKey) -> CertificateDer<'static> {
     let mut der = SPKI_PREFIX.to_vec();

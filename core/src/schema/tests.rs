@@ -432,6 +432,10 @@ fn defaults_are_valid_values() {
         "type = \"json\", default = { a = [1.0, { \"b c\" = \"\\u0001\\\"\\\\\\n\" }], d = {} }",
     );
     assert_eq!(field.default, Some(nested));
+    // Dotted keys nest further than the parser's own bound.
+    let keys = "a.".repeat(78);
+    let deep = format!("{}1{}", format!("{{ {keys}a = ").repeat(78), " }".repeat(78));
+    refuse_field(&format!("type = \"json\", default = {deep}"), &["default", "64 deep"]);
     refuse_field("type = \"int\", default = \"1\"", &["`default`", "integer"]);
     refuse_field("type = \"int\", min = 2, default = 1", &["at least 2"]);
     refuse_field("type = \"string\", one_of = [\"a\"], default = \"b\"", &["allowed are \"a\""]);

@@ -15,6 +15,7 @@ pub mod admission;
 mod change;
 pub mod chunk;
 mod draw;
+mod files;
 mod frame;
 mod link;
 mod model;
@@ -79,6 +80,12 @@ pub const TARGETS: &[Target] = &[
         promise: "invites, addresses, keys and versions are read or refused, and read back as themselves",
         run: tokens::run_invite,
         seeds: tokens::invite_seeds,
+    },
+    Target {
+        name: "files",
+        promise: "configurations, requests, keys and small files are read or refused, and read back as themselves",
+        run: files::run,
+        seeds: files::seeds,
     },
     Target {
         name: "query",

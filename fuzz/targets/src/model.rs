@@ -1,4 +1,8 @@
-//! A device held to a map: what was written and made durable is shown, nothing else is.
+//! A device held to a map: what was written and made durable is shown, nothing else is. It drives
+//! core's [`Replica`] through the calls that the engine makes, without the engine's threads.
+//!
+//! The first byte says whether edits also name the version that the user saw: the present one, or one of
+//! before, by which the device's own edits meet as if two had made them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,11 +15,14 @@ use anabranch_core::replica::{Edit, Expect, Replica, WriteError, parse_version};
 use anabranch_core::rows::Rows;
 use anabranch_core::store::{CommitNo, Store as _};
 use anabranch_store::MemoryStore;
+use automerge::ChangeHash;
 use serde_json::{Value as Json, json};
 
 use crate::{Draw, link, noise_seeds, world};
 
 const STEPS_MAX: usize = 400;
+/// Versions of one entity that are remembered.
+const VERSIONS_MAX: usize = 6;
 
 /// What one thing shows.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -25,10 +32,27 @@ struct Thing {
     level: Option<i64>,
     best: Option<i64>,
     count: i64,
-    tags: BTreeSet<String>,
+    /// Each with the edits that added it: who removes it removes those that it saw.
+    tags: BTreeMap<String, BTreeSet<u32>>,
     log: Vec<String>,
     days: BTreeMap<String, i64>,
     body: Vec<char>,
+    /// Values that no other replaced, the newest last. If they differ, a person has to settle it.
+    mine: Vec<(u32, String)>,
+}
+
+impl Thing {
+    fn in_conflict(&self) -> bool {
+        self.mine.iter().any(|(_, value)| *value != self.mine[0].1)
+    }
+}
+
+/// What a thing showed at a time that the user may go back to.
+#[derive(Clone, Debug)]
+struct Version {
+    heads: Vec<ChangeHash>,
+    commit: CommitNo,
+    thing: Thing,
 }
 
 type Things = BTreeMap<EntityKey, Thing>;
@@ -40,13 +64,25 @@ struct World {
     /// What each commit made of everything, those that are durable gone but for the newest.
     states: Vec<(CommitNo, Things)>,
     unique: u32,
+    /// Whether edits name versions.
+    versioned: bool,
+    /// Of each thing since it was created or brought back, the newest last.
+    versions: BTreeMap<EntityKey, Vec<Version>>,
 }
 
 impl World {
     fn open(store: MemoryStore, things: Things) -> Self {
         let store = Arc::new(store);
         let replica = Replica::open(store.clone(), link::config()).expect("what was written can be opened");
-        let mut world = Self { store, replica, ms: 0, states: Vec::new(), unique: 0 };
+        let mut world = Self {
+            store,
+            replica,
+            ms: 0,
+            states: Vec::new(),
+            unique: 0,
+            versioned: false,
+            versions: BTreeMap::new(),
+        };
         world.states.push((world.replica.last_commit(), things));
         world
     }
@@ -76,9 +112,17 @@ impl World {
     /// The process dies: what was not durable is gone.
     fn crash(self) -> Self {
         let things = self.durable().clone();
-        let (ms, unique) = (self.ms, self.unique);
-        let mut world = Self::open(self.store.reopen(), things);
-        (world.ms, world.unique) = (ms, unique);
+        let durable = self.store.durable().unwrap();
+        let mut world = Self {
+            ms: self.ms,
+            unique: self.unique,
+            versioned: self.versioned,
+            versions: self.versions,
+            ..Self::open(self.store.reopen(), things)
+        };
+        for versions in world.versions.values_mut() {
+            versions.retain(|version| version.commit <= durable);
+        }
         world
     }
 
@@ -103,12 +147,20 @@ impl World {
                 Expect::New => known.is_none(),
                 Expect::Existing => known.is_some(),
             };
-            let (intents, possible) = self.intents(&mut thing, known.is_some(), draw);
+            let (intents, possible, based_on) = match self.versioned {
+                true => self.versioned_intents(&key, &mut thing, known.is_some(), draw),
+                false => {
+                    let (intents, possible) = self.intents(&mut thing, known.is_some(), draw);
+                    (intents, possible, None)
+                }
+            };
             valid &= possible;
             after.insert(key.clone(), thing);
-            edits.push(Edit { key, intents, based_on: None, expect });
+            edits.push(Edit { key, intents, based_on, expect });
         }
-        self.ms += u64::from(draw.byte());
+        // Edits of one reading of the clock are told apart too.
+        let passed = draw.byte();
+        self.ms += u64::from(if self.versioned { passed / 128 } else { passed });
         let before = self.replica.last_commit();
         match self.replica.write(world::now(self.ms), &edits, true) {
             Ok(written) => {
@@ -123,6 +175,7 @@ impl World {
                     if forgotten {
                         after.remove(&edit.key);
                     }
+                    self.remember(edit, version, written.commit, after.get(&edit.key));
                 }
                 if written.commit != before {
                     self.states.push((written.commit, after));
@@ -137,6 +190,155 @@ impl World {
             }
             Err(error) => panic!("{error}: {edits:?}"),
         }
+    }
+
+    fn remember(&mut self, edit: &Edit, version: &str, commit: CommitNo, thing: Option<&Thing>) {
+        let versions = self.versions.entry(edit.key.clone()).or_default();
+        if edit.intents.iter().any(|intent| matches!(intent, Intent::Delete | Intent::Revive)) {
+            versions.clear();
+        }
+        let (Some(thing), Some(heads)) = (thing, parse_version(version)) else { return versions.clear() };
+        let known = versions.last().is_some_and(|last| last.heads == heads);
+        if !thing.deleted && !known {
+            versions.push(Version { heads, commit, thing: thing.clone() });
+        }
+        let surplus = versions.len().saturating_sub(VERSIONS_MAX);
+        versions.drain(..surplus);
+    }
+
+    /// Intents, whether they can be carried out, and on which version.
+    fn versioned_intents(
+        &mut self,
+        key: &EntityKey,
+        thing: &mut Thing,
+        exists: bool,
+        draw: &mut Draw<'_>,
+    ) -> (Vec<Intent>, bool, Option<Vec<ChangeHash>>) {
+        let choice = draw.below(8);
+        let versions = self.versions.get(key).map_or(&[][..], Vec::as_slice);
+        let current = versions.last().map(|version| version.heads.clone());
+        match (choice, current) {
+            (0..=1, based_on) => {
+                let (intents, possible) = self.intents(thing, exists, draw);
+                (intents, possible, based_on)
+            }
+            (2, based_on) if !thing.deleted => {
+                let (intents, possible) = self.set_mine(thing, draw);
+                (intents, possible, based_on)
+            }
+            (3, Some(mut unknown)) => {
+                unknown.push(ChangeHash([draw.byte(); 32]));
+                (vec![Intent::Increment { field: "count".into(), by: 1 }], false, Some(unknown))
+            }
+            (4.., Some(_)) => {
+                // At the far end is the thing before it was created.
+                let at = draw.below(versions.len() + 1);
+                let base = versions.get(at).cloned();
+                let base = base.unwrap_or(Version {
+                    heads: Vec::new(),
+                    commit: CommitNo(0),
+                    thing: Thing::default(),
+                });
+                let intents = self.late_intents(thing, &base.thing, draw);
+                (intents, true, Some(base.heads))
+            }
+            _ => {
+                let (intents, possible) = self.intents(thing, exists, draw);
+                (intents, possible, None)
+            }
+        }
+    }
+
+    /// Writes what is settled by hand, as one who sees all of it.
+    fn set_mine(&mut self, thing: &mut Thing, draw: &mut Draw<'_>) -> (Vec<Intent>, bool) {
+        self.unique += 1;
+        let value = (*draw.of(&["x", "y", "z"])).to_owned();
+        let resolves = draw.one_in(2);
+        let open = thing.in_conflict();
+        let possible = resolves || !open;
+        let same = !open && thing.mine.last().is_some_and(|(_, shown)| *shown == value);
+        if possible && !same {
+            thing.mine = vec![(self.unique, value.clone())];
+        }
+        let (field, value) = ("mine".to_owned(), json!(value));
+        let intent = if resolves { Intent::Resolve { field, value } } else { Intent::Set { field, value } };
+        (vec![intent], possible)
+    }
+
+    /// What a user means who saw `base`, each field once. What came since stays beside it, as far as it is
+    /// of another kind, and gives way where one value has to stand.
+    fn late_intents(&mut self, thing: &mut Thing, base: &Thing, draw: &mut Draw<'_>) -> Vec<Intent> {
+        let set = |field: &str, value: Json| Intent::Set { field: field.into(), value };
+        let mut intents: Vec<Intent> = Vec::new();
+        for _ in 0..1 + draw.below(3) {
+            self.unique += 1;
+            let unique = self.unique;
+            let word = (*draw.of(&["x", "y", "ü", "z z", ""])).to_owned();
+            let number = i64::from(draw.byte()) - 100;
+            let kind = draw.below(8);
+            let field = ["title", "level", "best", "count", "tags", "log", "days", "mine"][kind];
+            if intents.iter().any(|intent| intent.field() == Some(field)) {
+                continue;
+            }
+            intents.push(match field {
+                "title" => {
+                    let title = (!draw.one_in(5)).then_some(word);
+                    if title != base.title {
+                        thing.title = title.clone();
+                    }
+                    set(field, json!(title))
+                }
+                "level" => {
+                    let level = (!draw.one_in(5)).then_some(number);
+                    if level != base.level {
+                        thing.level = level;
+                    }
+                    set(field, json!(level))
+                }
+                "best" => {
+                    thing.best = thing.best.max(Some(number));
+                    set(field, json!(number))
+                }
+                "tags" => match base.tags.get(&word) {
+                    Some(seen) => {
+                        if let Some(held) = thing.tags.get_mut(&word) {
+                            held.retain(|add| !seen.contains(add));
+                        }
+                        thing.tags.retain(|_, held| !held.is_empty());
+                        Intent::Remove { field: field.into(), element: json!(word) }
+                    }
+                    None => {
+                        thing.tags.entry(word.clone()).or_default().insert(unique);
+                        Intent::Add { field: field.into(), element: json!(word) }
+                    }
+                },
+                "log" if !base.log.is_empty() => {
+                    let at = draw.below(base.log.len());
+                    let count = 1 + draw.below(base.log.len() - at);
+                    thing.log.retain(|item| !base.log[at..at + count].contains(item));
+                    Intent::RemoveItems { field: field.into(), at, count }
+                }
+                "days" if world::ty().fields["days"].check_key(&word).is_ok() => {
+                    let best = thing.days.entry(word.clone()).or_insert(number);
+                    *best = number.max(*best);
+                    Intent::Put { field: field.into(), key: word, value: json!(number) }
+                }
+                "mine" => {
+                    let value = (*draw.of(&["x", "y", "z"])).to_owned();
+                    let shown = base.mine.last().map(|(_, shown)| shown);
+                    if base.in_conflict() || shown != Some(&value) {
+                        thing.mine.retain(|held| !base.mine.contains(held));
+                        thing.mine.push((unique, value.clone()));
+                    }
+                    Intent::Resolve { field: field.into(), value: json!(value) }
+                }
+                _ => {
+                    thing.count += number;
+                    Intent::Increment { field: "count".into(), by: number }
+                }
+            });
+        }
+        intents
     }
 
     fn intents(&mut self, thing: &mut Thing, exists: bool, draw: &mut Draw<'_>) -> (Vec<Intent>, bool) {
@@ -200,7 +402,8 @@ impl World {
             }
             6 => {
                 let element = word(draw);
-                thing.tags.insert(element.clone());
+                self.unique += 1;
+                thing.tags.entry(element.clone()).or_insert_with(|| BTreeSet::from([self.unique]));
                 Intent::Add { field: "tags".into(), element: json!(element) }
             }
             7 => {
@@ -261,6 +464,7 @@ impl World {
     fn compare(&self) {
         let expected = self.durable();
         let rows = self.rows();
+        let conflicts = rows.conflicts().expect("conflicts can be read");
         for id in ["a", "b", "c", "d"] {
             let key = world::thing(id);
             let row = rows.get(&key).expect("rows can be read");
@@ -271,7 +475,10 @@ impl World {
             let mut tags: Vec<&str> =
                 row.fields["tags"].as_array().unwrap().iter().filter_map(Json::as_str).collect();
             tags.sort_unstable();
-            assert_eq!(tags, thing.tags.iter().map(String::as_str).collect::<Vec<_>>(), "{key}");
+            assert_eq!(tags, thing.tags.keys().map(String::as_str).collect::<Vec<_>>(), "{key}");
+            let open =
+                conflicts.iter().filter(|(of, conflict)| *of == key && conflict.field == "mine").count();
+            assert_eq!(open > 0, thing.in_conflict() && !thing.deleted, "{key}: {:?}", thing.mine);
             for (field, value) in [
                 ("title", json!(thing.title)),
                 ("level", json!(thing.level)),
@@ -280,6 +487,7 @@ impl World {
                 ("log", json!(thing.log)),
                 ("days", json!(thing.days)),
                 ("body", json!(text)),
+                ("mine", json!(thing.mine.last().map(|(_, value)| value))),
             ] {
                 assert_eq!(row.fields[field], value, "{key}.{field}");
             }
@@ -311,6 +519,7 @@ impl World {
 pub(crate) fn run(data: &[u8]) {
     let mut draw = Draw::new(data);
     let mut world = World::open(MemoryStore::manual(), Things::new());
+    world.versioned = draw.one_in(2);
     world.flush(u64::MAX);
     for _ in 0..STEPS_MAX {
         if draw.is_empty() {
@@ -337,5 +546,8 @@ pub(crate) fn run(data: &[u8]) {
 }
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
-    noise_seeds(&[0, 20, 40, 80, 160, 300, 300, 600])
+    let lengths = [0, 20, 40, 80, 160, 300, 300, 600];
+    let seeds = noise_seeds(&lengths).into_iter();
+    // Of each, one that names versions.
+    seeds.flat_map(|seed| [[&[0], &seed[..]].concat(), [&[1], &seed[..]].concat()]).collect()
 }

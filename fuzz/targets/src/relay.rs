@@ -3,17 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use anabranch_core::admission::Judge;
 use anabranch_core::change::Change;
 use anabranch_core::clock::Now;
 use anabranch_core::digest::Digest;
-use anabranch_core::id::{EntityHash, EntityKey};
+use anabranch_core::entity::Entity;
+use anabranch_core::id::{DeviceId, EntityHash, EntityKey};
 use anabranch_core::relay::{ConnId, Input, Output, Relay, RelayConfig};
 use anabranch_core::store::{CommitNo, Store as _};
 use anabranch_core::wire::*;
 use anabranch_store::MemoryStore;
-use automerge::ChangeHash;
+use automerge::{ActorId, ChangeHash};
 
-use crate::chunk::Chunk;
 use crate::{Draw, admission, noise_seeds, world};
 
 /// More steps than any input of reasonable length takes.
@@ -24,6 +25,8 @@ struct Host {
     store: Arc<MemoryStore>,
     told: Vec<Output>,
     ms: u64,
+    /// Devices that ever signed in as one that may bring the changes of others.
+    vouching: BTreeSet<DeviceId>,
 }
 
 impl Host {
@@ -36,7 +39,7 @@ impl Host {
         let relay =
             Relay::open(store.clone(), Box::new(world::RoleTokens), config, [7; 16]).expect("an open relay");
         store.make_durable(CommitNo(u64::MAX)).unwrap();
-        Self { relay, store, told: Vec::new(), ms: 0 }
+        Self { relay, store, told: Vec::new(), ms: 0, vouching: BTreeSet::new() }
     }
 
     fn now(&self) -> Now {
@@ -68,8 +71,9 @@ impl Host {
 pub(crate) fn run(data: &[u8]) {
     let mut draw = Draw::new(data);
     let mut host = Host::open(MemoryStore::manual());
-    let mut conns = Vec::new();
+    let mut conns: Vec<(ConnId, DeviceId)> = Vec::new();
     let mut next = 0;
+    let mut history = world::history().iter().cycle();
     for _ in 0..STEPS_MAX {
         if draw.is_empty() {
             break;
@@ -77,16 +81,23 @@ pub(crate) fn run(data: &[u8]) {
         if conns.len() < 3 {
             next += 1;
             let conn = ConnId(next);
-            host.handle(Input::Connected { conn, device: world::device(1 + next as u8 % 3) });
+            let device = world::device(1 + next as u8 % 3);
+            host.handle(Input::Connected { conn, device });
             if !draw.one_in(8) {
                 host.say(conn, world::hello());
-                let role = *draw.of(&["writer", "authority", "reader", "admin", "writer/once"]);
+                let roles = ["writer", "writer", "writer", "authority", "reader", "admin", "writer/once"];
+                // The third device wrote as an authority.
+                let usual = if device == world::device(3) { "authority" } else { "writer" };
+                let role = if draw.one_in(2) { *draw.of(&roles) } else { usual };
                 host.say(conn, world::sign_in(1, Some(role)));
+                if matches!(role, "authority" | "admin") {
+                    host.vouching.insert(device);
+                }
             }
-            conns.push(conn);
+            conns.push((conn, device));
         }
         let at = draw.below(conns.len());
-        let conn = conns[at];
+        let conn = conns[at].0;
         match draw.below(24) {
             0 => {
                 host.handle(Input::Disconnected { conn });
@@ -99,10 +110,25 @@ pub(crate) fn run(data: &[u8]) {
             2..=5 => host.flush(),
             6 => {
                 host.store.make_durable(CommitNo(u64::MAX)).unwrap();
-                host = Host { ms: host.ms, ..Host::open(host.store.reopen()) };
+                let Host { store, ms, vouching, .. } = host;
+                host = Host { ms, vouching, ..Host::open(store.reopen()) };
                 conns.clear();
             }
-            7..=14 => {
+            7..=11 => {
+                // What really happened, each change by its device, with changed ones before it.
+                for made in history.by_ref().take(1 + draw.below(4)) {
+                    let own = conns.iter().find(|(_, device)| *device == made.device);
+                    let by = own.map_or(conn, |(conn, _)| *conn);
+                    let honest = world::part("t1", std::slice::from_ref(&made.change));
+                    for _ in 0..draw.below(6) {
+                        let changes = vec![admission::change_one(made, &mut draw)];
+                        let changed = EntityChanges { changes, ..honest.clone() };
+                        host.say(by, world::changes(1, vec![changed]));
+                    }
+                    host.say(by, world::changes(1, vec![honest]));
+                }
+            }
+            12..=14 => {
                 let who = 1 + draw.below(3) as u8;
                 let mut parts = world::parts_of(who);
                 let skip = draw.below(parts.len());
@@ -125,7 +151,11 @@ pub(crate) fn run(data: &[u8]) {
                 host.handle(Input::Received { conn, bytes });
             }
         }
-        host.told.clear();
+        for output in host.told.drain(..) {
+            if let Output::Close { conn, .. } = output {
+                conns.retain(|(other, _)| *other != conn);
+            }
+        }
     }
     check(host);
 }
@@ -137,17 +167,17 @@ fn mutate_part(part: &mut EntityChanges, draw: &mut Draw<'_>) {
         2 => part.genesis = vec![("log".into(), draw.byte()), ("no field!".into(), 1)],
         _ => {
             for bytes in &mut part.changes {
-                if let Some(mut chunk) = Chunk::parse(bytes) {
-                    admission::mutate(&mut chunk, draw);
-                    *bytes = chunk.write();
+                let made = world::history().iter().find(|made| made.change.bytes() == &bytes[..]);
+                if let Some(made) = made {
+                    *bytes = admission::change_one(made, draw);
                 }
             }
         }
     }
 }
 
-/// The feed has no gap, and its digest is the one that a device would compute from it; a relay
-/// that comes back says the same.
+/// The feed has no gap, and its digest is the one that a device would compute from it; every device
+/// can take all of it; a relay that comes back says the same.
 fn check(mut host: Host) {
     host.flush();
     let feed = read_feed(&mut host);
@@ -155,6 +185,8 @@ fn check(mut host: Host) {
     if let Some((_, digest)) = before {
         assert_eq!(digest_of(&feed), digest, "the digest is not the feed's");
     }
+    check_authors(&feed, &host.vouching);
+    check_entities(&feed);
     let host = Host::open(host.store.reopen());
     assert_eq!(host.relay.digest(&world::home()).unwrap(), before, "a restart changed the digest");
 }
@@ -204,6 +236,52 @@ fn digest_of(feed: &[FeedEntry]) -> Digest {
     digest
 }
 
+/// The changes of an entry are of whoever brought them, but for those who may bring any.
+fn check_authors(feed: &[FeedEntry], vouching: &BTreeSet<DeviceId>) {
+    let mut authors: BTreeMap<ActorId, DeviceId> = BTreeMap::new();
+    for entry in feed {
+        let FeedBody::Changes { author, unit } = &entry.body else { continue };
+        for change in unit.entities.iter().flat_map(|part| &part.changes) {
+            let change = Change::parse(change).unwrap();
+            if let Some(author) = change.author() {
+                authors.insert(change.actor().clone(), author.device);
+            }
+            let wrote = authors.get(change.actor()).expect("an actor begins with its first change");
+            let brought = DeviceId(*author);
+            assert!(*wrote == brought || vouching.contains(&brought), "the changes of another are taken");
+        }
+    }
+}
+
+/// Everything that was admitted can be applied, in the order of the feed and in another one, and leaves
+/// documents that load.
+fn check_entities(feed: &[FeedEntry]) {
+    let mut entities: BTreeMap<EntityKey, (Vec<Change>, Vec<(String, u8)>)> = BTreeMap::new();
+    for entry in feed {
+        let FeedBody::Changes { unit, .. } = &entry.body else { continue };
+        for part in &unit.entities {
+            let key = EntityKey::new(&*part.type_name, &*part.id).unwrap();
+            let (changes, genesis) = entities.entry(key).or_default();
+            changes.extend(part.changes.iter().map(|bytes| Change::parse(bytes).unwrap()));
+            genesis.extend(part.genesis.iter().cloned());
+        }
+    }
+    for (key, (mut changes, genesis)) in entities {
+        let ty = world::schema().types.get(key.type_name());
+        let together = |changes: &[Change]| {
+            let mut entity = Entity::new(&world::home(), &key, ty);
+            entity.name_containers(&genesis);
+            let received = entity.receive(changes.to_vec(), ty, Judge::Admitted, true);
+            assert!(received.applied.len() == changes.len(), "{key}: a device refuses {received:?}");
+            admission::prove(&entity, ty);
+            (entity.heads(), ty.map(|ty| entity.row(ty)))
+        };
+        let in_order = together(&changes);
+        changes.reverse();
+        assert_eq!(together(&changes), in_order, "{key} depends on the order of its changes");
+    }
+}
+
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
-    noise_seeds(&[0, 20, 40, 80, 160, 300, 300, 600])
+    noise_seeds(&[0, 20, 40, 80, 160, 300, 300, 600, 1200, 2400])
 }

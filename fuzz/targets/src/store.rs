@@ -123,8 +123,11 @@ fn damaged(content: &Content, draw: &mut Draw<'_>) -> Arc<MemoryStore> {
     let mut content = content.clone();
     for _ in 0..1 + draw.below(3) {
         let at = draw.word() % content.len();
-        let donor = content[draw.word() % content.len()].1.1.clone();
-        let value = &mut content[at].1.1;
+        let donor = content[draw.word() % content.len()].1.clone();
+        // Now and then the key, which says as much as the value.
+        let damaged = draw.one_in(4);
+        let (key, value) = &mut content[at].1;
+        let (value, donor) = if damaged { (key, donor.0) } else { (value, donor.1) };
         let place = draw.word() % (value.len() + 1);
         match draw.below(8) {
             0 | 1 => {

@@ -10,7 +10,7 @@ use anabranch_relay::{Invite, JwtVerifier, RelayDir, peek_claims};
 use anabranch_transport::{PublicKey, RelayUrl};
 use automerge::ChangeHash;
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{EncodePrivateKey as _, EncodePublicKey as _};
@@ -18,19 +18,42 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 
 const NOW: WallMs = WallMs(1_750_000_000_000);
 
+/// The key of the issuer `mixed` that this relay can't check: P-256, PKCS #8. It signs nothing else.
+const ES256_KEY: &str = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgOO1+++TLpw2+5mQiXO4ZIi7LBBXrdpGxRwd6jQh0ACSh\
+    RANCAATvVp/LE837ttX/52lp+SN0GSnNT8kuvxlGCXKZEbNHJasCnIJ4aEEyLyIVSY/WfQ1bBT/LsoNNLRSoR+ZAdEG+";
+/// Where the point begins in it, of two times 32 bytes.
+const ES256_POINT_AT: usize = 74;
+
 fn issuer() -> SigningKey {
     SigningKey::from_bytes(&[42; 32])
 }
 
-/// The directory of a relay that trusts [`issuer`] as `acme`.
+/// The key of the issuer `mixed` that this relay can check.
+fn other_issuer() -> SigningKey {
+    SigningKey::from_bytes(&[43; 32])
+}
+
+fn issuer_pem() -> String {
+    issuer().verifying_key().to_public_key_pem(LineEnding::LF).unwrap()
+}
+
+/// The directory of a relay that trusts [`issuer`] as `acme`, and as `mixed` one with two keys, `ed`
+/// and `es`.
 fn directory() -> &'static RelayDir {
     static DIRECTORY: OnceLock<(tempfile::TempDir, RelayDir)> = OnceLock::new();
     let (_, dir) = DIRECTORY.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         let dir = RelayDir::new(folder.path().join("relay"));
         dir.create().unwrap();
-        let pem = issuer().verifying_key().to_public_key_pem(LineEnding::LF).unwrap();
-        std::fs::write(dir.issuers_path().join("acme.pub.pem"), pem).unwrap();
+        std::fs::write(dir.issuers_path().join("acme.pub.pem"), issuer_pem()).unwrap();
+        let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        let der = STANDARD.decode(ES256_KEY).unwrap();
+        let (x, y) = der[ES256_POINT_AT..].split_at(32);
+        let set = serde_json::json!({ "keys": [
+            { "kty": "OKP", "crv": "Ed25519", "x": encode(other_issuer().verifying_key().as_bytes()), "kid": "ed" },
+            { "kty": "EC", "crv": "P-256", "x": encode(x), "y": encode(y), "kid": "es", "use": "sig" },
+        ]});
+        std::fs::write(dir.issuers_path().join("mixed.jwks.json"), set.to_string()).unwrap();
         (folder, dir)
     });
     dir
@@ -42,19 +65,58 @@ thread_local! {
 
 /// A token of the trusted issuer with these claims, which need not be claims at all.
 fn sign(claims: &[u8]) -> String {
-    let header = URL_SAFE_NO_PAD.encode(br#"{"alg":"EdDSA","typ":"JWT"}"#);
-    let signed = format!("{header}.{}", URL_SAFE_NO_PAD.encode(claims));
-    let der = issuer().to_pkcs8_der().unwrap();
-    let key = EncodingKey::from_ed_der(der.as_bytes());
-    let signature = jsonwebtoken::crypto::sign(signed.as_bytes(), &key, Algorithm::EdDSA).unwrap();
+    token(r#"{"alg":"EdDSA","typ":"JWT"}"#, claims, |signed| ed25519(&issuer(), signed))
+}
+
+fn token(header: &str, claims: &[u8], signature: impl FnOnce(&str) -> String) -> String {
+    let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
+    let signature = signature(&signed);
     format!("{signed}.{signature}")
 }
+
+fn ed25519(key: &SigningKey, signed: &str) -> String {
+    let der = key.to_pkcs8_der().unwrap();
+    let key = EncodingKey::from_ed_der(der.as_bytes());
+    jsonwebtoken::crypto::sign(signed.as_bytes(), &key, Algorithm::EdDSA).unwrap()
+}
+
+/// Never twice the same, which is no matter: none is ever right.
+fn es256(signed: &str) -> String {
+    let key = EncodingKey::from_ec_der(&STANDARD.decode(ES256_KEY).unwrap());
+    jsonwebtoken::crypto::sign(signed.as_bytes(), &key, Algorithm::ES256).unwrap()
+}
+
+fn hs256(secret: &[u8], signed: &str) -> String {
+    let key = EncodingKey::from_secret(secret);
+    jsonwebtoken::crypto::sign(signed.as_bytes(), &key, Algorithm::HS256).unwrap()
+}
+
+/// Ways in which verifiers were talked into a token that its issuer never signed.
+const CONFUSIONS: [fn(&[u8]) -> String; 10] = [
+    // Keyed with what everybody knows.
+    |claims| token(r#"{"alg":"HS256"}"#, claims, |signed| hs256(issuer_pem().as_bytes(), signed)),
+    |claims| token(r#"{"alg":"HS256"}"#, claims, |signed| hs256(issuer_pem().trim().as_bytes(), signed)),
+    |claims| token(r#"{"alg":"HS256"}"#, claims, |signed| hs256(issuer().verifying_key().as_bytes(), signed)),
+    |claims| token(r#"{"alg":"none"}"#, claims, |_| String::new()),
+    |claims| token(r#"{"alg":"nOnE"}"#, claims, |signed| ed25519(&issuer(), signed)),
+    |claims| token(r#"{"alg":"EdDSA"}"#, claims, |_| String::new()),
+    // Signed well, by a key that is not the one.
+    |claims| token(r#"{"alg":"EdDSA","kid":"ed"}"#, claims, |signed| ed25519(&issuer(), signed)),
+    |claims| token(r#"{"alg":"EdDSA","kid":"../es"}"#, claims, |signed| ed25519(&issuer(), signed)),
+    |claims| {
+        let own = SigningKey::from_bytes(&[44; 32]);
+        let x = URL_SAFE_NO_PAD.encode(own.verifying_key().as_bytes());
+        let jwk = format!(r#"{{"kty":"OKP","crv":"Ed25519","x":"{x}"}}"#);
+        token(&format!(r#"{{"alg":"EdDSA","jwk":{jwk}}}"#), claims, |signed| ed25519(&own, signed))
+    },
+    |claims| token(r#"{"alg":"ES256","kid":"ed"}"#, claims, |signed| ed25519(&other_issuer(), signed)),
+];
 
 pub(crate) fn run_token(data: &[u8]) {
     let verify = |token: &str| VERIFIER.with(|verifier| verifier.verify(token, NOW));
     match data.split_first() {
-        // Half of the inputs are claims that the trusted issuer signed.
-        Some((first, claims)) if first % 2 == 1 => {
+        // Claims that the trusted issuer signed.
+        Some((first, claims)) if first % 4 == 1 => {
             let token = sign(claims);
             let peeked = peek_claims(&token);
             if let Ok(claims) = verify(&token) {
@@ -65,23 +127,41 @@ pub(crate) fn run_token(data: &[u8]) {
                 assert!(!claims.user.is_empty() && claims.user.len() <= 256);
                 assert!(!claims.workspace.is_empty() && claims.workspace.len() <= 64);
                 assert!(!claims.single_use || !claims.token_id.is_empty());
+                assert_eq!(issuer_of(&token).as_deref(), Some("acme"), "an issuer speaks for another");
+            }
+        }
+        Some((first, data)) if first % 4 == 2 => {
+            let Some((which, claims)) = data.split_first() else { return };
+            let token = CONFUSIONS[usize::from(*which) % CONFUSIONS.len()](claims);
+            assert!(verify(&token).is_err(), "a forged token is taken: {token}");
+        }
+        Some((first, claims)) if first % 4 == 3 => {
+            for header in [r#"{"alg":"ES256","kid":"es"}"#, r#"{"alg":"EdDSA","kid":"es"}"#] {
+                let token = token(header, claims, es256);
+                assert!(verify(&token).is_err(), "a signature that can't be checked is taken: {token}");
             }
         }
         Some((_, text)) => {
             let Ok(text) = std::str::from_utf8(text) else { return };
             let _ = peek_claims(text);
             if verify(text).is_ok() {
-                let claims = text.split('.').nth(1).unwrap_or_default();
-                let claims = URL_SAFE_NO_PAD.decode(claims).unwrap_or_default();
-                assert_eq!(
-                    sign(&claims).split('.').nth(2),
-                    text.split('.').nth(2),
-                    "a forged token is taken"
-                );
+                let (signed, signature) = text.rsplit_once('.').unwrap();
+                let key = match issuer_of(text).as_deref() {
+                    Some("acme") => issuer(),
+                    Some("mixed") => other_issuer(),
+                    other => panic!("a token of {other:?} is taken"),
+                };
+                assert_eq!(ed25519(&key, signed), signature, "a forged token is taken");
             }
         }
         None => {}
     }
+}
+
+fn issuer_of(token: &str) -> Option<String> {
+    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
+    claims["iss"].as_str().map(str::to_owned)
 }
 
 fn claims(more: &str) -> Vec<u8> {
@@ -110,6 +190,19 @@ pub(crate) fn token_seeds() -> Vec<Vec<u8>> {
         [&br#"{"alg":"none"}"#[..], &claims("")].iter().map(|part| URL_SAFE_NO_PAD.encode(part)).collect();
     seeds.push(text(format!("{}.", parts.join("."))));
     seeds.push(text("..".into()));
+    let mixed = String::from_utf8(claims("")).unwrap().replace("acme", "mixed").into_bytes();
+    seeds.push(text(token(r#"{"alg":"EdDSA","kid":"ed"}"#, &mixed, |signed| {
+        ed25519(&other_issuer(), signed)
+    })));
+    seeds.push([&[1][..], &mixed].concat());
+    seeds.push([&[3][..], &mixed].concat());
+    for (which, confused) in CONFUSIONS.iter().enumerate() {
+        for claims in [&claims(""), &mixed] {
+            seeds.push([&[2, which as u8][..], claims].concat());
+        }
+        // The header can be mutated in these too.
+        seeds.push(text(confused(&claims(""))));
+    }
     seeds
 }
 

@@ -14,7 +14,7 @@ fn inputs() -> u32 {
     std::env::var("ANABRANCH_FUZZ_INPUTS").ok().and_then(|text| text.parse().ok()).unwrap_or(64)
 }
 
-fn files(folder: &str, name: &str) -> Vec<(String, Vec<u8>)> {
+fn stored(folder: &str, name: &str) -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder).join(name);
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
@@ -24,9 +24,9 @@ fn files(folder: &str, name: &str) -> Vec<(String, Vec<u8>)> {
 
 fn holds(name: &str) {
     let target = target(name).unwrap();
-    let mut known = files("corpus", name);
+    let mut known = stored("corpus", name);
     assert!(known.len() >= 5, "the corpus of {name} is missing; `--example seeds` writes it");
-    known.extend(files("found", name));
+    known.extend(stored("found", name));
     for (path, input) in known {
         let outcome = std::panic::catch_unwind(|| (target.run)(&input));
         assert!(outcome.is_ok(), "{path} breaks the promise of {name}: {}", target.promise);
@@ -74,6 +74,7 @@ targets! {
     schema,
     token,
     invite,
+    files,
     query,
     values,
     store,
@@ -88,7 +89,7 @@ targets! {
 fn the_corpus_is_of_our_own_making() {
     for target in TARGETS {
         let made = (target.seeds)();
-        let kept: Vec<Vec<u8>> = files("corpus", target.name).into_iter().map(|(_, bytes)| bytes).collect();
+        let kept: Vec<Vec<u8>> = stored("corpus", target.name).into_iter().map(|(_, bytes)| bytes).collect();
         assert_eq!(made, kept, "{}: `--example seeds` writes it anew", target.name);
     }
 }

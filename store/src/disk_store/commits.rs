@@ -64,13 +64,36 @@ impl Record {
             return None;
         }
         Some(Record {
-            generation: number(8)?,
+            // None is ever the last: another is written behind it.
+            generation: number(8).filter(|generation| *generation < u64::MAX)?,
             epoch: *bytes[16..].first_chunk()?,
             reserved: number(32)?,
             durable: number(40)?,
             rolled_back: bytes[48] != 0,
         })
     }
+
+    /// What the records of all slots say together.
+    fn newest(found: &[Record]) -> Option<Record> {
+        let mut record = found.iter().max_by_key(|record| record.generation)?.clone();
+        // Both numbers only grow within an epoch, whichever slot they were written to.
+        for other in found.iter().filter(|other| other.epoch == record.epoch) {
+            record.reserved = record.reserved.max(other.reserved);
+            record.durable = record.durable.max(other.durable);
+        }
+        Some(record)
+    }
+}
+
+/// Reads bytes as the records of the file's slots and gives the record that is written next, for
+/// tests of hostile input.
+#[doc(hidden)]
+pub fn reread_commits(slots: &[u8]) -> Option<Vec<u8>> {
+    let (slots, _) = slots.as_chunks();
+    let found: Vec<Record> = slots.iter().filter_map(Record::decode).collect();
+    let mut record = Record::newest(&found)?;
+    record.generation += 1;
+    Some(record.encode().to_vec())
 }
 
 /// The open file. See the [module](self).
@@ -97,15 +120,7 @@ impl Commits {
                 Err(e) => return Err(e),
             }
         }
-        let Some(mut record) = found.iter().max_by_key(|record| record.generation).cloned() else {
-            return Ok(None);
-        };
-        // Both numbers only grow within an epoch, whichever slot they were written to.
-        for other in found.iter().filter(|other| other.epoch == record.epoch) {
-            record.reserved = record.reserved.max(other.reserved);
-            record.durable = record.durable.max(other.durable);
-        }
-        Ok(Some(Commits { file, record }))
+        Ok(Record::newest(&found).map(|record| Commits { file, record }))
     }
 
     /// Makes the file of a store whose newest durable commit is `durable`.
@@ -225,6 +240,10 @@ mod tests {
 
         std::fs::write(&path, b"short").unwrap();
         assert!(Commits::load(&path).unwrap().is_none());
+
+        let last = Record { generation: u64::MAX, ..loaded.record().clone() };
+        std::fs::write(&path, last.encode()).unwrap();
+        assert!(Commits::load(&path).unwrap().is_none(), "no generation comes behind it");
     }
 
     #[test]

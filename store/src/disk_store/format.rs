@@ -102,6 +102,16 @@ impl Format {
     }
 }
 
+/// Reads bytes as the file `FORMAT` and writes what was understood in the newest version, for tests
+/// of hostile input.
+///
+/// # Errors
+/// [`StoreError::Damaged`] or [`StoreError::NewerFormat`].
+#[doc(hidden)]
+pub fn reread_format(bytes: &[u8]) -> Result<String, StoreError> {
+    Format::parse(bytes).map(Format::line)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -163,11 +163,19 @@ pub(crate) fn load_data_key(dir: &Path, key: &StoreKey) -> Result<DataKey, Store
         }
         Err(e) => return Err(io_error("read KEY")(e)),
     };
-    let record = file.chunks(SLOT_BYTES).take(2).find_map(Record::decode);
-    let record = record.ok_or_else(|| StoreError::Damaged {
+    let record = Record::first(&file).ok_or_else(|| StoreError::Damaged {
         what: "the file KEY is damaged, without which nothing can be read; put a copy of it back".into(),
     })?;
     record.unwrap(dir, key)
+}
+
+/// Reads bytes as the file `KEY` and writes the slot that was understood, for tests of hostile input.
+/// A key of 32 bytes is tried on it; a passphrase is not, which takes as long as the file says.
+#[doc(hidden)]
+pub fn reread_key(file: &[u8]) -> Option<Vec<u8>> {
+    let record = Record::first(file)?;
+    let _ = record.unwrap(Path::new(""), &StoreKey::from_bytes([1; 32]));
+    Some(record.encode().to_vec())
 }
 
 /// See [`rekey`](crate::rekey).
@@ -270,6 +278,11 @@ impl Record {
         out[..body.len()].copy_from_slice(&body);
         out[body.len()..].copy_from_slice(&crc32fast::hash(&body).to_be_bytes());
         out
+    }
+
+    /// That of the first slot that can be trusted.
+    fn first(file: &[u8]) -> Option<Record> {
+        file.chunks(SLOT_BYTES).take(2).find_map(Record::decode)
     }
 
     fn decode(slot: &[u8]) -> Option<Record> {

@@ -11,7 +11,7 @@ use crate::id::NAME_BYTES_MAX;
 use crate::schema::model::{
     BlobRule, Bound, Field, FieldType, Keep, Policy, ScalarType, Tie, VALUE_POLICIES,
 };
-use crate::schema::value::{describe, quote_short};
+use crate::schema::value::{JSON_DEPTH_MAX, describe, quote_short};
 
 impl Reader<'_> {
     pub(super) fn check_type_name(&mut self, name: &str, at: usize) {
@@ -307,9 +307,19 @@ impl Reader<'_> {
         }
     }
 
-    /// Recurses no deeper than TOML's parser, which stops at 80.
     pub(super) fn json_value(&mut self, path: &str, value: &Value, at: usize) -> Option<Json> {
+        self.json_below(path, value, at, 0)
+    }
+
+    /// The library's own bound is 80 tables inside each other, each under a key of 80 parts: too deep for
+    /// a thread's stack.
+    fn json_below(&mut self, path: &str, value: &Value, at: usize, depth: usize) -> Option<Json> {
         let at = value.span().map_or(at, |span| span.start);
+        if depth == JSON_DEPTH_MAX && matches!(value, Value::Array(_) | Value::InlineTable(_)) {
+            self.error(at, format!("{path}: nested more than {JSON_DEPTH_MAX} deep; flatten it"));
+            return None;
+        }
+        let depth = depth + 1;
         Some(match value {
             Value::String(string) => Json::String(string.value().clone()),
             Value::Integer(int) => Json::from(*int.value()),
@@ -321,12 +331,12 @@ impl Reader<'_> {
             Value::Boolean(bool) => Json::Bool(*bool.value()),
             Value::Datetime(datetime) => Json::String(datetime.value().to_string()),
             Value::Array(array) => Json::Array(
-                array.iter().map(|value| self.json_value(path, value, at)).collect::<Option<_>>()?,
+                array.iter().map(|value| self.json_below(path, value, at, depth)).collect::<Option<_>>()?,
             ),
             Value::InlineTable(table) => Json::Object(
                 table
                     .iter()
-                    .map(|(key, value)| Some((key.to_owned(), self.json_value(path, value, at)?)))
+                    .map(|(key, value)| Some((key.to_owned(), self.json_below(path, value, at, depth)?)))
                     .collect::<Option<_>>()?,
             ),
         })
