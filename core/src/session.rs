@@ -202,7 +202,8 @@ mod tests {
     #[test]
     fn a_relay_that_welcomes_twice_breaks_the_protocol() {
         let again = Message::from(welcome()).encode();
-        let event = passing!(SessionTwice, ready().receive(at(300), &again));
+        let mut session = ready();
+        let event = passing!(SessionTwice, session.receive(at(300), &again));
         assert!(matches!(event, Err(SessionError::Protocol(_))), "{event:?}");
     }
 
@@ -227,14 +228,16 @@ mod tests {
         let bytes = caught_up().encode();
         let event = passing!(SessionEarly, begun().receive(at(200), &bytes));
         assert!(matches!(event, Err(SessionError::Protocol(_))), "{event:?}");
-        let event = passing!(SessionChannel, ready().receive(at(300), &bytes));
+        let mut session = ready();
+        let event = passing!(SessionChannel, session.receive(at(300), &bytes));
         assert_eq!(event, Ok(Event::Channel(7, caught_up())));
     }
 
     #[test]
     fn what_only_a_device_sends_is_taken_from_no_relay() {
         let bytes = Message::from(FetchSchema { channel: 7 }).encode();
-        let event = passing!(SessionForeign, ready().receive(at(300), &bytes));
+        let mut session = ready();
+        let event = passing!(SessionForeign, session.receive(at(300), &bytes));
         assert!(matches!(event, Err(SessionError::Protocol(_))), "{event:?}");
     }
 
