@@ -113,10 +113,25 @@ impl fmt::Debug for DeviceId {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Incarnation(pub u64);
 
+/// The newest life of a store that a relay believes in. Honest devices are at a few; of one at the end of
+/// the numbers no later life could be told from it.
+pub const STORE_LIFE_MAX: u32 = u32::MAX / 2;
+/// How many lives the relay may know that a store has forgotten. A machine that is reset to the same image
+/// every minute takes two years for these.
+pub const STORE_LIVES_FORGOTTEN_MAX: u32 = 1 << 20;
+
 impl Incarnation {
     /// From the two counts.
     pub fn new(store: u32, rebuilds: u32) -> Self {
         Self((u64::from(store) << 32) | u64::from(rebuilds))
+    }
+
+    /// The life of a store that begins when `known` turns out to be the newest that others know of it;
+    /// `None` if that can't be: whoever says so could leave the device without a life of its own.
+    pub fn next_store(own: u32, known: u32) -> Option<u32> {
+        let forgotten = known.saturating_sub(own);
+        let next = own.max(known).saturating_add(1);
+        (forgotten <= STORE_LIVES_FORGOTTEN_MAX && next <= STORE_LIFE_MAX).then_some(next)
     }
 
     /// Which life of the store it is of.

@@ -141,3 +141,113 @@ impl Message {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{MonoMs, WallMs};
+    #[cfg(feature = "marks")]
+    use crate::reached::{Mark, take};
+    use crate::wire::{CaughtUp, FetchSchema, Welcome};
+
+    fn at(ms: u64) -> Now {
+        Now { mono: MonoMs(ms), wall: WallMs(1_000_000 + ms) }
+    }
+
+    fn welcome() -> Welcome {
+        Welcome {
+            version: VERSION_MAX,
+            software: "test".into(),
+            wall_ms: 1_000_150,
+            features_required: 0,
+            features: 0,
+        }
+    }
+
+    fn caught_up() -> Message {
+        CaughtUp { channel: 7, epoch: [0; 16], cursor: 0, digest: [0; 32] }.into()
+    }
+
+    fn begun() -> ClientSession {
+        ClientSession::start(at(100), "test").0
+    }
+
+    fn ready() -> ClientSession {
+        let mut session = begun();
+        let event = session.receive(at(200), &Message::from(welcome()).encode());
+        assert_eq!(event, Ok(Event::Ready { relay_ahead_ms: 0, measured: at(100) }));
+        session
+    }
+
+    /// Counts the mark of the branch that the message went through, and no other.
+    #[cfg(feature = "marks")]
+    macro_rules! passing {
+        ($mark:ident, $receive:expr) => {{
+            take();
+            let event = $receive;
+            let passed: Vec<Mark> =
+                take().into_iter().filter(|(_, times)| *times > 0).map(|(mark, _)| mark).collect();
+            assert_eq!(passed, [Mark::$mark]);
+            event
+        }};
+    }
+
+    #[cfg(not(feature = "marks"))]
+    macro_rules! passing {
+        ($mark:ident, $receive:expr) => {
+            $receive
+        };
+    }
+
+    #[test]
+    fn a_relay_that_welcomes_twice_breaks_the_protocol() {
+        let again = Message::from(welcome()).encode();
+        let mut session = ready();
+        let event = passing!(SessionTwice, session.receive(at(300), &again));
+        assert!(matches!(event, Err(SessionError::Protocol(_))), "{event:?}");
+    }
+
+    #[test]
+    fn a_relay_of_another_version_or_with_demands_is_incompatible() {
+        for other in [
+            Welcome { version: VERSION_MAX + 1, ..welcome() },
+            Welcome { version: VERSION_MIN - 1, ..welcome() },
+            Welcome { features_required: 1, ..welcome() },
+        ] {
+            let bytes = Message::from(other.clone()).encode();
+            let mut session = begun();
+            let event = passing!(SessionIncompatible, session.receive(at(200), &bytes));
+            assert_eq!(event, Err(SessionError::Incompatible { version: other.version }));
+            let event = passing!(SessionEarly, session.receive(at(300), &caught_up().encode()));
+            assert!(matches!(event, Err(SessionError::Protocol(_))), "nothing has begun: {event:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_of_a_channel_comes_before_the_welcome() {
+        let bytes = caught_up().encode();
+        let event = passing!(SessionEarly, begun().receive(at(200), &bytes));
+        assert!(matches!(event, Err(SessionError::Protocol(_))), "{event:?}");
+        let mut session = ready();
+        let event = passing!(SessionChannel, session.receive(at(300), &bytes));
+        assert_eq!(event, Ok(Event::Channel(7, caught_up())));
+    }
+
+    #[test]
+    fn what_only_a_device_sends_is_taken_from_no_relay() {
+        let bytes = Message::from(FetchSchema { channel: 7 }).encode();
+        let mut session = ready();
+        let event = passing!(SessionForeign, session.receive(at(300), &bytes));
+        assert!(matches!(event, Err(SessionError::Protocol(_))), "{event:?}");
+    }
+
+    #[test]
+    fn messages_of_a_later_version_are_skipped_unless_they_must_be_understood() {
+        let mut session = ready();
+        assert_eq!(passing!(SessionSkipped, session.receive(at(300), &[200, 0, 1])), Ok(Event::Skipped));
+        let required = session.receive(at(300), &[200, 1, 1]);
+        assert_eq!(required, Err(SessionError::Wire(WireError::UnknownRequired(200))));
+        let event = passing!(SessionChannel, session.receive(at(300), &caught_up().encode()));
+        assert!(event.is_ok(), "the session goes on");
+    }
+}

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anabranch_core::admission::RefusalCode;
 use anabranch_core::change::Change;
 use anabranch_core::genesis::GenesisKind;
-use anabranch_core::id::{Author, Incarnation};
+use anabranch_core::id::{Author, Incarnation, STORE_LIFE_MAX};
 use anabranch_core::relay::{Input, Output, RelayConfig, verify};
 use anabranch_core::store::{Batch, Keyspace, Store as _, View};
 use anabranch_core::wire::*;
@@ -310,6 +310,77 @@ fn a_store_that_went_back_is_told() {
     world.settle(conn);
     assert_eq!(world.settle(conn), []);
     assert!(!granted(&mut world, &device, at(1, 7)).behind);
+}
+
+/// Devices lie about what only they can know. Nobody else is the worse for it, and they themselves go on.
+#[test]
+fn lies_about_lives_and_counts_harm_nobody() {
+    let mut world = World::with_schema();
+    let mut honest = Device::new(2);
+    let beside = world.join(&honest, "writer");
+    let mut liar = Device::new(1);
+    let claims = |incarnation, sent| SignIn { incarnation, sent, ..sign_in(Some(&token("writer"))) };
+    for incarnation in [u32::MAX, STORE_LIFE_MAX + 1] {
+        assert_eq!(sign_in_fault(&mut world, &liar, claims(incarnation, 0)), FaultCode::Protocol);
+    }
+    // It was not written down: what is true is believed as before.
+    let told = granted(&mut world, &liar, claims(0, 0));
+    assert_eq!((told.behind, told.incarnation), (false, 0));
+    // More than it can have sent in this life: what it says later without lying begins another one.
+    granted(&mut world, &liar, claims(0, u64::MAX));
+    let conn = world.greet(&liar);
+    world.send(conn, claims(0, u64::MAX));
+    world.send(conn, Changes { sent: u64::MAX, ..changes(unit([of("n1", &[&liar.edit("n1")])])) });
+    world.send(conn, Changes { sent: 0, ..changes(unit([of("n1", &[&liar.edit("n1")])])) });
+    let told = world.settle(conn);
+    assert_eq!(told.iter().filter(|m| matches!(m, Message::Ack(ack) if ack.refused.is_empty())).count(), 2);
+    let told = granted(&mut world, &liar, claims(0, 2));
+    assert_eq!((told.behind, told.incarnation), (true, 0));
+    let next = Incarnation::next_store(0, told.incarnation).unwrap();
+    assert!(!granted(&mut world, &liar, claims(next, 0)).behind);
+    // The last life that is believed leaves no other; the device hears which the relay knows.
+    granted(&mut world, &liar, claims(STORE_LIFE_MAX, 0));
+    let told = granted(&mut world, &liar, claims(next, 0));
+    assert_eq!((told.behind, told.incarnation), (true, STORE_LIFE_MAX));
+    assert_eq!(Incarnation::next_store(next, told.incarnation), None);
+
+    assert_eq!(world.submit(beside, unit([of("n2", &[&honest.edit("n2")])])).refused, []);
+    assert!(!granted(&mut world, &honest, claims(0, 0)).behind);
+    assert_eq!(digest_of(&world.whole_feed()), world.digest().1);
+}
+
+#[test]
+fn lies_about_cursors_and_digests_get_the_feed_as_it_is() {
+    let mut world = World::with_schema();
+    let mut honest = Device::new(2);
+    let beside = world.join(&honest, "writer");
+    let mut liar = Device::new(1);
+    let conn = world.join(&liar, "writer");
+    world.submit(conn, unit([of("n1", &[&liar.edit("n1")])]));
+    world.inbox(conn);
+    let (end, digest) = world.digest();
+    let all: Vec<u64> = (1..=end).collect();
+    let beyond = [end + 1, u64::MAX - 1, u64::MAX];
+    let lies = beyond.map(|cursor| (open_from(cursor), &all[..])).into_iter().chain([
+        (Open { epoch: [9; 16], ..open_from(u64::MAX) }, &all[..]),
+        (Open { digest: [9; 32], ..open_from(end) }, &[][..]),
+        (Open { digest: [9; 32], full: true, ..open_from(end - 1) }, &all[end as usize - 1..]),
+    ]);
+    for (lie, expected) in lies {
+        world.send(conn, lie.clone());
+        let told = world.settle(conn);
+        let seqs: Vec<u64> = entries(&told).iter().map(|entry| entry.seq).collect();
+        assert_eq!((&seqs[..], faults(&told)), (expected, vec![]), "{lie:?}");
+        let done = caught_up(&told).unwrap();
+        assert_eq!((done.cursor, done.digest), (end, digest.0), "the device sees what it is wrong about");
+    }
+    // The same connection is told of the next entry, and so is everyone else.
+    world.inbox(beside);
+    world.submit(beside, unit([of("n2", &[&honest.edit("n2")])]));
+    assert_eq!(entries(&world.inbox(conn)).iter().map(|entry| entry.seq).collect::<Vec<_>>(), [end + 1]);
+    let again = world.join(&liar, "writer");
+    assert_eq!(world.submit(again, unit([of("n1", &[&liar.edit("n1")])])).refused, []);
+    assert_eq!(digest_of(&world.whole_feed()), world.digest().1);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::workspace::Workspace;
 use super::{ConnId, Output, cut};
 use crate::clock::Now;
 use crate::codec;
-use crate::id::{DeviceId, WorkspaceId};
+use crate::id::{DeviceId, STORE_LIFE_MAX, WorkspaceId};
 use crate::store::{Keyspace, Store, StoreError, View};
 use crate::wire::{
     Ack, Changes, Channel, FaultCode, FetchSchema, Grant, GrantRole, Granted, Message, Open, PushSchema,
@@ -120,6 +120,12 @@ impl Relay {
                 return Ok(());
             }
         };
+        if asked.incarnation > STORE_LIFE_MAX {
+            reached!(RelayNoLife);
+            let text = format!("no store of a device has had {} lives", asked.incarnation);
+            self.fault(id, channel, FaultCode::Protocol, &text);
+            return Ok(());
+        }
         let by = Asked {
             workspace: &workspace,
             hash: WorkspaceHash::of(&workspace),

@@ -16,6 +16,10 @@ use crate::id::{EntityHash, EntityKey};
 use crate::store::{Batch, Keyspace, StoreError};
 use crate::wire::{Ack, CaughtUp, Feed, FeedBody, Refused};
 
+/// How often in a row the feed may stop at own changes that this store lacks. Each time it is asked for in
+/// full; some answers to what was asked before may come first.
+const OWN_UNKNOWN_MAX: u32 = 16;
+
 /// What is to be taken out of an entity, and made again.
 #[derive(Default)]
 pub(super) struct Remake {
@@ -47,12 +51,18 @@ impl Replica {
         let mut touched: BTreeMap<EntityHash, Touched> = BTreeMap::new();
         let mut moved = false;
         let mut went_back = false;
+        let mut gap = None;
+        let mut asked_anew = false;
         let mut schemas = Vec::new();
         for entry in feed.entries {
             // Entries of an earlier request may still be under way.
             let is_next = entry.seq == self.state.cursor + 1
                 || (mutated!(AcceptStaleCursor) && entry.seq > self.state.cursor);
             if !is_next {
+                if entry.seq > self.state.cursor && self.must_be_next() {
+                    gap = Some(entry.seq);
+                    break;
+                }
                 continue;
             }
             match entry.body {
@@ -70,11 +80,24 @@ impl Replica {
                 FeedBody::Own(list) => {
                     if !self.take_own(&mut batch, list, &mut touched)? {
                         // Own changes that this store does not have: it lost them.
-                        self.open_feed(true);
+                        asked_anew = true;
                         break;
                     }
                 }
-                FeedBody::Refused(refused) => self.take_refused(&mut batch, now, refused, &mut touched)?,
+                FeedBody::Refused(refused) => {
+                    if self.has_admitted(&refused)? {
+                        went_back = self.channel.granted && !self.channel.repaired;
+                        if went_back {
+                            break;
+                        }
+                        tracing::warn!(
+                            entity = refused.id,
+                            "the relay refuses what it admitted: not believed"
+                        );
+                    } else {
+                        self.take_refused(&mut batch, now, refused, &mut touched)?;
+                    }
+                }
                 FeedBody::Device { key, name, platform } => {
                     self.put_device(&mut batch, key, &name, &platform)
                 }
@@ -82,6 +105,22 @@ impl Replica {
             }
             self.state.cursor = entry.seq;
             moved = true;
+        }
+        if moved {
+            self.channel.rereads = false;
+            self.channel.own_unknown = 0;
+        }
+        if asked_anew {
+            self.channel.rereads = true;
+            self.channel.own_unknown += 1;
+            if self.channel.own_unknown <= OWN_UNKNOWN_MAX {
+                self.open_feed(true);
+            } else if self.channel.granted {
+                let seq = self.state.cursor.saturating_add(1);
+                self.distrust(format!(
+                    "the relay keeps back what entry {seq} of its feed says that this device wrote"
+                ));
+            }
         }
         if moved {
             if let ChannelState::CatchingUp { .. } = self.channel.state {
@@ -99,7 +138,23 @@ impl Replica {
             self.commit(Batch::new())?;
             self.open_feed(true);
         }
+        if let Some(seq) = gap {
+            self.lacks_entries(seq);
+        }
         Ok(())
+    }
+
+    /// Whether what comes of the feed goes on where this device is, or lies before that.
+    fn must_be_next(&self) -> bool {
+        self.channel.granted && !self.channel.rereads && !mutated!(AcceptStaleCursor)
+    }
+
+    /// The feed goes on at `seq` though entries before it did not come.
+    fn lacks_entries(&mut self, seq: u64) {
+        self.distrust(format!(
+            "the relay's feed went on with entry {seq}, and entry {} has not come",
+            self.state.cursor.saturating_add(1)
+        ));
     }
 
     /// Writes what was touched, in one batch.
@@ -256,6 +311,15 @@ impl Replica {
             self.refuse(batch, now, hash, vec![refused], &condemned, touched)?;
         }
         Ok(())
+    }
+
+    /// Whether a refusal is of a change that the feed has brought as admitted. Either the relay went back since,
+    /// or it contradicts itself; taking the change out would lose what can't be written again.
+    fn has_admitted(&mut self, refused: &Refused) -> Result<bool, StoreError> {
+        let Ok(key) = EntityKey::new(refused.type_name.clone(), refused.id.clone()) else { return Ok(false) };
+        let hash = self.load(&key)?;
+        let headers = self.loaded(hash)?.entity.headers();
+        Ok(headers.by_hash(&ChangeHash(refused.hash)).is_some_and(|header| header.admitted))
     }
 
     /// The outbox number and the transaction of a pending change that has both.
@@ -530,8 +594,12 @@ impl Replica {
         }
         if caught_up.cursor != self.state.cursor {
             reached!(CaughtUpElsewhere);
+            if caught_up.cursor > self.state.cursor && self.must_be_next() {
+                self.lacks_entries(caught_up.cursor);
+            }
             return Ok(());
         }
+        self.channel.rereads = false;
         self.channel.diverged = differs;
         if differs {
             tracing::error!("the digest differs from the relay's even after everything was read again");

@@ -19,7 +19,7 @@ use crate::change::{Change, Origin};
 use crate::clock::Now;
 use crate::codec::{self, HeaderRecord};
 use crate::header::Header;
-use crate::id::{EntityHash, EntityKey};
+use crate::id::{EntityHash, EntityKey, Incarnation};
 use crate::store::{Batch, Keyspace, StoreError, View};
 
 /// Entities read from the store at once.
@@ -87,8 +87,15 @@ impl Replica {
         });
         let lives = authors.filter(|author| author.device == device);
         let newest = lives.map(|author| author.incarnation.store()).max();
-        if newest.is_some_and(|newest| newest >= self.state.incarnation) && !mutated!(ReuseIncarnation) {
-            self.state.incarnation = newest.unwrap_or_default().saturating_add(1);
+        let newer = newest.filter(|newest| *newest >= self.state.incarnation && !mutated!(ReuseIncarnation));
+        if let Some(newest) = newer {
+            match Incarnation::next_store(self.state.incarnation, newest) {
+                Some(next) => self.state.incarnation = next,
+                // No change of this device will ever be of such a life, so none is mixed up with it.
+                None => {
+                    tracing::error!(newest, "the feed has changes of a life that this device can't have had")
+                }
+            }
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use serde_json::Value as Json;
 use super::layout::{RowRecord, from_json};
 use super::{Output, Replica, SKEW_TOLERATED_MS};
 use crate::clock::{MonoMs, Now, WallMs};
-use crate::id::{EntityHash, EntityKey};
+use crate::id::{EntityHash, EntityKey, Incarnation};
 use crate::schema::{FieldType, ScalarType};
 use crate::store::{Batch, CommitNo, Keyspace, StoreError, View};
 use crate::wire::{
@@ -110,6 +110,10 @@ pub(super) struct Link {
     durable: CommitNo,
     /// The feed was asked for again in full after a fault was found.
     pub(super) repaired: bool,
+    /// How often in a row the feed stopped at own changes that are not here.
+    pub(super) own_unknown: u32,
+    /// What was asked for before the newest request may still be under way, from further on in the feed.
+    pub(super) rereads: bool,
     /// The relay is to be asked once more when it has answered: someone wants to know what it
     /// has since it was asked.
     pub(super) ask_again: bool,
@@ -245,6 +249,8 @@ impl Replica {
             clock_unsure: self.channel.clock_unsure,
             durable: self.channel.durable,
             next_unit: self.channel.next_unit,
+            // On a link that stands.
+            rereads: self.channel.rereads,
             token: token.clone(),
             refusals: self.channel.refusals,
             ..Link::default()
@@ -428,16 +434,11 @@ impl Replica {
             Message::Fault(fault) => {
                 reached!(Faulted);
                 let code = FaultCode::from_u16(fault.code).unwrap_or(FaultCode::Internal);
-                self.channel.granted = false;
-                self.channel.in_flight.clear();
-                self.channel.busy.clear();
-                self.channel.schema_asked.clear();
                 if code.is_retryable() {
                     reached!(FaultedRetry);
                 }
-                self.channel.retry_at = code.is_retryable().then(|| self.retry_at(now));
-                self.channel.state = ChannelState::Faulted { code, message: fault.message };
-                self.outputs.push_back(Output::Status);
+                let retry_at = code.is_retryable().then(|| self.retry_at(now));
+                self.fail(code, fault.message, retry_at);
             }
             // What only a relay takes.
             _ => tracing::debug!("a message that a device does not take was passed over"),
@@ -447,12 +448,38 @@ impl Replica {
         Ok(())
     }
 
+    /// Ends the exchange on this channel: what is written waits for another sign-in.
+    fn fail(&mut self, code: FaultCode, message: String, retry_at: Option<MonoMs>) {
+        self.channel.granted = false;
+        self.channel.in_flight.clear();
+        self.channel.busy.clear();
+        self.channel.schema_asked.clear();
+        self.channel.retry_at = retry_at;
+        self.channel.state = ChannelState::Faulted { code, message };
+        self.outputs.push_back(Output::Status);
+    }
+
+    /// The relay said what can't be so. What it says next can't be relied on either.
+    pub(super) fn distrust(&mut self, message: String) {
+        reached!(Distrusted);
+        tracing::error!(message, "the relay breaks the protocol");
+        self.fail(FaultCode::Protocol, message, None);
+    }
+
     fn send(&mut self, message: impl Into<Message>) {
         self.outputs.push_back(Output::Send(message.into().encode()));
     }
 
     fn on_granted(&mut self, now: Now, granted: Granted) -> Result<(), StoreError> {
         let renewed = self.channel.granted;
+        let next_life = Incarnation::next_store(self.state.incarnation, granted.incarnation);
+        if granted.behind && !renewed && next_life.is_none() {
+            let (known, own) = (granted.incarnation, self.state.incarnation);
+            self.distrust(format!(
+                "the relay says that this device's store has had {known} lives, which can't be: it is in its life {own}"
+            ));
+            return Ok(());
+        }
         reached!(renewed, GrantRenewed, Granted);
         self.state.role = granted.grant.role;
         self.channel.relay_schema = Some(granted.schema);
@@ -470,8 +497,7 @@ impl Replica {
                 reached!(GrantedBehind);
                 tracing::warn!("the store went back: a new incarnation begins");
                 if !mutated!(ReuseIncarnation) {
-                    self.state.incarnation =
-                        self.state.incarnation.max(granted.incarnation).saturating_add(1);
+                    self.state.incarnation = next_life.unwrap_or(self.state.incarnation);
                 }
                 self.state.sent = 0;
                 self.outbox.values_mut().for_each(|pending| pending.mark = 0);

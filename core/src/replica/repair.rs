@@ -64,6 +64,7 @@ impl Replica {
     pub(super) fn begin_repair(&mut self, epoch: [u8; 16]) {
         tracing::warn!("the relay went back: finding out what it lacks");
         self.channel.repaired = true;
+        self.channel.rereads = true;
         self.repair.generation += 1;
         self.repair.reading = true;
         self.repair.waits_for_schema = self.repair.schema != [0; 32];

@@ -18,14 +18,14 @@ use serde_json::json;
 use crate::faults::{START, THINGS, alone, edit, granted, set};
 
 /// A replica, and the disk that the test flushes.
-struct Line {
-    store: Arc<MemoryStore>,
-    replica: Replica,
+pub(crate) struct Line {
+    pub(crate) store: Arc<MemoryStore>,
+    pub(crate) replica: Replica,
     now: Now,
 }
 
 impl Line {
-    fn begin(source: &str) -> Self {
+    pub(crate) fn begin(source: &str) -> Self {
         let store = Arc::new(MemoryStore::manual());
         Self { replica: Replica::open(store.clone(), alone(source)).unwrap(), store, now: START }
     }
@@ -34,11 +34,11 @@ impl Line {
         self.now = Now { mono: self.now.mono + ms, wall: WallMs(self.now.wall.0 + ms) };
     }
 
-    fn write(&mut self, id: &str, intents: &[Intent]) {
+    pub(crate) fn write(&mut self, id: &str, intents: &[Intent]) {
         self.replica.write(self.now, &[edit(id, intents)], true).unwrap();
     }
 
-    fn receive(&mut self, message: impl Into<Message>) {
+    pub(crate) fn receive(&mut self, message: impl Into<Message>) {
         self.replica.receive(self.now, message.into()).unwrap();
     }
 
@@ -53,7 +53,7 @@ impl Line {
         self.replica.durable(commit).unwrap();
     }
 
-    fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         while self.store.durable().unwrap() < self.replica.last_commit() {
             self.flush_once();
         }
@@ -64,26 +64,26 @@ impl Line {
     }
 
     /// What was sent since the last look.
-    fn sent(&mut self) -> Vec<Message> {
+    pub(crate) fn sent(&mut self) -> Vec<Message> {
         let outputs = self.outputs().into_iter();
         let bytes =
             outputs.filter_map(|output| if let Output::Send(bytes) = output { Some(bytes) } else { None });
         bytes.map(|bytes| Message::decode(&bytes).unwrap().unwrap()).collect()
     }
 
-    fn sign_ins(&mut self) -> Vec<SignIn> {
+    pub(crate) fn sign_ins(&mut self) -> Vec<SignIn> {
         let sent = self.sent().into_iter();
         sent.filter_map(|sent| if let Message::SignIn(sign_in) = sent { Some(sign_in) } else { None })
             .collect()
     }
 
-    fn units(&mut self) -> Vec<Changes> {
+    pub(crate) fn units(&mut self) -> Vec<Changes> {
         let sent = self.sent().into_iter();
         sent.filter_map(|sent| if let Message::Changes(unit) = sent { Some(unit) } else { None }).collect()
     }
 }
 
-fn grant() -> Granted {
+pub(crate) fn grant() -> Granted {
     let Message::Granted(granted) = granted() else { unreachable!() };
     granted
 }

@@ -5,6 +5,7 @@
 
 mod channel;
 mod faults;
+mod lies;
 mod network;
 mod queries;
 mod rebuild;
