@@ -8,12 +8,14 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use anabranch_core::wire::{Hello, Message, Open, SignIn, VERSION_MAX, VERSION_MIN};
-use anabranch_transport::{Connection, DeviceKey, FrameReceiver, FrameSender, RelayUrl, connect};
+use anabranch_core::wire::{Hello, MESSAGE_BYTES_MAX, Message, Open, SignIn, VERSION_MAX, VERSION_MIN};
+use anabranch_transport::{
+    Connection, DeviceKey, FrameReceiver, FrameSender, RelayUrl, TransportError, connect,
+};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
@@ -36,8 +38,31 @@ const SECONDS_AFTER: u64 = 15;
 const SECONDS_MAX: u64 = 240;
 /// Writes of the honest device without and beside others.
 const WRITES_ALONE: usize = 1_500;
+/// How often a newcomer tries to get in.
+const NEWCOMER_EVERY: Duration = Duration::from_secs(1);
+/// In a hundred, the attackers' connections that have to come about, and newcomers that have to hear
+/// something: a handshake that is given up for want of a processor is no fault.
+const MADE_PERCENT: usize = 90;
 /// How often its p99 alone, with nothing but busy processors beside, it may wait under siege.
 const TIMES_MAX: u32 = 20;
+
+/// Most that the relay's memory may grow by under siege, in MiB, by what docs/src/limits.md says of
+/// each part and by what these attackers make use of:
+///
+/// - a stranger: 64 KiB of what it said, and as much for its state in QUIC, in TLS and in two tasks.
+///   None sends more than 64 KiB, so the rest of the 256 KiB that it may have in flight stays empty;
+/// - an insider: those, 2 MiB in flight both ways, and of the feed that it does not read 1 MiB and a
+///   page of 128 KiB: 3.25 MiB;
+/// - all together: 64 MiB of larger messages, 64 MiB of the store's pages, 128 MiB of header indexes
+///   (640,000 headers), and 32 MiB for a message that is inflated: 288 MiB. What nobody reads, 512 MiB
+///   at most, is counted with the insiders.
+///
+/// The other relay of this process is besieged first and then gone, so the higher of the two counts.
+fn growth_mib_max(connections: usize, insiders: usize) -> u64 {
+    let strangers_kib = connections.saturating_sub(insiders) as u64 * 128;
+    let insiders_kib = insiders as u64 * (3 * 1024 + 256);
+    (strangers_kib + insiders_kib) / 1024 + 288
+}
 
 /// What the attackers' process is told.
 const TARGET: &str = "ANABRANCH_SIEGE_TARGET";
@@ -49,6 +74,7 @@ async fn an_honest_device_is_served_under_siege() {
     let (bench, elsewhere) = (Bench::new(), Bench::new());
     let (relay, other) = (bench.start().await, elsewhere.start().await);
     let mut honest = Honest::connect(&bench, relay.url()).await;
+    let before = resident_mib();
     let mut calm = honest.work(WRITES_ALONE).await;
     println!("alone:                {calm}");
     let mut spinning = honest.beside(Besiegers::spinning()).await;
@@ -56,12 +82,15 @@ async fn an_honest_device_is_served_under_siege() {
     let mut afar = honest.beside(Besiegers::of(&elsewhere, other.url())).await;
     println!("another relay's siege: {afar}");
     soon(other.shutdown()).await.unwrap();
-    let before = resident_mib();
     let besieged = honest.beside(Besiegers::of(&bench, relay.url())).await;
     println!("under siege:          {besieged}");
+    let highest = highest_mib();
+    let made = total_connections();
+    let open = made.min(open_max() + AT_ONCE);
+    let bound = growth_mib_max(open, open.div_ceil(insider_every()));
     println!(
-        "memory of the relay and its devices: {before:?} MiB before, {:?} MiB at its highest",
-        highest_mib()
+        "memory of the relay and its devices: {before:?} MiB before, {highest:?} MiB at its highest, \
+         which may be {bound} MiB more"
     );
     for (name, figures) in
         [("alone", &mut calm), ("busy threads", &mut spinning), ("another's siege", &mut afar)]
@@ -71,6 +100,19 @@ async fn an_honest_device_is_served_under_siege() {
             besieged.writes.p99().as_secs_f64() / figures.writes.p99().as_secs_f64(),
             besieged.seen.p99().as_secs_f64() / figures.seen.p99().as_secs_f64()
         );
+    }
+    for (name, figures) in [("another's siege", &afar), ("siege", &besieged)] {
+        let AllMade { made, refused } =
+            figures.all_made.expect("there were not as many attackers as it takes");
+        assert_eq!(made + refused, total_connections(), "{name}");
+        assert!(made * 100 >= total_connections() * MADE_PERCENT, "{name}: only {made} were made");
+    }
+    let (tried, joined, told) = (besieged.tried, besieged.connects.0.len(), besieged.told_busy);
+    println!("of {tried} newcomers {joined} got in, and {told} were told that it is busy");
+    assert!(joined > 0, "no newcomer got in");
+    assert!((joined + told) * 100 >= tried * MADE_PERCENT, "newcomers heard nothing");
+    if let (Some(before), Some(highest)) = (before, highest) {
+        assert!(highest.saturating_sub(before) <= bound, "{before} MiB became {highest} MiB");
     }
     assert!(besieged.writes.0.len() > 10, "the honest device was not served");
     let (p99, limit) = (besieged.writes.p99(), afar.writes.p99().max(spinning.writes.p99()) * TIMES_MAX);
@@ -152,22 +194,31 @@ impl Honest {
         figures.seen.0.push(heard.expect("the other device hears nothing").unwrap() - at);
     }
 
+    /// Newcomers get in too, or are told to come back.
+    async fn newcomer(&self, figures: &mut Figures) {
+        let at = Instant::now();
+        let key = DeviceKey::generate().unwrap();
+        figures.tried += 1;
+        match connect(&self.relay, &key, Duration::from_secs(10)).await {
+            Ok(_) => figures.connects.0.push(at.elapsed()),
+            Err(TransportError::Busy) => figures.told_busy += 1,
+            Err(error) => println!("    a newcomer did not get in: {error}"),
+        }
+    }
+
     /// Works while others do.
     async fn beside(&mut self, mut others: Besiegers) -> Figures {
         let mut figures = Figures::default();
         let begun = Instant::now();
+        let mut newcomer_at = begun;
         let mut all_made: Option<Instant> = None;
         loop {
             self.write(&mut figures).await;
-            if figures.writes.0.len() % 200 == 0 {
-                // Newcomers get in too, or are told to come back.
-                let at = Instant::now();
-                let key = DeviceKey::generate().unwrap();
-                if connect(&self.relay, &key, Duration::from_secs(10)).await.is_ok() {
-                    figures.connects.0.push(at.elapsed());
-                }
+            if newcomer_at.elapsed() >= NEWCOMER_EVERY {
+                newcomer_at = Instant::now();
+                self.newcomer(&mut figures).await;
             }
-            if all_made.is_none() && others.all_made() {
+            if all_made.is_none() && others.all_made().is_some() {
                 all_made = Some(Instant::now());
             }
             let done = all_made.is_some_and(|at| at.elapsed().as_secs() >= SECONDS_AFTER);
@@ -175,6 +226,7 @@ impl Honest {
                 break;
             }
         }
+        figures.all_made = others.all_made();
         println!("    {:.0?}, {}", begun.elapsed(), others.last_words());
         figures
     }
@@ -185,7 +237,29 @@ struct Figures {
     writes: Times,
     /// From the write until another device has it.
     seen: Times,
+    /// Of newcomers.
     connects: Times,
+    tried: usize,
+    told_busy: usize,
+    /// Nothing where the attackers were not done in time.
+    all_made: Option<AllMade>,
+}
+
+/// What came of the attackers' connections.
+#[derive(Clone, Copy, Default)]
+struct AllMade {
+    made: usize,
+    refused: usize,
+}
+
+impl AllMade {
+    /// From what their process says.
+    fn parse(line: &str) -> Option<Self> {
+        let said = line.strip_prefix("all made")?;
+        let mut numbers = said.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok());
+        let [made, refused] = [numbers.next(), numbers.next()].map(Option::unwrap_or_default);
+        Some(Self { made, refused })
+    }
 }
 
 impl std::fmt::Display for Figures {
@@ -223,7 +297,7 @@ impl std::fmt::Display for Times {
 struct Besiegers {
     process: Child,
     said: std::sync::mpsc::Receiver<String>,
-    all_made: bool,
+    all_made: Option<AllMade>,
     last: String,
 }
 
@@ -249,17 +323,17 @@ impl Besiegers {
         let lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let (say, said) = std::sync::mpsc::channel();
         std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| say.send(line)));
-        Self { process, said, all_made: false, last: String::new() }
+        Self { process, said, all_made: None, last: String::new() }
     }
 
     fn listen(&mut self) {
         while let Ok(line) = self.said.try_recv() {
-            self.all_made |= line.starts_with("all made");
+            self.all_made = AllMade::parse(&line).or(self.all_made);
             self.last = line;
         }
     }
 
-    fn all_made(&mut self) -> bool {
+    fn all_made(&mut self) -> Option<AllMade> {
         self.listen();
         self.all_made
     }
@@ -286,9 +360,9 @@ struct Counts {
 }
 
 async fn besiege(url: RelayUrl, tokens: Vec<String>) {
-    let total = number("ANABRANCH_SIEGE", CONNECTIONS);
+    let total = total_connections();
     let room = Arc::new(Semaphore::new(AT_ONCE));
-    let open_max = descriptors_max() / 2;
+    let open_max = open_max();
     let counts = Arc::new(Counts::default());
     let tokens = Arc::new(tokens);
     let mut tasks = JoinSet::new();
@@ -343,7 +417,7 @@ struct Held {
 async fn attack(number: usize, url: &RelayUrl, tokens: &[String], counts: &Arc<Counts>) -> Option<Held> {
     let key = DeviceKey::generate().ok()?;
     let connection = connect(url, &key, Duration::from_secs(20)).await.ok()?;
-    let every = self::number("ANABRANCH_SIEGE_INSIDERS", INSIDER_EVERY);
+    let every = insider_every();
     if number.is_multiple_of(every) {
         return inside(number / every, key, connection, tokens, counts).await;
     }
@@ -363,11 +437,8 @@ async fn attack(number: usize, url: &RelayUrl, tokens: &[String], counts: &Arc<C
             }
         }
         _ => {
-            // A bomb, as large as a stranger may send.
             send(hello().into()).await?;
-            let mut bomb = vec![6, 3, 0, 0, 128, 0];
-            bomb.extend(vec![0; 50_000]);
-            sender.send(bomb).await.ok()?;
+            sender.send(bomb(number / 5)).await.ok()?;
         }
     }
     Some(Held { connection, _stream: Some((sender, Some(receiver))) })
@@ -421,6 +492,15 @@ async fn inside(
     Some(Held { connection, _stream: None })
 }
 
+/// A unit of 64 MiB of zeros in a few kilobytes, which says that it is as long as a message may be, or
+/// less, so that it has to be inflated until it is longer, or much more.
+fn bomb(number: usize) -> Vec<u8> {
+    static PACKED: OnceLock<Vec<u8>> = OnceLock::new();
+    let packed = PACKED.get_or_init(|| zstd::bulk::compress(&vec![0; 64 << 20], 3).unwrap());
+    let announced = [MESSAGE_BYTES_MAX as u32, 1 << 20, u32::MAX][number % 3];
+    [&[6, 3][..], &announced.to_le_bytes(), packed].concat()
+}
+
 fn hello() -> Hello {
     Hello {
         version_min: VERSION_MIN,
@@ -447,6 +527,19 @@ fn sign_in(token: &str) -> SignIn {
 
 fn number(variable: &str, default: usize) -> usize {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+fn total_connections() -> usize {
+    number("ANABRANCH_SIEGE", CONNECTIONS)
+}
+
+fn insider_every() -> usize {
+    number("ANABRANCH_SIEGE_INSIDERS", INSIDER_EVERY)
+}
+
+/// Connections that the attackers keep open at once.
+fn open_max() -> usize {
+    descriptors_max() / 2
 }
 
 /// File descriptors that this process may have open.
