@@ -253,20 +253,27 @@ fn check_authors(feed: &[FeedEntry], vouching: &BTreeSet<DeviceId>) {
     }
 }
 
+/// One entity as the feed has it.
+#[derive(Default)]
+struct Admitted {
+    changes: Vec<Change>,
+    genesis: Vec<(String, u8)>,
+}
+
 /// Everything that was admitted can be applied, in the order of the feed and in another one, and leaves
 /// documents that load.
 fn check_entities(feed: &[FeedEntry]) {
-    let mut entities: BTreeMap<EntityKey, (Vec<Change>, Vec<(String, u8)>)> = BTreeMap::new();
+    let mut entities: BTreeMap<EntityKey, Admitted> = BTreeMap::new();
     for entry in feed {
         let FeedBody::Changes { unit, .. } = &entry.body else { continue };
         for part in &unit.entities {
             let key = EntityKey::new(&*part.type_name, &*part.id).unwrap();
-            let (changes, genesis) = entities.entry(key).or_default();
+            let Admitted { changes, genesis } = entities.entry(key).or_default();
             changes.extend(part.changes.iter().map(|bytes| Change::parse(bytes).unwrap()));
             genesis.extend(part.genesis.iter().cloned());
         }
     }
-    for (key, (mut changes, genesis)) in entities {
+    for (key, Admitted { mut changes, genesis }) in entities {
         let ty = world::schema().types.get(key.type_name());
         let together = |changes: &[Change]| {
             let mut entity = Entity::new(&world::home(), &key, ty);
