@@ -15,7 +15,7 @@ use crate::store::{Batch, Keyspace, Store, StoreError, VALUE_BYTES_MAX, View};
 pub const RECORD_BYTES_MAX: usize = 64 * 1024 * 1024;
 const VERSION: u8 = 1;
 /// Bytes of one part of a large value, below the store's bound with room for checksums.
-const PART_BYTES: usize = VALUE_BYTES_MAX - 1024;
+pub(crate) const PART_BYTES: usize = VALUE_BYTES_MAX - 1024;
 /// Most parts of a value; a record that names more is damaged.
 pub const PARTS_MAX: u32 = (RECORD_BYTES_MAX / PART_BYTES) as u32 + 1;
 

@@ -86,7 +86,9 @@ impl Entity {
         }
         let mut headers: Vec<Header> = Vec::new();
         let mut targets = Targets::default();
-        for (_, bytes) in scan_all(store, Keyspace::HEADER, &workspace.entity(hash))? {
+        let found = scan_all(store, Keyspace::HEADER, &workspace.entity(hash))?;
+        let records = layout::join_headers(found).ok_or_else(|| damaged("lacks a part of a header"))?;
+        for bytes in records {
             let (header, marks) = layout::decode_header(&bytes)?;
             let before = marks.as_ref().map_or(0, |marks| marks.operations());
             targets.push((header.max_op + 1).saturating_sub(before), &header.deps, marks.as_ref());
@@ -182,7 +184,7 @@ impl Entity {
         let new = self.index.headers().iter().enumerate().skip(self.stored.0);
         for ((place, header), marks) in new.zip(std::mem::take(&mut self.new_targets)) {
             let key = workspace.numbered(self.hash, place as u32);
-            batch.put(Keyspace::HEADER, key, layout::encode_header(header, marks));
+            layout::put_header(batch, &key, header, marks);
         }
         for (number, entry) in self.index.actors().iter().enumerate().skip(self.stored.1) {
             let record =

@@ -66,12 +66,20 @@ impl Relay {
                 Ok(())
             }
             // Refused before anything was queued, so memory is not ahead of the store.
-            Err(StoreError::NoSpace { free_bytes, floor_bytes }) => {
-                tracing::error!(conn = id.0, channel, free_bytes, floor_bytes, "the disk is full");
+            Err(error @ (StoreError::NoSpace { .. } | StoreError::TooLarge { .. })) => {
+                tracing::error!(conn = id.0, channel, %error, "the store takes nothing of a request");
                 if let Some(hash) = workspace {
                     self.forget_idle(hash);
                 }
-                self.fault(id, channel, FaultCode::NoSpace, "the relay's disk is full; this was not stored");
+                let (code, text) = match error {
+                    StoreError::NoSpace { .. } => {
+                        (FaultCode::NoSpace, "the relay's disk is full; this was not stored")
+                    }
+                    _ => {
+                        (FaultCode::Quota, "this is more than the relay can store at once; send less at once")
+                    }
+                };
+                self.fault(id, channel, code, text);
                 Ok(())
             }
             done => done,
