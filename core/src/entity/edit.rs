@@ -9,8 +9,11 @@ use super::Entity;
 use super::document::{Commit, Step};
 use super::resolve::{Candidate, Life, Reader, compare_numbers, register_key};
 use crate::admission::{INCREMENT_MAX, derived_actor};
-use crate::change::{CHANGE_BYTES_MAX, Change, Note, Origin, Role, TxMark};
+use crate::change::{
+    CHANGE_BYTES_MAX, CHANGE_KEY_BYTES_MAX, Change, EDIT_OPS_MAX, Note, Origin, Role, TxMark,
+};
 use crate::clock::{Hlc, WallMs};
+use crate::columns;
 use crate::id::Author;
 use crate::intent::Intent;
 use crate::schema::{EntityType, Field, FieldKind, Policy, Tie};
@@ -76,6 +79,12 @@ pub enum EditError {
     TooLarge {
         /// Its size.
         bytes: usize,
+    },
+    /// More operations than a change may have.
+    #[error("the edit takes {operations} operations, more than {EDIT_OPS_MAX}; split it")]
+    TooManyOperations {
+        /// How many.
+        operations: usize,
     },
     /// A fault of the document library.
     #[error("the document refused the edit: {0}")]
@@ -286,9 +295,14 @@ impl Entity {
             time: time.to_change_time(),
         };
         let raw = self.doc.commit(commit, steps).map_err(EditError::Document)?;
-        let bytes = raw.raw_bytes().len();
+        let (bytes, operations) = (raw.raw_bytes().len(), raw.len());
+        let key_bytes = columns::claim(raw.raw_bytes()).map_or(0, |claim| claim.text_bytes as usize);
         let change = if bytes > CHANGE_BYTES_MAX {
             Err(EditError::TooLarge { bytes })
+        } else if key_bytes > CHANGE_KEY_BYTES_MAX {
+            Err(EditError::TooLarge { bytes: key_bytes })
+        } else if operations > EDIT_OPS_MAX {
+            Err(EditError::TooManyOperations { operations })
         } else {
             Change::from_raw(raw).map_err(|error| EditError::Document(error.to_string()))
         };

@@ -19,10 +19,9 @@ use super::layout::RefusalRecord;
 use super::workspace::{Draft, Workspace};
 use super::{RelayConfig, cut};
 use crate::admission::{self, Context, Judge, Refusal, RefusalCode, Vouches};
-use crate::change::{self, CHANGE_OPS_MAX, Change, MalformedChange, Role, TxMark};
+use crate::change::{self, Change, EDIT_OPS_MAX, MalformedChange, Role, TxMark};
 use crate::clock::WallMs;
 use crate::codec;
-use crate::columns;
 use crate::genesis::Genesis;
 use crate::id::{Author, DeviceId, EntityHash, EntityKey};
 use crate::schema::EntityType;
@@ -30,14 +29,11 @@ use crate::store::{Keyspace, Store, StoreError, View};
 use crate::targets::ChangeTargets;
 use crate::wire::{
     EntityChanges, FaultCode, GrantRole, Hash, MESSAGE_BYTES_MAX, Refused, UNIT_BYTES_MAX, UNIT_ENTITIES_MAX,
-    Unit,
+    UNIT_WEIGHT_MAX, Unit,
 };
 
 /// Most changes of a unit; more are refused with a quota fault.
 const UNIT_CHANGES_MAX: usize = 20_000;
-/// Most operations, and items of any other column, that the changes of a unit claim together:
-/// a few bytes can stand for very many, and each is looked at.
-const UNIT_OPS_MAX: u64 = 4_000_000;
 /// Largest answer or feed entry that a unit can lead to, so that both fit a message.
 const DERIVED_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 1024 * 1024;
 /// Longest message of a refusal.
@@ -137,14 +133,15 @@ impl Target<'_> {
 }
 
 /// Judges a unit and puts everything that follows into `draft`: headers, entities, refusals,
-/// feed entries, digest.
+/// feed entries, digest. `weight` is that of the unit.
 pub(super) fn admit(
     submission: Submission<'_>,
     cache: &mut EntityCache,
     draft: &mut Draft,
     unit: Unit,
+    weight: u64,
 ) -> Result<Result<Verdict, UnitFault>, StoreError> {
-    let keys = match check_bounds(&unit) {
+    let keys = match check_bounds(&unit, weight) {
         Ok(keys) => keys,
         Err(fault) => return Ok(Err(fault)),
     };
@@ -169,8 +166,18 @@ pub(super) fn admit(
     judging.finish(draft).map(Ok)
 }
 
+/// What all changes of a unit weigh, and how much of that is more than their bytes.
+pub(super) fn weigh(unit: &Unit) -> (u64, u64) {
+    let (mut weight, mut bytes) = (0, 0);
+    for change in unit.entities.iter().flat_map(|part| &part.changes) {
+        weight += change::weight(change) as u64;
+        bytes += change.len() as u64;
+    }
+    (weight, weight - bytes)
+}
+
 /// Checks the size of a unit and the names in it.
-fn check_bounds(unit: &Unit) -> Result<Vec<EntityKey>, UnitFault> {
+fn check_bounds(unit: &Unit, weight: u64) -> Result<Vec<EntityKey>, UnitFault> {
     let (mut changes, mut change_bytes, mut unit_bytes, mut answer_bytes) = (0, 0, 0, 0);
     let mut keys = Vec::new();
     for part in &unit.entities {
@@ -185,15 +192,10 @@ fn check_bounds(unit: &Unit) -> Result<Vec<EntityKey>, UnitFault> {
         let key = EntityKey::new(part.type_name.clone(), part.id.clone());
         keys.push(key.map_err(|error| (FaultCode::Protocol, error.to_string()))?);
     }
-    let all = || unit.entities.iter().flat_map(|part| &part.changes);
-    // What can't be counted is not looked at either.
-    let operations: u64 = all()
-        .filter_map(|bytes| columns::items_max(bytes))
-        .filter(|items| *items <= CHANGE_OPS_MAX as u64)
-        .sum();
-    if operations > UNIT_OPS_MAX {
-        let text =
-            format!("the unit has {operations} operations; {UNIT_OPS_MAX} are allowed: send less at once");
+    if weight > UNIT_WEIGHT_MAX as u64 {
+        let text = format!(
+            "the operations of the unit take {weight} bytes; {UNIT_WEIGHT_MAX} are allowed: send less at once"
+        );
         return Err((FaultCode::Quota, text));
     }
     let over = unit.entities.len() > UNIT_ENTITIES_MAX
@@ -359,6 +361,11 @@ impl<'a> Judging<'a> {
         let new_actor = index.actor(change.actor()).is_none();
         if index.len() >= ENTITY_CHANGES_MAX || (new_actor && index.actors().len() >= ENTITY_ACTORS_MAX) {
             return refuse(RefusalCode::Quota, "the entity has too many changes or authors", Standing::Lasts);
+        }
+        if change.operations() > EDIT_OPS_MAX {
+            let operations = change.operations();
+            let text = format!("the edit has {operations} operations; {EDIT_OPS_MAX} are allowed: split it");
+            return refuse(RefusalCode::Quota, &text, Standing::Lasts);
         }
         let ty = match target.ty {
             Some(Err(())) => {

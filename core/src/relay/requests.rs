@@ -17,7 +17,7 @@ use crate::id::{DeviceId, WorkspaceId};
 use crate::store::{Keyspace, Store, StoreError, View};
 use crate::wire::{
     Ack, Changes, Channel, FaultCode, FetchSchema, Grant, GrantRole, Granted, Message, Open, PushSchema,
-    Refresh, SchemaIs, SignIn,
+    Refresh, SchemaIs, SignIn, UNIT_WEIGHT_MAX,
 };
 
 /// Longest name or system of a device in bytes; what is longer is cut.
@@ -335,6 +335,10 @@ impl Relay {
         if !self.may_act(now, id, channel) {
             return Ok(());
         }
+        let (weight, hidden) = admit::weigh(&unit);
+        if weight <= UNIT_WEIGHT_MAX as u64 {
+            self.count_more(now, id, hidden);
+        }
         let store = Arc::clone(&self.store);
         let Some(conn) = self.conns.get(&id) else { return Ok(()) };
         let (device, Some(state)) = (conn.device, conn.channels.get(&channel)) else { return Ok(()) };
@@ -349,7 +353,7 @@ impl Relay {
             role: state.role(),
             now: now.wall,
         };
-        let verdict = match admit::admit(submission, &mut self.entities, &mut draft, unit)? {
+        let verdict = match admit::admit(submission, &mut self.entities, &mut draft, unit, weight)? {
             Ok(verdict) => verdict,
             Err((FaultCode::Protocol, text)) => {
                 self.close(id, FaultCode::Protocol, &text);

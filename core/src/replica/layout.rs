@@ -455,7 +455,7 @@ pub(crate) struct OutboxRecord {
     pub(crate) skew_ms: i64,
     /// Whether it may have left the device.
     pub(crate) sent: bool,
-    /// Bytes of the change.
+    /// What the change [weighs](crate::change::Change::weight), in bytes.
     pub(crate) bytes: u32,
     /// The relay had admitted it and lost it: it goes as it is or not at all.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
