@@ -199,6 +199,7 @@ impl From<EditError> for Error {
             EditError::TooLarge { .. } | EditError::TooManyOperations { .. } => {
                 Self::new(Category::Quota, "too_large", message)
             }
+            EditError::Full { .. } => Self::new(Category::Quota, "entity_full", message),
             _ => Self::new(Category::Storage, "document", message),
         }
     }

@@ -14,10 +14,11 @@ use crate::change::{
 };
 use crate::clock::{Hlc, WallMs};
 use crate::columns;
-use crate::id::Author;
+use crate::id::{Author, EntityKey};
 use crate::intent::Intent;
 use crate::schema::{EntityType, Field, FieldKind, Policy, Tie};
 use crate::shape::{self, RootKey, TOMBSTONE};
+use crate::wire::ENTITY_BYTES_MAX;
 
 /// Everything that an edit needs to know beside the entity.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +86,14 @@ pub enum EditError {
     TooManyOperations {
         /// How many.
         operations: usize,
+    },
+    /// More than an entity may hold.
+    #[error("{entity} would hold {bytes} bytes, more than {ENTITY_BYTES_MAX}; go on in a new one")]
+    Full {
+        /// The entity.
+        entity: EntityKey,
+        /// What it would hold.
+        bytes: usize,
     },
     /// A fault of the document library.
     #[error("the document refused the edit: {0}")]
@@ -303,6 +312,8 @@ impl Entity {
             Err(EditError::TooLarge { bytes: key_bytes })
         } else if operations > EDIT_OPS_MAX {
             Err(EditError::TooManyOperations { operations })
+        } else if self.weight + bytes > ENTITY_BYTES_MAX {
+            Err(EditError::Full { entity: self.key.clone(), bytes: self.weight + bytes })
         } else {
             Change::from_raw(raw).map_err(|error| EditError::Document(error.to_string()))
         };

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use automerge::ChangeHash;
 
-use super::entities::{Entity, EntityCache, Pushed};
+use super::entities::{Entity, EntityCache, Pushed, Size};
 use super::feed::{FeedEntity, FeedRecord};
 use super::layout::RefusalRecord;
 use super::workspace::{Draft, Workspace};
@@ -28,8 +28,8 @@ use crate::schema::EntityType;
 use crate::store::{Keyspace, Store, StoreError, View};
 use crate::targets::ChangeTargets;
 use crate::wire::{
-    EntityChanges, FaultCode, GrantRole, Hash, MESSAGE_BYTES_MAX, Refused, UNIT_BYTES_MAX, UNIT_ENTITIES_MAX,
-    UNIT_WEIGHT_MAX, Unit,
+    ENTITY_BYTES_MAX, EntityChanges, FaultCode, GrantRole, Hash, MESSAGE_BYTES_MAX, Refused, UNIT_BYTES_MAX,
+    UNIT_ENTITIES_MAX, UNIT_WEIGHT_MAX, Unit,
 };
 
 /// Most changes of a unit; more are refused with a quota fault.
@@ -44,6 +44,8 @@ const ANSWER_MESSAGES_BYTES_MAX: usize = 512 * 1024;
 const ENTITY_CHANGES_MAX: usize = 500_000;
 /// Most actors of an entity; changes of more are refused for good.
 const ENTITY_ACTORS_MAX: usize = 10_000;
+/// Most operations of an entity; changes with more are refused for good.
+const ENTITY_OPS_MAX: u64 = 10_000_000;
 
 /// Who submits what to where.
 #[derive(Clone, Copy)]
@@ -362,9 +364,7 @@ impl<'a> Judging<'a> {
         if index.len() >= ENTITY_CHANGES_MAX || (new_actor && index.actors().len() >= ENTITY_ACTORS_MAX) {
             return refuse(RefusalCode::Quota, "the entity has too many changes or authors", Standing::Lasts);
         }
-        if change.operations() > EDIT_OPS_MAX {
-            let operations = change.operations();
-            let text = format!("the edit has {operations} operations; {EDIT_OPS_MAX} are allowed: split it");
+        if let Some(text) = exceeds(&target.entity.size, change) {
             return refuse(RefusalCode::Quota, &text, Standing::Lasts);
         }
         let ty = match target.ty {
@@ -581,6 +581,26 @@ impl<'a> Judging<'a> {
         }
         Ok(Verdict { refused, entities: targets.into_iter().map(|target| target.entity).collect() })
     }
+}
+
+/// Why an entity that has so much can't take a change.
+fn exceeds(size: &Size, change: &Change) -> Option<String> {
+    if change.operations() > EDIT_OPS_MAX {
+        let operations = change.operations();
+        return Some(format!("the edit has {operations} operations; {EDIT_OPS_MAX} are allowed: split it"));
+    }
+    if size.operations + change.operations() as u64 > ENTITY_OPS_MAX {
+        return Some(format!(
+            "the entity has {} operations, {ENTITY_OPS_MAX} are allowed: go on in a new one",
+            size.operations
+        ));
+    }
+    (size.bytes + change.bytes().len() as u64 > ENTITY_BYTES_MAX as u64).then(|| {
+        format!(
+            "the changes of the entity have {} bytes, {ENTITY_BYTES_MAX} are allowed: go on in a new one",
+            size.bytes
+        )
+    })
 }
 
 /// What a unit holds of one transaction.

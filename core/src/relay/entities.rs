@@ -30,6 +30,15 @@ pub(super) struct Pushed {
     pub(super) marks: ChangeTargets,
 }
 
+/// How much there is of an entity.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Size {
+    /// Of all changes, as far as they were counted.
+    pub(super) bytes: u64,
+    /// As far as they are known.
+    pub(super) operations: u64,
+}
+
 /// An entity as admission needs it.
 #[derive(Clone, Debug)]
 pub(super) struct Entity {
@@ -47,6 +56,10 @@ pub(super) struct Entity {
     /// How many changes and actors are committed.
     stored: (usize, usize),
     named_stored: usize,
+    /// With what was pushed.
+    pub(super) size: Size,
+    /// Of what is committed.
+    stored_size: Size,
 }
 
 impl Entity {
@@ -61,6 +74,8 @@ impl Entity {
             named: BTreeMap::new(),
             stored: (0, 0),
             named_stored: 0,
+            size: Size::default(),
+            stored_size: Size::default(),
         }
     }
 
@@ -77,7 +92,7 @@ impl Entity {
         if first != workspace.entity(hash) {
             return Err(damaged("lacks its record"));
         }
-        let record: EntityRecord = codec::decode(&record, "the record of an entity")?;
+        let (record, bytes) = layout::decode_entity(&record)?;
         let mut actors = Vec::new();
         for (_, bytes) in rows {
             let actor: ActorRecord = codec::decode(&bytes, "the record of an actor")?;
@@ -86,11 +101,13 @@ impl Entity {
         }
         let mut headers: Vec<Header> = Vec::new();
         let mut targets = Targets::default();
+        let mut size = Size { bytes, ..Size::default() };
         let found = scan_all(store, Keyspace::HEADER, &workspace.entity(hash))?;
         let records = layout::join_headers(found).ok_or_else(|| damaged("lacks a part of a header"))?;
         for bytes in records {
             let (header, marks) = layout::decode_header(&bytes)?;
             let before = marks.as_ref().map_or(0, |marks| marks.operations());
+            size.operations += before;
             targets.push((header.max_op + 1).saturating_sub(before), &header.deps, marks.as_ref());
             headers.push(header);
         }
@@ -101,7 +118,8 @@ impl Entity {
         let index = HeaderIndex::from_parts(headers, actors)
             .ok_or_else(|| damaged("has headers that don't fit each other"))?;
         let heads = index.heads().into_iter().collect();
-        let mut entity = Self { index, targets, heads, stored, ..Self::new(key, hash) };
+        let mut entity =
+            Self { index, targets, heads, stored, size, stored_size: size, ..Self::new(key, hash) };
         entity.name_containers(&record.genesis);
         entity.named_stored = entity.named.len();
         Ok(entity)
@@ -137,6 +155,8 @@ impl Entity {
             self.targets.push(change.start_op(), &header.deps, Some(marks));
         }
         self.new_targets.push(marks.clone());
+        self.size.bytes += change.bytes().len() as u64;
+        self.size.operations += change.operations() as u64;
     }
 
     /// What it takes in memory, as a number of headers.
@@ -161,6 +181,7 @@ impl Entity {
                 StoreError::Damaged { what: format!("the headers of {} don't fit each other", self.key) }
             })?;
             self.targets.truncate(changes);
+            self.size = self.stored_size;
             self.new_targets.clear();
             for Pushed { change, author, marks } in kept() {
                 self.push(change, *author, marks);
@@ -199,8 +220,10 @@ impl Entity {
             changes: now.0 as u32,
             actors: now.1 as u32,
         };
-        batch.put(Keyspace::ENTITY, workspace.entity(self.hash), codec::encode(&record));
+        let record = layout::encode_entity(record, self.size.bytes);
+        batch.put(Keyspace::ENTITY, workspace.entity(self.hash), record);
         self.stored = now;
+        self.stored_size = self.size;
         self.named_stored = self.named.len();
     }
 }

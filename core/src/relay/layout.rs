@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | META | `relay` | [`RelayRecord`] |
 //! | META | ws | [`WorkspaceRecord`]: feed end and digest, always of the same moment |
-//! | ENTITY | ws ‖ entity | [`EntityRecord`] |
+//! | ENTITY | ws ‖ entity | [`EntityRecord`], with the bytes of all changes since layout 3 |
 //! | ENTITY | ws ‖ entity ‖ actor number (u32) | [`ActorRecord`] |
 //! | HEADER | ws ‖ entity ‖ place (u32) | [`HeaderRecord`](crate::codec::HeaderRecord), with [`ChangeTargets`] since layout 2 |
 //! | HEADER | ws ‖ entity ‖ place (u32) ‖ part (u32) | what such a record goes on with that is longer than a value, since layout 3 |
@@ -34,6 +34,8 @@ use crate::targets::ChangeTargets;
 pub(super) const LAYOUT_VERSION: u32 = 3;
 /// Version of the records of headers.
 const HEADER_VERSION: u8 = 2;
+/// Version of the records of entities.
+const ENTITY_VERSION: u8 = 2;
 /// Key of the [`RelayRecord`]. Never 16 bytes long, as a workspace's key is.
 pub(super) const RELAY_KEY: &[u8] = b"relay";
 
@@ -131,6 +133,21 @@ pub(super) fn decode_header(bytes: &[u8]) -> Result<(Header, Option<ChangeTarget
         return Ok((header.into(), Some(targets)));
     }
     codec::decode::<HeaderRecord>(bytes, "a header").map(|header| (header.into(), None))
+}
+
+/// The record of an entity with the bytes of all its changes.
+pub(super) fn encode_entity(record: EntityRecord, bytes: u64) -> Vec<u8> {
+    codec::encode_as(ENTITY_VERSION, &(record, bytes))
+}
+
+/// Reads the record of an entity; before layout 3 it did not say how many bytes its changes have, and only
+/// those are counted that came since.
+pub(super) fn decode_entity(bytes: &[u8]) -> Result<(EntityRecord, u64), StoreError> {
+    const WHAT: &str = "the record of an entity";
+    if bytes.first() == Some(&ENTITY_VERSION) {
+        return codec::decode_as(ENTITY_VERSION, bytes, WHAT);
+    }
+    codec::decode(bytes, WHAT).map(|record| (record, 0))
 }
 
 /// Takes the key of a part of a feed entry apart: (seq, part).
