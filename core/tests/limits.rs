@@ -8,8 +8,8 @@
 #[allow(dead_code)]
 mod support;
 
-use anabranch_core::admission::RefusalCode;
-use anabranch_core::change::{Change, EDIT_OPS_MAX, Role};
+use anabranch_core::admission::{Judge, RefusalCode};
+use anabranch_core::change::{Change, EDIT_OPS_MAX, OP_COUNTER_MAX, Role};
 use anabranch_core::clock::WallMs;
 use anabranch_core::codec;
 use anabranch_core::entity::{EditContext, EditError, Entity};
@@ -110,6 +110,20 @@ impl Writer {
             checked: true,
         };
         Ok(self.entity.edit(&context, intents)?.unwrap().change)
+    }
+
+    /// Takes in all that the relay has of its entity.
+    fn read(&mut self, feed: &[FeedEntry]) {
+        let id = self.entity.key().id().to_owned();
+        for entry in feed {
+            let FeedBody::Changes { unit, .. } = &entry.body else { continue };
+            for part in unit.entities.iter().filter(|part| part.id == id) {
+                let changes = part.changes.iter().map(|bytes| Change::parse(bytes).unwrap()).collect();
+                let ty = &self.schema.types["note"];
+                let received = self.entity.receive(changes, Some(ty), Judge::Admitted, true);
+                assert_eq!(received.refused, []);
+            }
+        }
     }
 }
 
@@ -253,6 +267,69 @@ fn operations_count_against_what_a_device_may_send() {
     assert_eq!(world.settle(conn), []);
     world.pass(20_000);
     assert!(matches!(&world.settle(conn)[..], [Message::Ack(ack), ..] if ack.refused.is_empty()));
+}
+
+/// Numbers of operations only grow. One change that took the last of them made an entity that nobody
+/// could edit any more.
+#[test]
+fn the_counters_of_an_entity_are_not_used_up_by_leaps() {
+    let mut world = roomy();
+    let (mut device, conn) = join(&mut world, 1);
+    let first = device.edit("n1");
+    assert_eq!(world.submit(conn, unit([of("n1", &[&first])])).refused, []);
+    let leap = |device: &Device, start: u64, note: Option<Draft>| {
+        let draft = note.unwrap_or_default();
+        forge(device, "n1", draft, |change| change.start_op = start.try_into().unwrap())
+    };
+    for start in [OP_COUNTER_MAX - 1, 1_000_000, first.max_op() + 1_002] {
+        let ack = world.submit(conn, unit([raw("n1", vec![leap(&device, start, None)])]));
+        assert_eq!(codes(&ack), [RefusalCode::BadSequence], "{start}");
+    }
+    // Nor by way of what is refused beside it.
+    let (other, other_conn) = join(&mut world, 2);
+    let ladder = leap(&other, first.max_op() + 1_001, Some(in_tx(1, 2)));
+    let third = Device::new(3);
+    let top = leap(&third, first.max_op() + 2_002, None);
+    let admin = world.join(&Device::new(4), "admin");
+    let ack = world.submit(admin, unit([raw("n1", vec![ladder, top.clone()])]));
+    assert_eq!(codes(&ack), [RefusalCode::Transaction, RefusalCode::BadSequence]);
+
+    // In steps, each as far as is tolerated.
+    let mut reached = first.max_op();
+    let mut climber = other.clone();
+    for _ in 0..50 {
+        let start = reached + 1_001;
+        let honest = climber
+            .clone()
+            .write("n1", Draft { onto: vec![(first.hash(), reached)], ahead_ms: 100, ..Draft::default() });
+        let bytes = leap_on(&honest, start);
+        let change = Change::parse(&bytes).unwrap();
+        climber.adopt(&key("note", "n1"), &change);
+        assert_eq!(world.submit(other_conn, unit([raw("n1", vec![bytes])])).refused, []);
+        reached = start;
+    }
+    // An honest device that has seen it all goes on, without a gap.
+    let mut writer = Writer::new(5, "n1");
+    writer.wall = WallMs(START.0 + 1_000);
+    writer.read(&world.whole_feed());
+    let conn = world.join(&writer.device, "writer");
+    for text in ["one", "two"] {
+        let change = writer.edit(&[set("title", text)]).unwrap();
+        assert!(change.start_op() > reached && change.max_op() < 60_000);
+        assert_eq!(world.submit(conn, unit([of("n1", &[&change])])).refused, []);
+    }
+    // What was refused for its number was not refused for good.
+    assert_eq!(codes(&world.submit(admin, unit([raw("n1", vec![top])]))), Vec::<RefusalCode>::new());
+}
+
+/// A change as it is, but for the number of its first operation.
+fn leap_on(honest: &Change, start: u64) -> Vec<u8> {
+    let mut expanded = honest.expand().unwrap();
+    expanded.author = None;
+    expanded.extra_bytes = honest.raw().extra_bytes().to_vec();
+    expanded.hash = None;
+    expanded.start_op = start.try_into().unwrap();
+    RawChange::from(expanded).raw_bytes().to_vec()
 }
 
 type EntityRecord = (String, String, Vec<(String, u8)>, u32, u32);

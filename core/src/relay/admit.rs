@@ -19,7 +19,7 @@ use super::layout::RefusalRecord;
 use super::workspace::{Draft, Workspace};
 use super::{RelayConfig, cut};
 use crate::admission::{self, Context, Judge, Refusal, RefusalCode, Vouches};
-use crate::change::{self, Change, EDIT_OPS_MAX, MalformedChange, Role, TxMark};
+use crate::change::{self, Change, EDIT_OPS_MAX, MalformedChange, OP_COUNTER_MAX, Role, TxMark};
 use crate::clock::WallMs;
 use crate::codec;
 use crate::genesis::Genesis;
@@ -46,6 +46,11 @@ const ENTITY_CHANGES_MAX: usize = 500_000;
 const ENTITY_ACTORS_MAX: usize = 10_000;
 /// Most operations of an entity; changes with more are refused for good.
 const ENTITY_OPS_MAX: u64 = 10_000_000;
+/// How far the counter of a change may be ahead of what the entity has and it depends on. A device that saw
+/// what is not taken, and built on a version before it, leaves a gap. However many changes an
+/// entity has, such gaps don't take up the numbers that there are for operations.
+const COUNTER_GAP_MAX: u64 = 1_000;
+const _: () = assert!(ENTITY_CHANGES_MAX as u64 * COUNTER_GAP_MAX + ENTITY_OPS_MAX < OP_COUNTER_MAX / 2);
 
 /// Who submits what to where.
 #[derive(Clone, Copy)]
@@ -366,6 +371,16 @@ impl<'a> Judging<'a> {
         }
         if let Some(text) = exceeds(&target.entity.size, change) {
             return refuse(RefusalCode::Quota, &text, Standing::Lasts);
+        }
+        let below = change.deps().iter().filter_map(|dep| index.by_hash(dep)).map(|header| header.max_op);
+        // Not what else the unit brings: it may be refused.
+        let reached = below.fold(target.entity.stored_size.counter, u64::max);
+        if change.start_op() > reached + 1 + COUNTER_GAP_MAX {
+            return refuse(
+                RefusalCode::BadSequence,
+                "its operations are numbered too far ahead of what the entity has; make it again",
+                Standing::Passes,
+            );
         }
         let ty = match target.ty {
             Some(Err(())) => {

@@ -37,6 +37,8 @@ pub(super) struct Size {
     pub(super) bytes: u64,
     /// As far as they are known.
     pub(super) operations: u64,
+    /// The greatest counter of an operation.
+    pub(super) counter: u64,
 }
 
 /// An entity as admission needs it.
@@ -59,7 +61,7 @@ pub(super) struct Entity {
     /// With what was pushed.
     pub(super) size: Size,
     /// Of what is committed.
-    stored_size: Size,
+    pub(super) stored_size: Size,
 }
 
 impl Entity {
@@ -108,6 +110,7 @@ impl Entity {
             let (header, marks) = layout::decode_header(&bytes)?;
             let before = marks.as_ref().map_or(0, |marks| marks.operations());
             size.operations += before;
+            size.counter = size.counter.max(header.max_op);
             targets.push((header.max_op + 1).saturating_sub(before), &header.deps, marks.as_ref());
             headers.push(header);
         }
@@ -157,6 +160,7 @@ impl Entity {
         self.new_targets.push(marks.clone());
         self.size.bytes += change.bytes().len() as u64;
         self.size.operations += change.operations() as u64;
+        self.size.counter = self.size.counter.max(change.max_op());
     }
 
     /// What it takes in memory, as a number of headers.
