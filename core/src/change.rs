@@ -16,8 +16,13 @@ use crate::id::Author;
 
 /// Largest change in bytes.
 pub const CHANGE_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// Most operations of a change.
+/// Most operations of a change that is read.
 pub const CHANGE_OPS_MAX: usize = 1_000_000;
+/// Most operations of a change that is new: devices make none with more, and the relay takes none.
+/// Read out, one takes some two hundred bytes. A text takes one for each letter.
+pub const EDIT_OPS_MAX: usize = 250_000;
+/// Most bytes of the keys of a change, each counted as often as it is written to.
+pub const CHANGE_KEY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Largest operation counter, far below where Automerge's columns overflow.
 pub const OP_COUNTER_MAX: u64 = 1 << 31;
 /// Most dependencies of a change.
@@ -238,6 +243,17 @@ impl Change {
         self.start_op() + self.raw.len() as u64 - 1
     }
 
+    /// How many operations it has.
+    pub fn operations(&self) -> usize {
+        self.raw.len()
+    }
+
+    /// What it weighs for those who look at it, in bytes: its own, or more where few stand for many
+    /// operations.
+    pub fn weight(&self) -> usize {
+        weight(self.bytes())
+    }
+
     /// The plain bytes, as they are sent and stored.
     pub fn bytes(&self) -> &[u8] {
         self.raw.raw_bytes()
@@ -255,10 +271,8 @@ impl Change {
     /// change in any but the usual form has another hash when the document is loaded again, which
     /// then fails. So any other form is refused.
     pub fn expand(&self) -> Result<ExpandedChange, MalformedChange> {
-        let read = || {
-            let expanded = self.raw.decode();
-            (is_usual_form(&self.raw, expanded.clone()), expanded)
-        };
+        // Read out twice, so that there is one copy at a time.
+        let read = || (is_usual_form(&self.raw, self.raw.decode()), self.raw.decode());
         match catch_unwind(AssertUnwindSafe(read)) {
             Ok((true, expanded)) => Ok(expanded),
             Ok((false, _)) => Err(MalformedChange("it is not in the form that changes have")),
@@ -276,6 +290,14 @@ fn is_usual_form(raw: &RawChange, mut expanded: ExpandedChange) -> bool {
     RawChange::from(expanded).raw_bytes() == raw.raw_bytes()
 }
 
+/// See [`Change::weight`]. What is no change, or claims more than one may hold, is not read out.
+pub(crate) fn weight(bytes: &[u8]) -> usize {
+    let read = columns::claim(bytes).filter(|claim| {
+        claim.items <= CHANGE_OPS_MAX as u64 && claim.text_bytes <= CHANGE_KEY_BYTES_MAX as u64
+    });
+    bytes.len().max(read.map_or(0, |claim| claim.weight() as usize))
+}
+
 /// The library's parse of a plain change, bounded in time and memory.
 pub(crate) fn parse_raw(bytes: &[u8]) -> Result<RawChange, MalformedChange> {
     if bytes.len() > CHANGE_BYTES_MAX {
@@ -285,8 +307,8 @@ pub(crate) fn parse_raw(bytes: &[u8]) -> Result<RawChange, MalformedChange> {
     if bytes.get(8) != Some(&1) {
         return Err(MalformedChange("not a plain change chunk"));
     }
-    let items = columns::items_max(bytes).ok_or(MalformedChange("its columns cannot be read"))?;
-    if items > CHANGE_OPS_MAX as u64 {
+    let claim = columns::claim(bytes).ok_or(MalformedChange("its columns cannot be read"))?;
+    if claim.items > CHANGE_OPS_MAX as u64 || claim.text_bytes > CHANGE_KEY_BYTES_MAX as u64 {
         return Err(MalformedChange("its columns claim more than a change may hold"));
     }
     catch_unwind(|| RawChange::from_bytes(bytes.to_vec()))

@@ -15,9 +15,11 @@ use crate::store::{Batch, Keyspace, Store, StoreError, VALUE_BYTES_MAX, View};
 pub const RECORD_BYTES_MAX: usize = 64 * 1024 * 1024;
 const VERSION: u8 = 1;
 /// Bytes of one part of a large value, below the store's bound with room for checksums.
-const PART_BYTES: usize = VALUE_BYTES_MAX - 1024;
+pub(crate) const PART_BYTES: usize = VALUE_BYTES_MAX - 1024;
+/// Largest value that is split: a text of control characters takes six times its bytes in a row.
+pub const LARGE_BYTES_MAX: usize = 8 * RECORD_BYTES_MAX;
 /// Most parts of a value; a record that names more is damaged.
-pub const PARTS_MAX: u32 = (RECORD_BYTES_MAX / PART_BYTES) as u32 + 1;
+pub const PARTS_MAX: u32 = (LARGE_BYTES_MAX / PART_BYTES) as u32 + 1;
 
 /// The record of `value`.
 pub fn encode(value: &impl Encode) -> Vec<u8> {
@@ -151,6 +153,15 @@ impl From<HeaderRecord> for Header {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A row of 70 MiB was written, and was damage to whoever read it.
+    #[test]
+    fn what_is_written_in_parts_has_no_more_than_are_read() {
+        let mut batch = Batch::new();
+        let parts = put_large(&mut batch, Keyspace::SPILL, b"key", &vec![0; 70 << 20], 0);
+        assert_eq!(batch.ops().len(), parts as usize);
+        assert!(parts <= PARTS_MAX && LARGE_BYTES_MAX.div_ceil(PART_BYTES) <= PARTS_MAX as usize);
+    }
 
     #[test]
     fn records_read_back_and_damage_is_named() {

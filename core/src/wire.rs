@@ -15,6 +15,11 @@ pub const VERSION_MAX: u16 = 1;
 pub const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Largest unit in bytes of changes; a larger transaction is refused when it is written.
 pub const UNIT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most that the changes of a unit weigh together, in bytes: see
+/// [`Change::weight`](crate::change::Change::weight).
+pub const UNIT_WEIGHT_MAX: usize = 48 * 1024 * 1024;
+/// Most bytes of all changes of an entity; those beyond are refused for good.
+pub const ENTITY_BYTES_MAX: usize = 48 * 1024 * 1024;
 /// Most entities of a unit.
 pub const UNIT_ENTITIES_MAX: usize = 10_000;
 /// Bodies larger than this are compressed if it helps.

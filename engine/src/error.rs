@@ -196,7 +196,10 @@ impl From<EditError> for Error {
             EditError::NotFound(_) => Self::new(Category::NotFound, "not_found", message),
             EditError::UnknownVersion(_) => Self::new(Category::Usage, "unknown_version", message)
                 .with_help("versions come with what is read, and go with the entity that they came with"),
-            EditError::TooLarge { .. } => Self::new(Category::Quota, "too_large", message),
+            EditError::TooLarge { .. } | EditError::TooManyOperations { .. } => {
+                Self::new(Category::Quota, "too_large", message)
+            }
+            EditError::Full { .. } => Self::new(Category::Quota, "entity_full", message),
             _ => Self::new(Category::Storage, "document", message),
         }
     }

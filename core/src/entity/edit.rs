@@ -9,12 +9,16 @@ use super::Entity;
 use super::document::{Commit, Step};
 use super::resolve::{Candidate, Life, Reader, compare_numbers, register_key};
 use crate::admission::{INCREMENT_MAX, derived_actor};
-use crate::change::{CHANGE_BYTES_MAX, Change, Note, Origin, Role, TxMark};
+use crate::change::{
+    CHANGE_BYTES_MAX, CHANGE_KEY_BYTES_MAX, Change, EDIT_OPS_MAX, Note, Origin, Role, TxMark,
+};
 use crate::clock::{Hlc, WallMs};
-use crate::id::Author;
+use crate::columns;
+use crate::id::{Author, EntityKey};
 use crate::intent::Intent;
 use crate::schema::{EntityType, Field, FieldKind, Policy, Tie};
 use crate::shape::{self, RootKey, TOMBSTONE};
+use crate::wire::ENTITY_BYTES_MAX;
 
 /// Everything that an edit needs to know beside the entity.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +79,20 @@ pub enum EditError {
     #[error("the edit takes {bytes} bytes, more than {CHANGE_BYTES_MAX}; split it")]
     TooLarge {
         /// Its size.
+        bytes: usize,
+    },
+    /// More operations than a change may have.
+    #[error("the edit takes {operations} operations, more than {EDIT_OPS_MAX}; split it")]
+    TooManyOperations {
+        /// How many.
+        operations: usize,
+    },
+    /// More than an entity may hold.
+    #[error("{entity} would hold {bytes} bytes, more than {ENTITY_BYTES_MAX}; go on in a new one")]
+    Full {
+        /// The entity.
+        entity: EntityKey,
+        /// What it would hold.
         bytes: usize,
     },
     /// A fault of the document library.
@@ -286,9 +304,16 @@ impl Entity {
             time: time.to_change_time(),
         };
         let raw = self.doc.commit(commit, steps).map_err(EditError::Document)?;
-        let bytes = raw.raw_bytes().len();
+        let (bytes, operations) = (raw.raw_bytes().len(), raw.len());
+        let key_bytes = columns::claim(raw.raw_bytes()).map_or(0, |claim| claim.text_bytes as usize);
         let change = if bytes > CHANGE_BYTES_MAX {
             Err(EditError::TooLarge { bytes })
+        } else if key_bytes > CHANGE_KEY_BYTES_MAX {
+            Err(EditError::TooLarge { bytes: key_bytes })
+        } else if operations > EDIT_OPS_MAX {
+            Err(EditError::TooManyOperations { operations })
+        } else if self.weight + bytes > ENTITY_BYTES_MAX {
+            Err(EditError::Full { entity: self.key.clone(), bytes: self.weight + bytes })
         } else {
             Change::from_raw(raw).map_err(|error| EditError::Document(error.to_string()))
         };

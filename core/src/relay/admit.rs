@@ -13,31 +13,27 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use automerge::ChangeHash;
 
-use super::entities::{Entity, EntityCache, Pushed};
+use super::entities::{Entity, EntityCache, Pushed, Size};
 use super::feed::{FeedEntity, FeedRecord};
 use super::layout::RefusalRecord;
 use super::workspace::{Draft, Workspace};
 use super::{RelayConfig, cut};
 use crate::admission::{self, Context, Judge, Refusal, RefusalCode, Vouches};
-use crate::change::{self, CHANGE_OPS_MAX, Change, MalformedChange, Role, TxMark};
+use crate::change::{self, Change, EDIT_OPS_MAX, MalformedChange, OP_COUNTER_MAX, Role, TxMark};
 use crate::clock::WallMs;
 use crate::codec;
-use crate::columns;
 use crate::genesis::Genesis;
 use crate::id::{Author, DeviceId, EntityHash, EntityKey};
 use crate::schema::EntityType;
 use crate::store::{Keyspace, Store, StoreError, View};
 use crate::targets::ChangeTargets;
 use crate::wire::{
-    EntityChanges, FaultCode, GrantRole, Hash, MESSAGE_BYTES_MAX, Refused, UNIT_BYTES_MAX, UNIT_ENTITIES_MAX,
-    Unit,
+    ENTITY_BYTES_MAX, EntityChanges, FaultCode, GrantRole, Hash, MESSAGE_BYTES_MAX, Refused, UNIT_BYTES_MAX,
+    UNIT_ENTITIES_MAX, UNIT_WEIGHT_MAX, Unit,
 };
 
 /// Most changes of a unit; more are refused with a quota fault.
 const UNIT_CHANGES_MAX: usize = 20_000;
-/// Most operations, and items of any other column, that the changes of a unit claim together:
-/// a few bytes can stand for very many, and each is looked at.
-const UNIT_OPS_MAX: u64 = 4_000_000;
 /// Largest answer or feed entry that a unit can lead to, so that both fit a message.
 const DERIVED_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 1024 * 1024;
 /// Longest message of a refusal.
@@ -48,6 +44,13 @@ const ANSWER_MESSAGES_BYTES_MAX: usize = 512 * 1024;
 const ENTITY_CHANGES_MAX: usize = 500_000;
 /// Most actors of an entity; changes of more are refused for good.
 const ENTITY_ACTORS_MAX: usize = 10_000;
+/// Most operations of an entity; changes with more are refused for good.
+const ENTITY_OPS_MAX: u64 = 10_000_000;
+/// How far the counter of a change may be ahead of what the entity has and it depends on. A device that saw
+/// what is not taken, and built on a version before it, leaves a gap. However many changes an
+/// entity has, such gaps don't take up the numbers that there are for operations.
+const COUNTER_GAP_MAX: u64 = 1_000;
+const _: () = assert!(ENTITY_CHANGES_MAX as u64 * COUNTER_GAP_MAX + ENTITY_OPS_MAX < OP_COUNTER_MAX / 2);
 
 /// Who submits what to where.
 #[derive(Clone, Copy)]
@@ -137,14 +140,15 @@ impl Target<'_> {
 }
 
 /// Judges a unit and puts everything that follows into `draft`: headers, entities, refusals,
-/// feed entries, digest.
+/// feed entries, digest. `weight` is that of the unit.
 pub(super) fn admit(
     submission: Submission<'_>,
     cache: &mut EntityCache,
     draft: &mut Draft,
     unit: Unit,
+    weight: u64,
 ) -> Result<Result<Verdict, UnitFault>, StoreError> {
-    let keys = match check_bounds(&unit) {
+    let keys = match check_bounds(&unit, weight) {
         Ok(keys) => keys,
         Err(fault) => return Ok(Err(fault)),
     };
@@ -169,8 +173,18 @@ pub(super) fn admit(
     judging.finish(draft).map(Ok)
 }
 
+/// What all changes of a unit weigh, and how much of that is more than their bytes.
+pub(super) fn weigh(unit: &Unit) -> (u64, u64) {
+    let (mut weight, mut bytes) = (0, 0);
+    for change in unit.entities.iter().flat_map(|part| &part.changes) {
+        weight += change::weight(change) as u64;
+        bytes += change.len() as u64;
+    }
+    (weight, weight - bytes)
+}
+
 /// Checks the size of a unit and the names in it.
-fn check_bounds(unit: &Unit) -> Result<Vec<EntityKey>, UnitFault> {
+fn check_bounds(unit: &Unit, weight: u64) -> Result<Vec<EntityKey>, UnitFault> {
     let (mut changes, mut change_bytes, mut unit_bytes, mut answer_bytes) = (0, 0, 0, 0);
     let mut keys = Vec::new();
     for part in &unit.entities {
@@ -185,15 +199,10 @@ fn check_bounds(unit: &Unit) -> Result<Vec<EntityKey>, UnitFault> {
         let key = EntityKey::new(part.type_name.clone(), part.id.clone());
         keys.push(key.map_err(|error| (FaultCode::Protocol, error.to_string()))?);
     }
-    let all = || unit.entities.iter().flat_map(|part| &part.changes);
-    // What can't be counted is not looked at either.
-    let operations: u64 = all()
-        .filter_map(|bytes| columns::items_max(bytes))
-        .filter(|items| *items <= CHANGE_OPS_MAX as u64)
-        .sum();
-    if operations > UNIT_OPS_MAX {
-        let text =
-            format!("the unit has {operations} operations; {UNIT_OPS_MAX} are allowed: send less at once");
+    if weight > UNIT_WEIGHT_MAX as u64 {
+        let text = format!(
+            "the operations of the unit take {weight} bytes; {UNIT_WEIGHT_MAX} are allowed: send less at once"
+        );
         return Err((FaultCode::Quota, text));
     }
     let over = unit.entities.len() > UNIT_ENTITIES_MAX
@@ -359,6 +368,19 @@ impl<'a> Judging<'a> {
         let new_actor = index.actor(change.actor()).is_none();
         if index.len() >= ENTITY_CHANGES_MAX || (new_actor && index.actors().len() >= ENTITY_ACTORS_MAX) {
             return refuse(RefusalCode::Quota, "the entity has too many changes or authors", Standing::Lasts);
+        }
+        if let Some(text) = exceeds(&target.entity.size, change) {
+            return refuse(RefusalCode::Quota, &text, Standing::Lasts);
+        }
+        let below = change.deps().iter().filter_map(|dep| index.by_hash(dep)).map(|header| header.max_op);
+        // Not what else the unit brings: it may be refused.
+        let reached = below.fold(target.entity.stored_size.counter, u64::max);
+        if change.start_op() > reached + 1 + COUNTER_GAP_MAX {
+            return refuse(
+                RefusalCode::BadSequence,
+                "its operations are numbered too far ahead of what the entity has; make it again",
+                Standing::Passes,
+            );
         }
         let ty = match target.ty {
             Some(Err(())) => {
@@ -574,6 +596,26 @@ impl<'a> Judging<'a> {
         }
         Ok(Verdict { refused, entities: targets.into_iter().map(|target| target.entity).collect() })
     }
+}
+
+/// Why an entity that has so much can't take a change.
+fn exceeds(size: &Size, change: &Change) -> Option<String> {
+    if change.operations() > EDIT_OPS_MAX {
+        let operations = change.operations();
+        return Some(format!("the edit has {operations} operations; {EDIT_OPS_MAX} are allowed: split it"));
+    }
+    if size.operations + change.operations() as u64 > ENTITY_OPS_MAX {
+        return Some(format!(
+            "the entity has {} operations, {ENTITY_OPS_MAX} are allowed: go on in a new one",
+            size.operations
+        ));
+    }
+    (size.bytes + change.bytes().len() as u64 > ENTITY_BYTES_MAX as u64).then(|| {
+        format!(
+            "the changes of the entity have {} bytes, {ENTITY_BYTES_MAX} are allowed: go on in a new one",
+            size.bytes
+        )
+    })
 }
 
 /// What a unit holds of one transaction.

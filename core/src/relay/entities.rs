@@ -30,6 +30,17 @@ pub(super) struct Pushed {
     pub(super) marks: ChangeTargets,
 }
 
+/// How much there is of an entity.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Size {
+    /// Of all changes, as far as they were counted.
+    pub(super) bytes: u64,
+    /// As far as they are known.
+    pub(super) operations: u64,
+    /// The greatest counter of an operation.
+    pub(super) counter: u64,
+}
+
 /// An entity as admission needs it.
 #[derive(Clone, Debug)]
 pub(super) struct Entity {
@@ -47,6 +58,10 @@ pub(super) struct Entity {
     /// How many changes and actors are committed.
     stored: (usize, usize),
     named_stored: usize,
+    /// With what was pushed.
+    pub(super) size: Size,
+    /// Of what is committed.
+    pub(super) stored_size: Size,
 }
 
 impl Entity {
@@ -61,6 +76,8 @@ impl Entity {
             named: BTreeMap::new(),
             stored: (0, 0),
             named_stored: 0,
+            size: Size::default(),
+            stored_size: Size::default(),
         }
     }
 
@@ -77,7 +94,7 @@ impl Entity {
         if first != workspace.entity(hash) {
             return Err(damaged("lacks its record"));
         }
-        let record: EntityRecord = codec::decode(&record, "the record of an entity")?;
+        let (record, bytes) = layout::decode_entity(&record)?;
         let mut actors = Vec::new();
         for (_, bytes) in rows {
             let actor: ActorRecord = codec::decode(&bytes, "the record of an actor")?;
@@ -86,9 +103,14 @@ impl Entity {
         }
         let mut headers: Vec<Header> = Vec::new();
         let mut targets = Targets::default();
-        for (_, bytes) in scan_all(store, Keyspace::HEADER, &workspace.entity(hash))? {
+        let mut size = Size { bytes, ..Size::default() };
+        let found = scan_all(store, Keyspace::HEADER, &workspace.entity(hash))?;
+        let records = layout::join_headers(found).ok_or_else(|| damaged("lacks a part of a header"))?;
+        for bytes in records {
             let (header, marks) = layout::decode_header(&bytes)?;
             let before = marks.as_ref().map_or(0, |marks| marks.operations());
+            size.operations += before;
+            size.counter = size.counter.max(header.max_op);
             targets.push((header.max_op + 1).saturating_sub(before), &header.deps, marks.as_ref());
             headers.push(header);
         }
@@ -99,7 +121,8 @@ impl Entity {
         let index = HeaderIndex::from_parts(headers, actors)
             .ok_or_else(|| damaged("has headers that don't fit each other"))?;
         let heads = index.heads().into_iter().collect();
-        let mut entity = Self { index, targets, heads, stored, ..Self::new(key, hash) };
+        let mut entity =
+            Self { index, targets, heads, stored, size, stored_size: size, ..Self::new(key, hash) };
         entity.name_containers(&record.genesis);
         entity.named_stored = entity.named.len();
         Ok(entity)
@@ -135,6 +158,9 @@ impl Entity {
             self.targets.push(change.start_op(), &header.deps, Some(marks));
         }
         self.new_targets.push(marks.clone());
+        self.size.bytes += change.bytes().len() as u64;
+        self.size.operations += change.operations() as u64;
+        self.size.counter = self.size.counter.max(change.max_op());
     }
 
     /// What it takes in memory, as a number of headers.
@@ -159,6 +185,7 @@ impl Entity {
                 StoreError::Damaged { what: format!("the headers of {} don't fit each other", self.key) }
             })?;
             self.targets.truncate(changes);
+            self.size = self.stored_size;
             self.new_targets.clear();
             for Pushed { change, author, marks } in kept() {
                 self.push(change, *author, marks);
@@ -182,7 +209,7 @@ impl Entity {
         let new = self.index.headers().iter().enumerate().skip(self.stored.0);
         for ((place, header), marks) in new.zip(std::mem::take(&mut self.new_targets)) {
             let key = workspace.numbered(self.hash, place as u32);
-            batch.put(Keyspace::HEADER, key, layout::encode_header(header, marks));
+            layout::put_header(batch, &key, header, marks);
         }
         for (number, entry) in self.index.actors().iter().enumerate().skip(self.stored.1) {
             let record =
@@ -197,8 +224,10 @@ impl Entity {
             changes: now.0 as u32,
             actors: now.1 as u32,
         };
-        batch.put(Keyspace::ENTITY, workspace.entity(self.hash), codec::encode(&record));
+        let record = layout::encode_entity(record, self.size.bytes);
+        batch.put(Keyspace::ENTITY, workspace.entity(self.hash), record);
         self.stored = now;
+        self.stored_size = self.size;
         self.named_stored = self.named.len();
     }
 }

@@ -441,6 +441,13 @@ impl Relay {
         }
     }
 
+    /// Counts against whoever sent a message what it stands for beyond its bytes.
+    pub(super) fn count_more(&mut self, now: Now, id: ConnId, bytes: u64) {
+        if let Some(sender) = self.conns.get(&id).and_then(Conn::sender).filter(|_| bytes > 0) {
+            self.quotas.take(now.mono, sender, bytes);
+        }
+    }
+
     /// A connection counts as whose its newest sign-in says from now on.
     pub(super) fn belongs_to(&mut self, id: ConnId, workspace: WorkspaceHash, user: &str) {
         let Some(conn) = self.conns.get_mut(&id) else { return };

@@ -4,9 +4,10 @@
 //! |---|---|---|
 //! | META | `relay` | [`RelayRecord`] |
 //! | META | ws | [`WorkspaceRecord`]: feed end and digest, always of the same moment |
-//! | ENTITY | ws ‖ entity | [`EntityRecord`] |
+//! | ENTITY | ws ‖ entity | [`EntityRecord`], with the bytes of all changes since layout 3 |
 //! | ENTITY | ws ‖ entity ‖ actor number (u32) | [`ActorRecord`] |
 //! | HEADER | ws ‖ entity ‖ place (u32) | [`HeaderRecord`](crate::codec::HeaderRecord), with [`ChangeTargets`] since layout 2 |
+//! | HEADER | ws ‖ entity ‖ place (u32) ‖ part (u32) | what such a record goes on with that is longer than a value, since layout 3 |
 //! | REFUSED | ws ‖ entity ‖ change hash | [`RefusalRecord`] |
 //! | REFUSED | ws ‖ entity ‖ device key ‖ origin | nothing: a change that makes this edit again was admitted |
 //! | DEVICE | ws ‖ device key | [`DeviceRecord`] |
@@ -26,13 +27,15 @@ use crate::change::Origin;
 use crate::codec::{self, HeaderRecord};
 use crate::header::Header;
 use crate::id::{DeviceId, EntityHash, WorkspaceId};
-use crate::store::StoreError;
+use crate::store::{Batch, Entry, Keyspace, StoreError};
 use crate::targets::ChangeTargets;
 
 /// Version of this layout.
-pub(super) const LAYOUT_VERSION: u32 = 2;
+pub(super) const LAYOUT_VERSION: u32 = 3;
 /// Version of the records of headers.
 const HEADER_VERSION: u8 = 2;
+/// Version of the records of entities.
+const ENTITY_VERSION: u8 = 2;
 /// Key of the [`RelayRecord`]. Never 16 bytes long, as a workspace's key is.
 pub(super) const RELAY_KEY: &[u8] = b"relay";
 
@@ -88,9 +91,38 @@ impl WorkspaceHash {
     }
 }
 
-/// The record of a header with where its change acted.
-pub(super) fn encode_header(header: &Header, targets: ChangeTargets) -> Vec<u8> {
-    codec::encode_as(HEADER_VERSION, &(HeaderRecord::from(header), targets))
+/// Puts the record of a header with where its change acted, which takes a few bytes for each time that it
+/// goes to another place: where that is longer than a value, it goes on at keys behind its own.
+pub(super) fn put_header(batch: &mut Batch, key: &[u8], header: &Header, targets: ChangeTargets) {
+    let record = codec::encode_as(HEADER_VERSION, &(HeaderRecord::from(header), targets));
+    for (part, bytes) in record.chunks(codec::PART_BYTES).enumerate() {
+        let mut key = key.to_vec();
+        if part > 0 {
+            key.extend_from_slice(&(part as u32).to_be_bytes());
+        }
+        batch.put(Keyspace::HEADER, key, bytes);
+    }
+}
+
+/// Puts the records of headers together from what is found in their order. `None` where a part is missing.
+pub(super) fn join_headers(found: Vec<Entry>) -> Option<Vec<Vec<u8>>> {
+    const KEY_BYTES: usize = size_of::<WorkspaceHash>() + size_of::<EntityHash>() + size_of::<u32>();
+    let mut records: Vec<Vec<u8>> = Vec::with_capacity(found.len());
+    let mut next: Option<(Vec<u8>, u32)> = None;
+    for (key, bytes) in found {
+        if key.len() == KEY_BYTES {
+            next = Some((key, 1));
+            records.push(bytes);
+            continue;
+        }
+        let (begun, part) = next.as_mut()?;
+        if key.strip_prefix(&begun[..])? != part.to_be_bytes() {
+            return None;
+        }
+        *part += 1;
+        records.last_mut()?.extend(bytes);
+    }
+    Some(records)
 }
 
 /// Reads the record of a header; before layout 2 it did not say where its change acted.
@@ -101,6 +133,21 @@ pub(super) fn decode_header(bytes: &[u8]) -> Result<(Header, Option<ChangeTarget
         return Ok((header.into(), Some(targets)));
     }
     codec::decode::<HeaderRecord>(bytes, "a header").map(|header| (header.into(), None))
+}
+
+/// The record of an entity with the bytes of all its changes.
+pub(super) fn encode_entity(record: EntityRecord, bytes: u64) -> Vec<u8> {
+    codec::encode_as(ENTITY_VERSION, &(record, bytes))
+}
+
+/// Reads the record of an entity; before layout 3 it did not say how many bytes its changes have, and only
+/// those are counted that came since.
+pub(super) fn decode_entity(bytes: &[u8]) -> Result<(EntityRecord, u64), StoreError> {
+    const WHAT: &str = "the record of an entity";
+    if bytes.first() == Some(&ENTITY_VERSION) {
+        return codec::decode_as(ENTITY_VERSION, bytes, WHAT);
+    }
+    codec::decode(bytes, WHAT).map(|record| (record, 0))
 }
 
 /// Takes the key of a part of a feed entry apart: (seq, part).

@@ -17,7 +17,7 @@ use crate::id::{DeviceId, STORE_LIFE_MAX, WorkspaceId};
 use crate::store::{Keyspace, Store, StoreError, View};
 use crate::wire::{
     Ack, Changes, Channel, FaultCode, FetchSchema, Grant, GrantRole, Granted, Message, Open, PushSchema,
-    Refresh, SchemaIs, SignIn,
+    Refresh, SchemaIs, SignIn, UNIT_WEIGHT_MAX,
 };
 
 /// Longest name or system of a device in bytes; what is longer is cut.
@@ -66,12 +66,20 @@ impl Relay {
                 Ok(())
             }
             // Refused before anything was queued, so memory is not ahead of the store.
-            Err(StoreError::NoSpace { free_bytes, floor_bytes }) => {
-                tracing::error!(conn = id.0, channel, free_bytes, floor_bytes, "the disk is full");
+            Err(error @ (StoreError::NoSpace { .. } | StoreError::TooLarge { .. })) => {
+                tracing::error!(conn = id.0, channel, %error, "the store takes nothing of a request");
                 if let Some(hash) = workspace {
                     self.forget_idle(hash);
                 }
-                self.fault(id, channel, FaultCode::NoSpace, "the relay's disk is full; this was not stored");
+                let (code, text) = match error {
+                    StoreError::NoSpace { .. } => {
+                        (FaultCode::NoSpace, "the relay's disk is full; this was not stored")
+                    }
+                    _ => {
+                        (FaultCode::Quota, "this is more than the relay can store at once; send less at once")
+                    }
+                };
+                self.fault(id, channel, code, text);
                 Ok(())
             }
             done => done,
@@ -333,6 +341,10 @@ impl Relay {
         if !self.may_act(now, id, channel) {
             return Ok(());
         }
+        let (weight, hidden) = admit::weigh(&unit);
+        if weight <= UNIT_WEIGHT_MAX as u64 {
+            self.count_more(now, id, hidden);
+        }
         let store = Arc::clone(&self.store);
         let Some(conn) = self.conns.get(&id) else { return Ok(()) };
         let (device, Some(state)) = (conn.device, conn.channels.get(&channel)) else { return Ok(()) };
@@ -347,7 +359,7 @@ impl Relay {
             role: state.role(),
             now: now.wall,
         };
-        let verdict = match admit::admit(submission, &mut self.entities, &mut draft, unit)? {
+        let verdict = match admit::admit(submission, &mut self.entities, &mut draft, unit, weight)? {
             Ok(verdict) => verdict,
             Err((FaultCode::Protocol, text)) => {
                 self.close(id, FaultCode::Protocol, &text);

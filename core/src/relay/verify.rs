@@ -6,10 +6,9 @@ use std::collections::BTreeMap;
 
 use super::entities::Entity;
 use super::feed::{self, FeedRecord};
-use super::layout::{EntityRecord, WorkspaceHash, WorkspaceRecord};
+use super::layout::{self, WorkspaceHash, WorkspaceRecord};
 use super::workspace;
 use crate::change::Change;
-use crate::codec;
 use crate::digest::Digest;
 use crate::id::{EntityHash, EntityKey, WorkspaceId};
 use crate::store::{Keyspace, Store, StoreError, View};
@@ -77,7 +76,7 @@ fn check(
         // The records of an entity's actors lie behind its own.
         for (_, value) in page.iter().filter(|(key, _)| key.len() == hash.0.len() + size_of::<EntityHash>()) {
             checked.entities += 1;
-            let record: EntityRecord = codec::decode(value, "the record of an entity")?;
+            let (record, _) = layout::decode_entity(value)?;
             let Ok(key) = EntityKey::new(record.type_name, record.id) else {
                 checked.fault("an entity has no name");
                 continue;

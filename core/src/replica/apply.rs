@@ -525,7 +525,7 @@ impl Replica {
                     }
                     record.origin = Some(record.origin().0);
                     record.hash = change.hash().0;
-                    record.bytes = change.bytes().len() as u32;
+                    record.bytes = change.weight() as u32;
                     record.intents = intents;
                     record.skew_ms = correction;
                     record.sent = false;

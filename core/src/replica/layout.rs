@@ -172,6 +172,7 @@ impl Keys {
             inline.extend_from_slice(value);
             batch.put(keyspace, key, inline);
         } else {
+            check_size(value, codec::LARGE_BYTES_MAX)?;
             *spills += 1;
             let parts = codec::put_large(batch, Keyspace::SPILL, &self.spill(*spills), value, 0);
             batch.put(keyspace, key, head(LARGE, *spills, parts));
@@ -256,6 +257,7 @@ impl Keys {
             batch.put(Keyspace::ENTITY, key, bytes);
             return Ok(());
         }
+        check_size(&bytes, codec::RECORD_BYTES_MAX)?;
         *spills += 1;
         let parts = codec::put_large(batch, Keyspace::SPILL, &self.spill(*spills), &bytes, 0);
         batch.put(Keyspace::ENTITY, key, head(LARGE_ENTITY, *spills, parts));
@@ -301,6 +303,14 @@ impl Keys {
 const LARGE: u8 = 1;
 /// The same for the record of an entity: no record has this version.
 const LARGE_ENTITY: u8 = 0;
+
+/// What could not be read again is not written.
+fn check_size(value: &[u8], max_bytes: usize) -> Result<(), StoreError> {
+    if value.len() > max_bytes {
+        return Err(StoreError::TooLarge { what: "value", bytes: value.len(), max_bytes });
+    }
+    Ok(())
+}
 
 fn head(mark: u8, number: u64, parts: u32) -> Vec<u8> {
     [&[mark][..], &number.to_be_bytes(), &parts.to_be_bytes()].concat()
@@ -455,7 +465,7 @@ pub(crate) struct OutboxRecord {
     pub(crate) skew_ms: i64,
     /// Whether it may have left the device.
     pub(crate) sent: bool,
-    /// Bytes of the change.
+    /// What the change [weighs](crate::change::Change::weight), in bytes.
     pub(crate) bytes: u32,
     /// The relay had admitted it and lost it: it goes as it is or not at all.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -534,6 +544,13 @@ pub(crate) fn from_json<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_could_not_be_read_again_is_not_written() {
+        let value = [0; 9];
+        assert!(check_size(&value, 9).is_ok());
+        assert!(matches!(check_size(&value, 8), Err(StoreError::TooLarge { bytes: 9, max_bytes: 8, .. })));
+    }
 
     /// A record whose count of parts was damaged had four thousand million keys deleted, one by
     /// one, before the next value could be put in its place.

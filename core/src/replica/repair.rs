@@ -322,7 +322,7 @@ impl Replica {
             self.load(&key)?;
             let wanted = stretch.iter().map(|missing| missing.header.hash).collect();
             let changes = self.loaded(*hash)?.entity.changes(&wanted);
-            let bytes = changes.iter().map(|change| (change.hash(), change.bytes().len())).collect();
+            let bytes = changes.iter().map(|change| (change.hash(), change.weight())).collect();
             sizes.insert(*hash, (key, bytes));
             self.trim_cache();
         }

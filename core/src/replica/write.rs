@@ -13,7 +13,7 @@ use crate::entity::{EditContext, EditError, Edited, WHOLE_ENTITY};
 use crate::id::{EntityHash, EntityKey};
 use crate::intent::Intent;
 use crate::store::{Batch, CommitNo, StoreError};
-use crate::wire::{GrantRole, UNIT_BYTES_MAX, UNIT_ENTITIES_MAX};
+use crate::wire::{GrantRole, UNIT_BYTES_MAX, UNIT_ENTITIES_MAX, UNIT_WEIGHT_MAX};
 
 /// Edits are dated less than this many readings of the clock later than they need be: a sixteenth of a
 /// millisecond, less than any edit takes.
@@ -80,7 +80,10 @@ pub enum WriteError {
     #[error("this device may only read this workspace; sign in with a token of role writer")]
     ReadOnly,
     /// Larger than the relay takes as one.
-    #[error("a transaction is at most {UNIT_ENTITIES_MAX} entities and {UNIT_BYTES_MAX} bytes; split it")]
+    #[error(
+        "a transaction is at most {UNIT_ENTITIES_MAX} entities and {UNIT_BYTES_MAX} bytes, \
+         and {UNIT_WEIGHT_MAX} bytes as its operations are counted; split it"
+    )]
     TooLarge,
 }
 
@@ -139,13 +142,16 @@ impl Replica {
         let tx =
             (merged.len() > 1).then(|| TxMark { id: self.transaction_id(), members: merged.len() as u32 });
         let mut made: Vec<(EntityHash, Edit, Option<Edited>)> = Vec::with_capacity(merged.len());
-        let mut bytes = 0;
+        let (mut bytes, mut weight) = (0, 0);
         for edit in merged {
             let (hash, edited) = self.edit_one(now, &edit, tx, checked)?;
-            bytes += edited.as_ref().map_or(0, |edited| edited.change.bytes().len());
+            if let Some(Edited { change, .. }) = &edited {
+                bytes += change.bytes().len();
+                weight += change.weight();
+            }
             made.push((hash, edit, edited));
         }
-        if bytes > UNIT_BYTES_MAX {
+        if bytes > UNIT_BYTES_MAX || weight > UNIT_WEIGHT_MAX {
             return Err(WriteError::TooLarge);
         }
         // A member that changes nothing is no member: the count rides in every message, so the
@@ -279,7 +285,7 @@ impl Replica {
             // While a session is live the change leaves as soon as it is durable. Marking it in
             // the same commit saves a second one.
             sent: self.channel.is_live() && !self.channel.clock_unsure,
-            bytes: edited.change.bytes().len() as u32,
+            bytes: edited.change.weight() as u32,
             again: false,
         };
         if record.sent {
@@ -298,7 +304,7 @@ impl Replica {
                 commit: CommitNo(u64::MAX),
                 sent: record.sent,
                 mark: self.state.sent,
-                bytes: edited.change.bytes().len(),
+                bytes: record.bytes as usize,
                 again: false,
             },
         );

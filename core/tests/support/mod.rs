@@ -36,6 +36,8 @@ struct Inner {
     queued: VecDeque<(CommitNo, Batch)>,
     next: u64,
     durable: CommitNo,
+    /// What the next commit fails with.
+    refusal: Option<StoreError>,
 }
 
 fn apply(map: &mut Map, batch: &Batch) {
@@ -48,6 +50,13 @@ fn apply(map: &mut Map, batch: &Batch) {
 }
 
 impl MemoryStore {
+    /// The next commit fails, before anything of it is queued.
+    // Not every story needs it.
+    #[allow(dead_code)]
+    pub fn refuse_next(&self, why: StoreError) {
+        self.lock().refusal = Some(why);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap()
     }
@@ -123,6 +132,9 @@ impl Store for MemoryStore {
             }
         }
         let inner = &mut *self.lock();
+        if let Some(refusal) = inner.refusal.take() {
+            return Err(refusal);
+        }
         inner.next += 1;
         apply(&mut inner.latest, &batch);
         inner.queued.push_back((CommitNo(inner.next), batch));
@@ -495,6 +507,14 @@ impl Device {
 
     pub fn id(&self) -> DeviceId {
         self.author.device
+    }
+
+    /// Goes on after a change of its own that was made elsewhere.
+    // Not every story needs it.
+    #[allow(dead_code)]
+    pub fn adopt(&mut self, entity: &EntityKey, change: &Change) {
+        self.newest.insert(entity.clone(), (change.hash(), change.seq(), change.max_op()));
+        self.clock = self.clock.max(change.time());
     }
 
     /// Writes a change of the note `id`.
