@@ -435,7 +435,7 @@ fn defaults_are_valid_values() {
     // Dotted keys nest further than the parser's own bound.
     let keys = "a.".repeat(78);
     let deep = format!("{}1{}", format!("{{ {keys}a = ").repeat(78), " }".repeat(78));
-    refuse_field(&format!("type = \"json\", default = {deep}"), &["default", "64 deep"]);
+    refuse_field(&format!("type = \"json\", default = {deep}"), &["nested", "64 deep"]);
     refuse_field("type = \"int\", default = \"1\"", &["`default`", "integer"]);
     refuse_field("type = \"int\", min = 2, default = 1", &["at least 2"]);
     refuse_field("type = \"string\", one_of = [\"a\"], default = \"b\"", &["allowed are \"a\""]);
