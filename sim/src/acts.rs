@@ -7,7 +7,7 @@ use anabranch_core::id::EntityKey;
 use anabranch_core::intent::Intent;
 use anabranch_core::relay::{ConnId, Relay};
 use anabranch_core::replica::{Edit, Expect, Replica, WriteError};
-use anabranch_core::schema::{Field, FieldKind};
+use anabranch_core::schema::{Field, FieldKind, Policy};
 use anabranch_core::store::{CommitNo, StoreError};
 use anabranch_core::wire::GrantRole;
 use serde_json::{Value as Json, json};
@@ -531,12 +531,23 @@ impl Cluster {
             if other != drafts[0].key
                 && let Some(draft) = self.draft(device, &other, dice)
                 && !matches!(draft.intents[..], [Intent::Delete])
+                && !self.overwrites_first(&draft)
             {
                 drafts.push(draft);
             }
         }
         self.submit(device, drafts, false);
         true
+    }
+
+    /// Whether it writes what only the first may write. That is up to devices: the relay takes it, and the first
+    /// value goes on to show.
+    fn overwrites_first(&self, draft: &Draft) -> bool {
+        let ty = self.schemas[1].0.types.get(draft.key.type_name());
+        let first = |field: &str| {
+            ty.is_some_and(|ty| ty.fields.get(field).is_some_and(|f| f.policy == Policy::FirstWrite))
+        };
+        draft.intents.iter().filter_map(Intent::field).any(first)
     }
 
     /// A device has room on its disk again.
