@@ -615,7 +615,7 @@ impl Replica {
             // What the store lost has come. What is still pending has not been sent.
             let mut batch = Batch::new();
             batch.delete(Keyspace::META, self.keys.recovering());
-            redated = self.redate(&mut batch, now)?;
+            redated = self.redate(&mut batch, now, true)?;
             // What the relay lacks is looked for in the store.
             self.commit(batch)?;
         }

@@ -505,7 +505,7 @@ impl Replica {
                 batch.put(Keyspace::META, self.keys.recovering(), []);
             }
             if !self.recovering {
-                redated = self.redate(&mut batch, now)?;
+                redated = self.redate(&mut batch, now, false)?;
             }
             self.channel.granted = true;
             self.channel.state =
@@ -546,8 +546,15 @@ impl Replica {
     }
 
     /// Dates pending changes again whose clock was off by more than is tolerated. They have
-    /// never left the device, so their places in the actor's sequence are free.
-    pub(super) fn redate(&mut self, batch: &mut Batch, now: Now) -> Result<Vec<EntityKey>, StoreError> {
+    /// never left the device, so their places in the actor's sequence are free. Those of a store that `went_back` are
+    /// all made again, by the actor of its new life: what it had written before may have left under the same
+    /// places.
+    pub(super) fn redate(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        went_back: bool,
+    ) -> Result<Vec<EntityKey>, StoreError> {
         if mutated!(SkipRestamp) {
             return Ok(Vec::new());
         }
@@ -556,7 +563,8 @@ impl Replica {
         for (number, pending) in &self.outbox {
             if !pending.sent || mutated!(ApplyTwice) {
                 let record = self.read_outbox(*number)?;
-                if (correction - record.skew_ms).unsigned_abs() > SKEW_TOLERATED_MS || mutated!(ApplyTwice) {
+                let off = (correction - record.skew_ms).unsigned_abs() > SKEW_TOLERATED_MS;
+                if off || went_back || mutated!(ApplyTwice) {
                     entities.insert(pending.entity);
                 }
             }
