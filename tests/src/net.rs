@@ -487,6 +487,12 @@ impl Net {
         }
     }
 
+    /// Numbers of actors under which more than one change was sent.
+    pub fn numbers_used_twice(&self) -> usize {
+        let place = |change: &Change| (change.actor().to_bytes().to_vec(), change.seq());
+        self.sent.len() - self.sent.values().map(place).collect::<BTreeSet<_>>().len()
+    }
+
     /// One message of a device's link arrives. `false` where none is under way.
     pub fn deliver(&mut self, node: usize, to_relay: bool) -> bool {
         let now = self.now(node);

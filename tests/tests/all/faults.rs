@@ -355,6 +355,26 @@ fn what_a_restored_store_had_pending_counts_once() {
     assert_eq!(net.set_back(), 1);
 }
 
+/// It was pending at the life that the store had lost, and went out as the first change of that life's actor: under
+/// the number of one that the relay had refused. Nobody holds what was refused, but signed by one hand both would
+/// be proof of a fork.
+#[test]
+fn what_a_store_that_went_back_sends_has_numbers_of_its_own() {
+    let mut net = Net::new(THINGS, "thing", &[0, 0]);
+    net.connect(1);
+    net.quiet();
+    let backup = net.backup(1);
+    net.write_plainly(1, "a", &[one_more(), forbidden()], false);
+    net.quiet();
+    net.restore(1, &backup);
+    net.pass(10);
+    net.write_plainly(1, "a", &[one_more()], true);
+    net.agree();
+    assert_eq!(net.set_back(), 1);
+    assert_eq!(count(&net, 0, "a"), json!(1));
+    assert_eq!(net.numbers_used_twice(), 0);
+}
+
 #[test]
 fn what_a_restored_store_lost_and_what_was_written_since_count_once_each() {
     let mut net = Net::new(THINGS, "thing", &[0, 0]);
