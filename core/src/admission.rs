@@ -14,7 +14,7 @@ use serde_json::Value as Json;
 use crate::change::{Change, Role};
 use crate::clock::{Hlc, WallMs};
 use crate::genesis::{Genesis, GenesisKind};
-use crate::header::{HeaderIndex, Past};
+use crate::header::HeaderIndex;
 use crate::id::{Author, DeviceId, EntityKey, WorkspaceId};
 use crate::schema::{EntityType, Field, FieldKind, Policy};
 use crate::shape::{self, RootKey};
@@ -354,11 +354,10 @@ fn operations(
     let mut written: BTreeSet<String> = BTreeSet::new();
     // What this change has put at a key and not removed: only that is there for its next one.
     let mut standing: BTreeMap<(&ObjectId, &str), OpId> = BTreeMap::new();
-    let mut past = None;
     for (place, op) in expanded.operations.iter().enumerate() {
         let target = target(op, context)?;
         let mark = marks.mark(op, &target)?;
-        predecessors(change, &expanded.operations[..place], op, mark, context, &mut past)?;
+        predecessors(change, &expanded.operations[..place], op, mark, context)?;
         if let Key::Map(key) = &op.key {
             let before = match op.action {
                 OpType::Put(_) => {
@@ -555,7 +554,6 @@ fn predecessors(
     op: &Op,
     mark: Mark,
     context: &Context<'_>,
-    past: &mut Option<Past>,
 ) -> Result<(), Refusal> {
     let bad = |what: &str| refuse(RefusalCode::BadShape, what);
     let element = match &op.key {
@@ -566,7 +564,7 @@ fn predecessors(
         return match element {
             None => bad("only sequences are inserted into"),
             Some(_) if op.pred.iter().next().is_some() => bad("an insertion replaces nothing"),
-            Some(Some(behind)) => match seen(change, earlier, op, behind, mark, context, past) {
+            Some(Some(behind)) => match seen(change, earlier, op, behind, mark, context) {
                 Seen::Here => Ok(()),
                 Seen::Elsewhere => bad("it inserts behind what is no item of that sequence"),
                 Seen::Never => bad("it inserts behind what its author can't have seen"),
@@ -593,7 +591,7 @@ fn predecessors(
         if matches!(op.action, OpType::Increment(_)) {
             continue;
         }
-        match seen(change, earlier, op, pred, mark, context, past) {
+        match seen(change, earlier, op, pred, mark, context) {
             Seen::Here => {}
             Seen::Elsewhere => return bad("it replaces what was not written there"),
             Seen::Never => return bad("it replaces what its author can't have seen"),
@@ -611,17 +609,8 @@ enum Seen {
 }
 
 /// Whether the author of a change can have seen the operation `id` where `op` acts, which is at `mark`.
-/// Without marks, what `id` did is known only if it is of the same change. `past` keeps what the author had
-/// seen, for the next operation.
-fn seen(
-    change: &Change,
-    earlier: &[Op],
-    op: &Op,
-    id: &OpId,
-    mark: Mark,
-    context: &Context<'_>,
-    past: &mut Option<Past>,
-) -> Seen {
+/// Without marks, what `id` did is known only if it is of the same change.
+fn seen(change: &Change, earlier: &[Op], op: &Op, id: &OpId, mark: Mark, context: &Context<'_>) -> Seen {
     if id.actor() == change.actor()
         && let Some(place) = id.counter().checked_sub(change.start_op())
     {
@@ -636,9 +625,8 @@ fn seen(
     }
     let headers = context.headers;
     let Some(place) = headers.holder(id.actor(), id.counter()) else { return Seen::Never };
-    let seen =
-        past.get_or_insert_with(|| headers.past(change.deps().iter().filter_map(|dep| headers.place(dep))));
-    if !headers.get(place).is_some_and(|header| seen.holds(header)) {
+    let mut deps = change.deps().iter().filter_map(|dep| headers.place(dep));
+    if !deps.any(|dep| dep == place || headers.is_ancestor(place, dep)) {
         return Seen::Never;
     }
     match context.targets.map(|targets| targets.place(place, id.counter())) {

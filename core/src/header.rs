@@ -4,8 +4,7 @@
 //! causal order: a change's dependencies come before it, so a search backwards can stop
 //! early.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use automerge::{ActorId, ChangeHash};
 
@@ -56,75 +55,13 @@ pub struct Header {
     pub admitted: bool,
 }
 
-/// Changes together with all that their authors had seen. Each change follows all earlier ones of its actor,
-/// so that the newest of each actor says everything.
-#[derive(Clone, Debug, Default)]
-pub struct Past {
-    /// By index of an actor, the number of its newest change in here; 0 is none.
-    newest: Vec<u64>,
-}
-
-impl Past {
-    /// Whether a change is in here.
-    pub fn holds(&self, header: &Header) -> bool {
-        self.newest.get(header.actor as usize).is_some_and(|newest| *newest >= header.seq)
-    }
-
-    /// What is in both.
-    pub fn common(mut self, other: &Past) -> Past {
-        self.newest.truncate(other.newest.len());
-        self.newest.iter_mut().zip(&other.newest).for_each(|(mine, theirs)| *mine = (*mine).min(*theirs));
-        self
-    }
-
-    fn add(&mut self, actor: u32, seq: u64) {
-        let actor = actor as usize;
-        if self.newest.len() <= actor {
-            self.newest.resize(actor + 1, 0);
-        }
-        self.newest[actor] = self.newest[actor].max(seq);
-    }
-
-    /// Adds what is in another.
-    pub fn add_all(&mut self, other: &Past) {
-        if self.newest.len() < other.newest.len() {
-            self.newest.resize(other.newest.len(), 0);
-        }
-        self.newest.iter_mut().zip(&other.newest).for_each(|(mine, theirs)| *mine = (*mine).max(*theirs));
-    }
-}
-
-/// Pasts that are remembered: those of whole branches, so that who asks along a branch walks it once.
-const PASTS_MAX: usize = 16;
-
-/// Putting together the numbers of so many actors costs what looking at one header does.
-const NUMBERS_PER_HEADER: u64 = 64;
-
-#[derive(Clone, Debug, Default)]
-struct Remembered {
-    /// By the newest change in them, the one asked for last at the end.
-    pasts: VecDeque<(u32, Past)>,
-    /// Headers that were looked at, and numbers of actors that were put together.
-    walked: u64,
-}
-
 /// The headers of one entity.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeaderIndex {
     headers: Vec<Header>,
     actors: Vec<ActorEntry>,
-    by_actor: BTreeMap<ActorId, u32>,
     by_hash: BTreeMap<ChangeHash, u32>,
-    remembered: RefCell<Remembered>,
 }
-
-impl PartialEq for HeaderIndex {
-    fn eq(&self, other: &Self) -> bool {
-        self.headers == other.headers && self.actors == other.actors
-    }
-}
-
-impl Eq for HeaderIndex {}
 
 impl HeaderIndex {
     /// An index without changes.
@@ -140,10 +77,8 @@ impl HeaderIndex {
                 .into_iter()
                 .map(|(actor, author)| ActorEntry { actor, author, places: Vec::new() })
                 .collect(),
-            ..Self::default()
+            by_hash: BTreeMap::new(),
         };
-        let places = index.actors.iter().zip(0..);
-        index.by_actor = places.map(|(entry, place)| (entry.actor.clone(), place)).collect();
         for header in headers {
             let place = index.headers.len() as u32;
             if header.deps.iter().any(|dep| *dep >= place) {
@@ -206,7 +141,7 @@ impl HeaderIndex {
 
     /// The entry of an actor.
     pub fn actor(&self, actor: &ActorId) -> Option<&ActorEntry> {
-        self.actors.get(*self.by_actor.get(actor)? as usize)
+        self.actors.iter().find(|entry| entry.actor == *actor)
     }
 
     /// Who wrote a change.
@@ -223,10 +158,9 @@ impl HeaderIndex {
     /// author of its actor. Returns its place.
     pub fn push(&mut self, change: &Change, author: Author, admitted: bool) -> u32 {
         let place = self.headers.len() as u32;
-        let actor = match self.by_actor.get(change.actor()) {
-            Some(actor) => *actor as usize,
+        let actor = match self.actors.iter().position(|entry| entry.actor == *change.actor()) {
+            Some(actor) => actor,
             None => {
-                self.by_actor.insert(change.actor().clone(), self.actors.len() as u32);
                 self.actors.push(ActorEntry { actor: change.actor().clone(), author, places: Vec::new() });
                 self.actors.len() - 1
             }
@@ -249,18 +183,6 @@ impl HeaderIndex {
         place
     }
 
-    /// Takes all changes out but the first `len`.
-    pub fn truncate(&mut self, len: usize) {
-        for header in self.headers.drain(len.min(self.headers.len())..).rev() {
-            self.by_hash.remove(&header.hash);
-            self.actors[header.actor as usize].places.pop();
-        }
-        while let Some(entry) = self.actors.pop_if(|entry| entry.places.is_empty()) {
-            self.by_actor.remove(&entry.actor);
-        }
-        self.remembered.get_mut().pasts.retain(|(place, _)| (*place as usize) < len);
-    }
-
     /// Marks a change as admitted by the relay. Returns its place if it was not so before.
     pub fn admit(&mut self, hash: &ChangeHash) -> Option<u32> {
         let place = self.place(hash)?;
@@ -275,70 +197,37 @@ impl HeaderIndex {
 
     /// Where the change of an actor stands that must hold its operation with this counter.
     pub fn holder(&self, actor: &ActorId, counter: u64) -> Option<u32> {
-        let places = &self.actor(actor)?.places;
+        let places = &self.actors.iter().find(|entry| entry.actor == *actor)?.places;
         // Counters grow with the actor's changes: the first that reaches it.
         let at = places.partition_point(|place| self.headers[*place as usize].max_op < counter);
         places.get(at).copied()
     }
 
-    /// The changes at `places` with all that their authors had seen.
-    pub fn past(&self, places: impl IntoIterator<Item = u32>) -> Past {
-        let mut past = Past::default();
-        for place in places {
-            if !self.headers.get(place as usize).is_none_or(|header| past.holds(header)) {
-                past.add_all(&self.past_of(place));
-            }
-        }
-        past
-    }
-
-    fn past_of(&self, place: u32) -> Past {
-        let mut remembered = self.remembered.borrow_mut();
-        // What is remembered is whole: behind what it holds nothing has to be looked for.
-        let (mut past, mut known) = (Past::default(), Past::default());
-        // From the end, so that none is met twice.
-        let mut open = BTreeSet::from([place]);
-        while let Some(place) = open.pop_last() {
-            let header = &self.headers[place as usize];
-            if known.holds(header) {
-                continue;
-            }
-            remembered.walked += 1;
-            if let Some((_, whole)) = remembered.pasts.iter().find(|(at, _)| *at == place) {
-                known.add_all(whole);
-                remembered.walked += known.newest.len() as u64 / NUMBERS_PER_HEADER;
-                continue;
-            }
-            past.add(header.actor, header.seq);
-            open.extend(&header.deps);
-        }
-        past.add_all(&known);
-        remembered.pasts.retain(|(at, _)| *at != place);
-        if remembered.pasts.len() >= PASTS_MAX {
-            remembered.pasts.pop_front();
-        }
-        remembered.pasts.push_back((place, past.clone()));
-        past
-    }
-
-    /// How many headers were looked at so far, to find out what was seen by whom. It is what that has cost.
-    pub fn walked(&self) -> u64 {
-        self.remembered.borrow().walked
-    }
-
     /// Whether the change at `ancestor` was seen by the author of the one at `descendant`.
     /// A change is not its own ancestor.
     pub fn is_ancestor(&self, ancestor: u32, descendant: u32) -> bool {
-        ancestor < descendant && self.past([descendant]).holds(&self.headers[ancestor as usize])
-    }
-
-    /// By place, whether the author of a change had seen the one at `place`.
-    pub fn followers(&self, place: u32) -> Vec<bool> {
-        let mut follows = vec![false; self.headers.len()];
-        for (at, header) in self.headers.iter().enumerate().skip(place as usize + 1) {
-            follows[at] = header.deps.iter().any(|dep| *dep == place || follows[*dep as usize]);
+        if ancestor >= descendant {
+            return false;
         }
-        follows
+        let old = &self.headers[ancestor as usize];
+        let mut seen = BTreeSet::new();
+        let mut open = vec![descendant];
+        while let Some(place) = open.pop() {
+            let header = &self.headers[place as usize];
+            // A change depends on all earlier ones of its own actor.
+            if header.actor == old.actor && place != ancestor {
+                return header.seq > old.seq;
+            }
+            for dep in &header.deps {
+                if *dep == ancestor {
+                    return true;
+                }
+                if *dep > ancestor && seen.insert(*dep) {
+                    open.push(*dep);
+                }
+            }
+        }
+        false
     }
 
     /// The changes that nothing else depends on, in byte order.

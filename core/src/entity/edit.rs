@@ -10,7 +10,7 @@ use super::document::{Commit, Step};
 use super::resolve::{Candidate, Life, Reader, compare_numbers, register_key};
 use crate::admission::{INCREMENT_MAX, derived_actor};
 use crate::change::{
-    CHANGE_BYTES_MAX, CHANGE_DEPS_MAX, CHANGE_KEY_BYTES_MAX, Change, EDIT_OPS_MAX, Note, Origin, Role, TxMark,
+    CHANGE_BYTES_MAX, CHANGE_KEY_BYTES_MAX, Change, EDIT_OPS_MAX, Note, Origin, Role, TxMark,
 };
 use crate::clock::{Hlc, WallMs};
 use crate::columns;
@@ -19,9 +19,6 @@ use crate::intent::Intent;
 use crate::schema::{EntityType, Field, FieldKind, Policy, Tie};
 use crate::shape::{self, RootKey, TOMBSTONE};
 use crate::wire::ENTITY_BYTES_MAX;
-
-/// Most heads that an edit builds on, of those that a change may name: it names the beginnings of containers too.
-const EDIT_HEADS_MAX: usize = CHANGE_DEPS_MAX - 100;
 
 /// Everything that an edit needs to know beside the entity.
 #[derive(Clone, Copy, Debug)]
@@ -128,10 +125,6 @@ impl Entity {
             }
             None => None,
         };
-        let base = match base.as_ref().unwrap_or(&heads) {
-            all if all.len() > EDIT_HEADS_MAX => Some(self.newest_heads(all)),
-            _ => base,
-        };
         let intents = &expand(&self.reader(base.as_deref()), context.ty, intents)?[..];
         self.begin_containers(context.ty, intents)?;
         let time = self.time_of(context, base.as_deref().unwrap_or(&heads));
@@ -146,21 +139,6 @@ impl Entity {
         self.headers.push(&change, context.author, false);
         self.weight += change.bytes().len();
         Ok(Some(Edited { change, intents: intents.to_vec() }))
-    }
-
-    /// The heads to build an edit on where a change can't name them all. The newest are those that show; each
-    /// edit leaves fewer.
-    fn newest_heads(&self, heads: &[ChangeHash]) -> Vec<ChangeHash> {
-        let mut newest: Vec<(Hlc, ChangeHash)> = heads
-            .iter()
-            .filter_map(|head| self.headers.by_hash(head))
-            .map(|header| (header.time, header.hash))
-            .collect();
-        newest.sort_unstable_by(|a, b| b.cmp(a));
-        newest.truncate(EDIT_HEADS_MAX);
-        let mut heads: Vec<ChangeHash> = newest.into_iter().map(|(_, hash)| hash).collect();
-        heads.sort_unstable();
-        heads
     }
 
     fn time_of(&self, context: &EditContext<'_>, base: &[ChangeHash]) -> Hlc {

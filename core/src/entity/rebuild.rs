@@ -14,7 +14,6 @@ use super::document::Document;
 use super::{EditContext, Entity, LoadError};
 use crate::change::{Change, Origin, Role, TxMark};
 use crate::clock::WallMs;
-use crate::header::Past;
 use crate::id::Author;
 use crate::intent::Intent;
 use crate::schema::{EntityType, FieldKind};
@@ -200,16 +199,12 @@ impl Entity {
     /// The changes among `hashes` that no other of them builds on.
     fn newest_of(&self, hashes: impl Iterator<Item = ChangeHash>) -> Vec<ChangeHash> {
         let places: BTreeSet<u32> = hashes.filter_map(|hash| self.headers.place(&hash)).collect();
-        // Who builds on a change stands behind it, so from the end each meets those that build on it first.
-        let (mut newest, mut covered) = (Vec::new(), Past::default());
-        for header in places.iter().rev().filter_map(|place| self.headers.get(*place)) {
-            if !covered.holds(header) {
-                newest.push(header.hash);
-                covered.add_all(&self.headers.past(self.headers.place(&header.hash)));
-            }
-        }
-        newest.reverse();
-        newest
+        places
+            .iter()
+            .filter(|place| !places.iter().any(|other| self.headers.is_ancestor(**place, *other)))
+            .filter_map(|place| self.headers.get(*place))
+            .map(|header| header.hash)
+            .collect()
     }
 
     /// Intents with their positions carried over: what stood before position 7 may now stand

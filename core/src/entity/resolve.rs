@@ -13,7 +13,7 @@ use super::document::Document;
 
 use crate::change::Role;
 use crate::clock::Hlc;
-use crate::header::{HeaderIndex, Past};
+use crate::header::HeaderIndex;
 use crate::id::DeviceId;
 use crate::schema::{EntityType, Field, FieldKind, Policy, Tie};
 use crate::shape::{self, RootKey, TOMBSTONE};
@@ -200,9 +200,8 @@ impl<'a> Reader<'a> {
             reached!(PrivilegedNone);
             return pick(second, Policy::Lww, Tie::Clock);
         };
-        let follows = if second.is_empty() { Vec::new() } else { self.headers.followers(winner.place) };
         let mut aware: Vec<Candidate> =
-            second.into_iter().filter(|late| follows[late.place as usize]).collect();
+            second.into_iter().filter(|late| self.headers.is_ancestor(winner.place, late.place)).collect();
         if aware.is_empty() {
             reached!(PrivilegedStands);
             aware.push(winner);
@@ -225,23 +224,24 @@ impl<'a> Reader<'a> {
             return Life::Alive;
         }
         let mut lost = Vec::new();
-        let before = self.headers.past([winner.place]);
-        let after = self.headers.followers(winner.place);
-        let version = self.at.map(|heads| self.version(heads));
-        let confirmed: BTreeSet<u32> = deletes.iter().map(|delete| delete.place).collect();
         for (place, header) in self.headers.headers().iter().enumerate() {
-            if before.holds(header) || version.as_ref().is_some_and(|version| !version.holds(header)) {
+            let place = place as u32;
+            if place == winner.place || self.headers.is_ancestor(place, winner.place) {
                 continue;
             }
-            if after[place] {
+            if let Some(heads) = self.at
+                && !self.covers(heads, place)
+            {
+                continue;
+            }
+            if self.headers.is_ancestor(winner.place, place) {
                 if header.revives {
                     reached!(LifeRevived);
                     return Life::Alive;
                 }
                 continue;
             }
-            let place = place as u32;
-            if confirmed.contains(&place) {
+            if deletes.iter().any(|delete| delete.place == place) {
                 continue;
             }
             let actor = self.headers.actors()[header.actor as usize].actor.to_bytes();
@@ -274,11 +274,10 @@ impl<'a> Reader<'a> {
 
     /// Whether a version includes a change.
     pub(super) fn covers(&self, heads: &[ChangeHash], place: u32) -> bool {
-        self.headers.get(place).is_some_and(|header| self.version(heads).holds(header))
-    }
-
-    fn version(&self, heads: &[ChangeHash]) -> Past {
-        self.headers.past(heads.iter().filter_map(|head| self.headers.place(head)))
+        heads
+            .iter()
+            .filter_map(|head| self.headers.place(head))
+            .any(|head| head == place || self.headers.is_ancestor(place, head))
     }
 
     /// The whole row.
@@ -486,21 +485,13 @@ impl<'a> Reader<'a> {
     /// The newest changes that all of `places` had seen.
     fn common_heads(&self, places: &[u32]) -> Vec<ChangeHash> {
         let oldest = places.iter().copied().min().unwrap_or_default();
-        let (mut first, pasts) = (None, places.iter().map(|side| self.headers.past([*side])));
-        for past in pasts {
-            first = Some(match first {
-                None => past,
-                Some(common) => past.common(&common),
-            });
-        }
-        let Some(seen_by_all) = first else { return Vec::new() };
         let mut common: Vec<u32> = Vec::new();
         let mut covered: BTreeSet<u32> = BTreeSet::new();
         for place in (0..oldest).rev() {
             let header = &self.headers.headers()[place as usize];
             if covered.contains(&place) {
                 covered.extend(&header.deps);
-            } else if seen_by_all.holds(header) {
+            } else if places.iter().all(|side| self.headers.is_ancestor(place, *side)) {
                 common.push(place);
                 covered.extend(&header.deps);
             }

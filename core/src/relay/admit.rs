@@ -44,11 +44,6 @@ const ANSWER_MESSAGES_BYTES_MAX: usize = 512 * 1024;
 const ENTITY_CHANGES_MAX: usize = 500_000;
 /// Most actors of an entity; changes of more are refused for good.
 const ENTITY_ACTORS_MAX: usize = 10_000;
-/// Actors of one device in one entity: lives of its store, and rebuilds after refusals. So that no device takes
-/// the places of all others.
-const ENTITY_ACTORS_OF_DEVICE_MAX: usize = 1_000;
-/// Headers that are looked at for one unit, to find out what its authors had seen: about a second.
-const UNIT_WALK_MAX: u64 = 5_000_000;
 /// Most operations of an entity; changes with more are refused for good.
 const ENTITY_OPS_MAX: u64 = 10_000_000;
 /// How far the counter of a change may be ahead of what the entity has and it depends on. A device that saw
@@ -161,8 +156,7 @@ pub(super) fn admit(
         let text = format!("{} has no schema yet; an admin must push one", submission.workspace.id);
         return Ok(Err((FaultCode::SchemaMissing, text)));
     }
-    let mut judging =
-        Judging { submission, targets: Vec::new(), items: Vec::new(), places: BTreeMap::new(), walked: 0 };
+    let mut judging = Judging { submission, targets: Vec::new(), items: Vec::new(), places: BTreeMap::new() };
     let mut by_entity: BTreeMap<EntityHash, usize> = BTreeMap::new();
     for (key, part) in keys.into_iter().zip(unit.entities) {
         let hash = EntityHash::of(&submission.workspace.id, &key);
@@ -233,8 +227,6 @@ struct Judging<'a> {
     items: Vec<Item>,
     /// Where a change of a target is in `items`.
     places: BTreeMap<(usize, ChangeHash), usize>,
-    /// See [`UNIT_WALK_MAX`].
-    walked: u64,
 }
 
 impl<'a> Judging<'a> {
@@ -293,7 +285,7 @@ impl<'a> Judging<'a> {
             }
             let tx = parsed.as_ref().ok().and_then(|change| change.note().tx);
             let fate = match parsed {
-                Ok(change) => match self.judge_and_walk(at, &change)? {
+                Ok(change) => match self.judge_change(at, &change)? {
                     Ok((author, marks)) => {
                         let target = &mut self.targets[at];
                         target.entity.push(&change, author, &marks);
@@ -323,18 +315,6 @@ impl<'a> Judging<'a> {
         let lasts = hash.is_some() && self.submission.role != GrantRole::Reader;
         let standing = if lasts { Standing::Lasts } else { Standing::Passes };
         Ok(Fate::Refused(Refusal::new(RefusalCode::Malformed, text), standing))
-    }
-
-    /// Judges one change, and counts what it took to find out what its author had seen.
-    fn judge_and_walk(
-        &mut self,
-        at: usize,
-        change: &Change,
-    ) -> Result<Result<(Author, ChangeTargets), Fate>, StoreError> {
-        let before = self.targets[at].entity.index.walked();
-        let judged = self.judge_change(at, change);
-        self.walked += self.targets[at].entity.index.walked() - before;
-        judged
     }
 
     /// Judges one change. Returns its author and where it acts if it can be taken.
@@ -388,23 +368,6 @@ impl<'a> Judging<'a> {
         let new_actor = index.actor(change.actor()).is_none();
         if index.len() >= ENTITY_CHANGES_MAX || (new_actor && index.actors().len() >= ENTITY_ACTORS_MAX) {
             return refuse(RefusalCode::Quota, "the entity has too many changes or authors", Standing::Lasts);
-        }
-        if new_actor && let Some(author) = author {
-            let of_device = index.actors().iter().filter(|entry| entry.author.device == author.device);
-            if of_device.count() >= ENTITY_ACTORS_OF_DEVICE_MAX {
-                return refuse(
-                    RefusalCode::Quota,
-                    "the device has begun anew in this entity too often",
-                    Standing::Lasts,
-                );
-            }
-        }
-        if self.walked > UNIT_WALK_MAX {
-            return refuse(
-                RefusalCode::MissingDependency,
-                "what the unit builds on takes too long to follow: send less at once",
-                Standing::Passes,
-            );
         }
         if let Some(text) = exceeds(&target.entity.size, change) {
             return refuse(RefusalCode::Quota, &text, Standing::Lasts);
@@ -562,7 +525,7 @@ impl<'a> Judging<'a> {
 
     /// Puts what follows from the fates into the draft.
     fn finish(self, draft: &mut Draft) -> Result<Verdict, StoreError> {
-        let Self { submission, mut targets, items, places, .. } = self;
+        let Self { submission, mut targets, items, places } = self;
         let workspace = submission.workspace.hash;
         let mut accepted = Vec::new();
         for (at, target) in targets.iter_mut().enumerate() {
