@@ -511,7 +511,7 @@ impl<'a> Judging<'a> {
                 places.get(&(at, *hash)).is_some_and(|place| matches!(items[*place].fate, Fate::Taken))
             };
             let before = target.entity.heads();
-            target.entity.settle(&target.pushed, kept)?;
+            target.entity.settle(&target.pushed, kept);
             draft.tip.digest.replace(target.entity.hash, &before, &target.entity.heads());
             for Pushed { change, author, .. } in &target.pushed {
                 if let Some(origin) = change.note().origin
