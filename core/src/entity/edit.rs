@@ -175,11 +175,11 @@ impl Entity {
     /// contains that only by way of others: each change names its actor's previous one.
     fn with_own_previous(&self, mut base: Vec<ChangeHash>, context: &EditContext<'_>) -> Vec<ChangeHash> {
         let actor = context.author.actor(&self.workspace, &self.key);
-        let reader = self.reader(None);
+        let version = self.reader(None).version(&base);
         for level in 0.. {
             let entry = self.headers.actor(&derived_actor(&actor, level));
             let Some(newest) = entry.and_then(|entry| entry.newest()) else { break };
-            if reader.covers(&base, newest) {
+            if version.contains(newest) {
                 let previous = self.headers.headers()[newest as usize].hash;
                 if !base.contains(&previous) {
                     base.push(previous);

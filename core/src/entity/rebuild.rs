@@ -198,13 +198,9 @@ impl Entity {
 
     /// The changes among `hashes` that no other of them builds on.
     fn newest_of(&self, hashes: impl Iterator<Item = ChangeHash>) -> Vec<ChangeHash> {
-        let places: BTreeSet<u32> = hashes.filter_map(|hash| self.headers.place(&hash)).collect();
-        places
-            .iter()
-            .filter(|place| !places.iter().any(|other| self.headers.is_ancestor(**place, *other)))
-            .filter_map(|place| self.headers.get(*place))
-            .map(|header| header.hash)
-            .collect()
+        let places = hashes.filter_map(|hash| self.headers.place(&hash)).collect();
+        let newest = self.headers.newest_of(&places);
+        newest.iter().rev().filter_map(|place| self.headers.get(*place)).map(|header| header.hash).collect()
     }
 
     /// Intents with their positions carried over: what stood before position 7 may now stand
