@@ -17,6 +17,10 @@ use crate::id::{Author, DeviceId};
 pub use past::Past;
 use past::Versions;
 
+/// Most actors of one device in an entity. A device that came to more could leave no room for those
+/// of others.
+pub const DEVICE_ACTORS_MAX: usize = 1_000;
+
 /// One actor of an entity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActorEntry {
@@ -150,6 +154,12 @@ impl HeaderIndex {
     /// Index of an actor.
     pub fn actor_place(&self, actor: &ActorId) -> Option<u32> {
         self.by_actor.get(actor).copied()
+    }
+
+    /// Whether a device has as many actors here as it may have.
+    pub fn is_full_of(&self, device: DeviceId) -> bool {
+        self.actors.len() >= DEVICE_ACTORS_MAX
+            && self.actors.iter().filter(|entry| entry.author.device == device).count() >= DEVICE_ACTORS_MAX
     }
 
     fn add_actor(&mut self, actor: ActorId, author: Author) -> u32 {

@@ -4,6 +4,7 @@
 //! entropy or touches a store, so that work on different entities can run side by side and a
 //! run can be repeated to the byte: actor and time are set before every commit.
 
+mod base;
 mod document;
 mod edit;
 mod rebuild;

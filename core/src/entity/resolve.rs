@@ -91,7 +91,7 @@ pub struct Side {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Candidate {
     pub(super) scalar: ScalarValue,
-    place: u32,
+    pub(super) place: u32,
     change: ChangeHash,
     counter: u64,
     time: Hlc,
@@ -100,7 +100,7 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    fn order(&self) -> (Hlc, &[u8], u64) {
+    pub(super) fn order(&self) -> (Hlc, &[u8], u64) {
         if mutated!(DropTieBreak) {
             return (self.time, &[], u64::from(self.place));
         }

@@ -24,6 +24,7 @@ use crate::clock::WallMs;
 use crate::codec;
 use crate::columns;
 use crate::genesis::Genesis;
+use crate::header::DEVICE_ACTORS_MAX;
 use crate::id::{Author, DeviceId, EntityHash, EntityKey};
 use crate::schema::EntityType;
 use crate::store::{Keyspace, Store, StoreError, View};
@@ -359,6 +360,13 @@ impl<'a> Judging<'a> {
         let new_actor = index.actor(change.actor()).is_none();
         if index.len() >= ENTITY_CHANGES_MAX || (new_actor && index.actors().len() >= ENTITY_ACTORS_MAX) {
             return refuse(RefusalCode::Quota, "the entity has too many changes or authors", Standing::Lasts);
+        }
+        if new_actor && author.is_some_and(|author| index.is_full_of(author.device)) {
+            let text = format!(
+                "the device has {DEVICE_ACTORS_MAX} actors in the entity, by lives of its store and edits of \
+                 versions that lacked its own; it must edit the newest version"
+            );
+            return refuse(RefusalCode::Quota, &text, Standing::Lasts);
         }
         let ty = match target.ty {
             Some(Err(())) => {
