@@ -5,6 +5,7 @@
 //! author's identity, and the schema. Because devices never create objects (see
 //! [`genesis`](crate::genesis)), the target of each operation is known from its id alone.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use automerge::legacy::{Key, ObjectId, Op, OpId, OpType};
@@ -14,7 +15,7 @@ use serde_json::Value as Json;
 use crate::change::{Change, Role};
 use crate::clock::{Hlc, WallMs};
 use crate::genesis::{Genesis, GenesisKind};
-use crate::header::HeaderIndex;
+use crate::header::{HeaderIndex, Past};
 use crate::id::{Author, DeviceId, EntityKey, WorkspaceId};
 use crate::schema::{EntityType, Field, FieldKind, Policy};
 use crate::shape::{self, RootKey};
@@ -346,6 +347,7 @@ fn operations(
     first: bool,
 ) -> Result<ChangeTargets, Refusal> {
     let mut marks = Marks::new(change, context);
+    let below = Below::new(change, context.headers);
     let expanded = change.expand().map_err(|e| Refusal::new(RefusalCode::Malformed, e.to_string()))?;
     let role = change.note().role;
     let mut revives = false;
@@ -357,7 +359,7 @@ fn operations(
     for (place, op) in expanded.operations.iter().enumerate() {
         let target = target(op, context)?;
         let mark = marks.mark(op, &target)?;
-        predecessors(change, &expanded.operations[..place], op, mark, context)?;
+        predecessors(change, &expanded.operations[..place], op, mark, context, &below)?;
         if let Key::Map(key) = &op.key {
             let before = match op.action {
                 OpType::Put(_) => {
@@ -554,6 +556,7 @@ fn predecessors(
     op: &Op,
     mark: Mark,
     context: &Context<'_>,
+    below: &Below<'_>,
 ) -> Result<(), Refusal> {
     let bad = |what: &str| refuse(RefusalCode::BadShape, what);
     let element = match &op.key {
@@ -564,7 +567,7 @@ fn predecessors(
         return match element {
             None => bad("only sequences are inserted into"),
             Some(_) if op.pred.iter().next().is_some() => bad("an insertion replaces nothing"),
-            Some(Some(behind)) => match seen(change, earlier, op, behind, mark, context) {
+            Some(Some(behind)) => match seen(change, earlier, op, behind, mark, context, below) {
                 Seen::Here => Ok(()),
                 Seen::Elsewhere => bad("it inserts behind what is no item of that sequence"),
                 Seen::Never => bad("it inserts behind what its author can't have seen"),
@@ -591,13 +594,32 @@ fn predecessors(
         if matches!(op.action, OpType::Increment(_)) {
             continue;
         }
-        match seen(change, earlier, op, pred, mark, context) {
+        match seen(change, earlier, op, pred, mark, context, below) {
             Seen::Here => {}
             Seen::Elsewhere => return bad("it replaces what was not written there"),
             Seen::Never => return bad("it replaces what its author can't have seen"),
         }
     }
     Ok(())
+}
+
+/// What a change builds on. A change may name very many operations, and all of it is found out once,
+/// when the first of them asks.
+struct Below<'a> {
+    headers: &'a HeaderIndex,
+    deps: Vec<u32>,
+    past: OnceCell<Past<'a>>,
+}
+
+impl<'a> Below<'a> {
+    fn new(change: &Change, headers: &'a HeaderIndex) -> Self {
+        let deps = change.deps().iter().filter_map(|dep| headers.place(dep)).collect();
+        Self { headers, deps, past: OnceCell::new() }
+    }
+
+    fn contains(&self, place: u32) -> bool {
+        self.past.get_or_init(|| self.headers.past(self.deps.iter().copied())).contains(place)
+    }
 }
 
 /// Where the author of a change can have seen an operation.
@@ -610,7 +632,15 @@ enum Seen {
 
 /// Whether the author of a change can have seen the operation `id` where `op` acts, which is at `mark`.
 /// Without marks, what `id` did is known only if it is of the same change.
-fn seen(change: &Change, earlier: &[Op], op: &Op, id: &OpId, mark: Mark, context: &Context<'_>) -> Seen {
+fn seen(
+    change: &Change,
+    earlier: &[Op],
+    op: &Op,
+    id: &OpId,
+    mark: Mark,
+    context: &Context<'_>,
+    below: &Below<'_>,
+) -> Seen {
     if id.actor() == change.actor()
         && let Some(place) = id.counter().checked_sub(change.start_op())
     {
@@ -623,10 +653,9 @@ fn seen(change: &Change, earlier: &[Op], op: &Op, id: &OpId, mark: Mark, context
         });
         return if here { Seen::Here } else { Seen::Never };
     }
-    let headers = context.headers;
-    let Some(place) = headers.holder(id.actor(), id.counter()) else { return Seen::Never };
-    let mut deps = change.deps().iter().filter_map(|dep| headers.place(dep));
-    if !deps.any(|dep| dep == place || headers.is_ancestor(place, dep)) {
+    let Some(place) = context.headers.holder(id.actor(), id.counter()) else { return Seen::Never };
+    // All earlier changes of its own actor are below it.
+    if id.actor() != change.actor() && !below.contains(place) {
         return Seen::Never;
     }
     match context.targets.map(|targets| targets.place(place, id.counter())) {

@@ -4,6 +4,8 @@
 //! causal order: a change's dependencies come before it, so a search backwards can stop
 //! early.
 
+mod past;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use automerge::{ActorId, ChangeHash};
@@ -11,6 +13,13 @@ use automerge::{ActorId, ChangeHash};
 use crate::change::{Change, Origin, Role, TxMark};
 use crate::clock::Hlc;
 use crate::id::{Author, DeviceId};
+
+pub use past::Past;
+use past::Versions;
+
+/// Most actors of one device in an entity. A device that came to more could leave no room for those
+/// of others.
+pub const DEVICE_ACTORS_MAX: usize = 1_000;
 
 /// One actor of an entity.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +70,8 @@ pub struct HeaderIndex {
     headers: Vec<Header>,
     actors: Vec<ActorEntry>,
     by_hash: BTreeMap<ChangeHash, u32>,
+    by_actor: BTreeMap<ActorId, u32>,
+    versions: Versions,
 }
 
 impl HeaderIndex {
@@ -71,14 +82,10 @@ impl HeaderIndex {
 
     /// From what was stored. Returns `None` where the parts don't fit each other.
     pub fn from_parts(headers: Vec<Header>, actors: Vec<(ActorId, Author)>) -> Option<Self> {
-        let mut index = Self {
-            headers: Vec::with_capacity(headers.len()),
-            actors: actors
-                .into_iter()
-                .map(|(actor, author)| ActorEntry { actor, author, places: Vec::new() })
-                .collect(),
-            by_hash: BTreeMap::new(),
-        };
+        let mut index = Self { headers: Vec::with_capacity(headers.len()), ..Self::default() };
+        for (actor, author) in actors {
+            index.add_actor(actor, author);
+        }
         for header in headers {
             let place = index.headers.len() as u32;
             if header.deps.iter().any(|dep| *dep >= place) {
@@ -141,7 +148,25 @@ impl HeaderIndex {
 
     /// The entry of an actor.
     pub fn actor(&self, actor: &ActorId) -> Option<&ActorEntry> {
-        self.actors.iter().find(|entry| entry.actor == *actor)
+        self.actors.get(self.actor_place(actor)? as usize)
+    }
+
+    /// Index of an actor.
+    pub fn actor_place(&self, actor: &ActorId) -> Option<u32> {
+        self.by_actor.get(actor).copied()
+    }
+
+    /// Whether a device has as many actors here as it may have.
+    pub fn is_full_of(&self, device: DeviceId) -> bool {
+        self.actors.len() >= DEVICE_ACTORS_MAX
+            && self.actors.iter().filter(|entry| entry.author.device == device).count() >= DEVICE_ACTORS_MAX
+    }
+
+    fn add_actor(&mut self, actor: ActorId, author: Author) -> u32 {
+        let place = self.actors.len() as u32;
+        self.by_actor.entry(actor.clone()).or_insert(place);
+        self.actors.push(ActorEntry { actor, author, places: Vec::new() });
+        place
     }
 
     /// Who wrote a change.
@@ -158,18 +183,13 @@ impl HeaderIndex {
     /// author of its actor. Returns its place.
     pub fn push(&mut self, change: &Change, author: Author, admitted: bool) -> u32 {
         let place = self.headers.len() as u32;
-        let actor = match self.actors.iter().position(|entry| entry.actor == *change.actor()) {
-            Some(actor) => actor,
-            None => {
-                self.actors.push(ActorEntry { actor: change.actor().clone(), author, places: Vec::new() });
-                self.actors.len() - 1
-            }
-        };
-        self.actors[actor].places.push(place);
+        let actor = self.actor_place(change.actor());
+        let actor = actor.unwrap_or_else(|| self.add_actor(change.actor().clone(), author));
+        self.actors[actor as usize].places.push(place);
         let note = change.note();
         self.headers.push(Header {
             hash: change.hash(),
-            actor: actor as u32,
+            actor,
             seq: change.seq(),
             time: change.time(),
             max_op: change.max_op(),
@@ -181,6 +201,18 @@ impl HeaderIndex {
         });
         self.by_hash.insert(change.hash(), place);
         place
+    }
+
+    /// Takes out again what was added after the first so many changes, actors included.
+    pub fn truncate(&mut self, changes: usize) {
+        for header in self.headers.drain(changes.min(self.headers.len())..).rev() {
+            self.by_hash.remove(&header.hash);
+            self.actors[header.actor as usize].places.pop();
+        }
+        while let Some(last) = self.actors.pop_if(|entry| entry.places.is_empty()) {
+            self.by_actor.remove(&last.actor);
+        }
+        self.versions.truncate(changes);
     }
 
     /// Marks a change as admitted by the relay. Returns its place if it was not so before.
@@ -197,7 +229,7 @@ impl HeaderIndex {
 
     /// Where the change of an actor stands that must hold its operation with this counter.
     pub fn holder(&self, actor: &ActorId, counter: u64) -> Option<u32> {
-        let places = &self.actors.iter().find(|entry| entry.actor == *actor)?.places;
+        let places = &self.actor(actor)?.places;
         // Counters grow with the actor's changes: the first that reaches it.
         let at = places.partition_point(|place| self.headers[*place as usize].max_op < counter);
         places.get(at).copied()
@@ -209,25 +241,40 @@ impl HeaderIndex {
         if ancestor >= descendant {
             return false;
         }
-        let old = &self.headers[ancestor as usize];
-        let mut seen = BTreeSet::new();
-        let mut open = vec![descendant];
-        while let Some(place) = open.pop() {
-            let header = &self.headers[place as usize];
-            // A change depends on all earlier ones of its own actor.
-            if header.actor == old.actor && place != ancestor {
-                return header.seq > old.seq;
-            }
-            for dep in &header.deps {
-                if *dep == ancestor {
-                    return true;
-                }
-                if *dep > ancestor && seen.insert(*dep) {
-                    open.push(*dep);
-                }
-            }
+        let (old, new) = (&self.headers[ancestor as usize], &self.headers[descendant as usize]);
+        // A change depends on all earlier ones of its own actor.
+        old.actor == new.actor || new.deps.contains(&ancestor) || self.past([descendant]).contains(ancestor)
+    }
+
+    /// Some changes, and all that they build on.
+    pub fn past(&self, places: impl IntoIterator<Item = u32>) -> Past<'_> {
+        Past::new(self, places.into_iter().collect())
+    }
+
+    /// What was seen by the author of any of some changes; they are in it only where another of them
+    /// builds on them.
+    pub fn past_below(&self, places: impl IntoIterator<Item = u32>) -> Past<'_> {
+        self.past(places.into_iter().flat_map(|place| self.headers[place as usize].deps.iter().copied()))
+    }
+
+    /// Those among some changes that no other of them builds on, the newest first.
+    pub fn newest_of(&self, places: &BTreeSet<u32>) -> Vec<u32> {
+        let below = self.past_below(places.iter().copied());
+        places.iter().rev().copied().filter(|place| !below.contains(*place)).collect()
+    }
+
+    /// By place, which changes build on the one at `place`.
+    pub fn above(&self, place: u32) -> Vec<bool> {
+        let mut above = vec![false; self.headers.len()];
+        for (later, header) in self.headers.iter().enumerate().skip(place as usize + 1) {
+            above[later] = header.deps.iter().any(|dep| *dep == place || above[*dep as usize]);
         }
-        false
+        above
+    }
+
+    /// What the answers about ancestry take in memory, as a number of headers.
+    pub fn answers_weight(&self) -> usize {
+        self.versions.weight()
     }
 
     /// The changes that nothing else depends on, in byte order.

@@ -14,6 +14,7 @@ use crate::change::{
 };
 use crate::clock::{Hlc, WallMs};
 use crate::columns;
+use crate::header::{DEVICE_ACTORS_MAX, Header};
 use crate::id::{Author, EntityKey};
 use crate::intent::Intent;
 use crate::schema::{EntityType, Field, FieldKind, Policy, Tie};
@@ -113,7 +114,7 @@ impl Entity {
         intents: &[Intent],
     ) -> Result<Option<Edited>, EditError> {
         let heads = self.headers.heads();
-        let base = match context.based_on {
+        let seen = match context.based_on {
             Some(base) => {
                 if base.iter().any(|head| !self.headers.contains(head)) {
                     return Err(EditError::UnknownVersion(self.key.to_string()));
@@ -125,13 +126,43 @@ impl Entity {
             }
             None => None,
         };
-        let intents = &expand(&self.reader(base.as_deref()), context.ty, intents)?[..];
-        self.begin_containers(context.ty, intents)?;
-        let time = self.time_of(context, base.as_deref().unwrap_or(&heads));
-        let isolated = base.map(|base| self.with_own_previous(self.with_containers(base, intents), context));
+        let intents = expand(&self.reader(seen.as_deref()), context.ty, intents)?;
+        self.begin_containers(context.ty, &intents)?;
+        self.check_life(context, &intents, &self.reader(seen.as_deref()))?;
+        let version = seen.as_deref().unwrap_or(&heads);
+        let time = self.time_of(context, version);
+        let narrowed = (version.len() > self.base_max())
+            .then(|| self.narrowed(version, seen.as_deref(), context.ty, &intents));
+        let (base, intents) = match narrowed {
+            Some(base) => {
+                let moved = self.moved(&intents, context.ty, version, self, &base, &BTreeMap::new());
+                let own = self.own_previous(version, context).filter(|own| !base.contains(own));
+                (Some(base.into_iter().chain(own).collect()), moved)
+            }
+            None => (seen, intents),
+        };
+        let (isolated, previous) = match base {
+            Some(base) => {
+                let mut base = self.with_containers(base, &intents);
+                let own = self.own_previous(&base, context);
+                // Each change names its actor's previous one.
+                base.extend(own.filter(|own| !base.contains(own)));
+                (Some(base), own)
+            }
+            None => (None, self.own_newest(context).map(|header| header.hash)),
+        };
+        let intents = &intents[..];
         let steps = self.plan(context, intents, isolated.as_deref(), time)?;
         if steps.is_empty() {
             return Ok(None);
+        }
+        if context.checked && previous.is_none() && self.headers.is_full_of(context.author.device) {
+            // The relay would refuse it.
+            return invalid(format!(
+                "this device has edited {} {DEVICE_ACTORS_MAX} times on versions that lacked its own edits; \
+                 read it again and edit the version that comes with it",
+                self.key
+            ));
         }
         let revives = intents.iter().any(|intent| matches!(intent, Intent::Revive));
         let note = Note { role: context.role, revives, tx: context.tx, origin: context.origin };
@@ -148,11 +179,16 @@ impl Entity {
             .map(|h| h.time)
             .fold(Hlc::ZERO, Hlc::max);
         // The chain of our own changes goes on whatever version the edit is based on.
-        let actor = context.author.actor(&self.workspace, &self.key);
-        if let Some(own) = self.headers.actor(&actor).and_then(|entry| self.headers.get(entry.newest()?)) {
+        if let Some(own) = self.own_newest(context) {
             after = after.max(own.time);
         }
         Hlc::at_least(context.wall, after).later_by(context.spread)
+    }
+
+    /// The newest change of the author's first actor.
+    fn own_newest(&self, context: &EditContext<'_>) -> Option<&Header> {
+        let actor = context.author.actor(&self.workspace, &self.key);
+        self.headers.get(self.headers.actor(&actor)?.newest()?)
     }
 
     /// Puts the containers that the intents need into the document.
@@ -189,23 +225,16 @@ impl Entity {
         self.doc.container(field, Some(at)).is_some() || self.doc.value(field, Some(at)).is_some()
     }
 
-    /// A version that names the newest change of the actor that will write the edit, where it
-    /// contains that only by way of others: each change names its actor's previous one.
-    fn with_own_previous(&self, mut base: Vec<ChangeHash>, context: &EditContext<'_>) -> Vec<ChangeHash> {
+    /// The newest change in a version of the actor that will write an edit of it. None where the edit
+    /// begins an actor.
+    fn own_previous(&self, version: &[ChangeHash], context: &EditContext<'_>) -> Option<ChangeHash> {
         let actor = context.author.actor(&self.workspace, &self.key);
-        let reader = self.reader(None);
-        for level in 0.. {
-            let entry = self.headers.actor(&derived_actor(&actor, level));
-            let Some(newest) = entry.and_then(|entry| entry.newest()) else { break };
-            if reader.covers(&base, newest) {
-                let previous = self.headers.headers()[newest as usize].hash;
-                if !base.contains(&previous) {
-                    base.push(previous);
-                }
-                break;
-            }
-        }
-        base
+        let past = self.reader(None).version(version);
+        (0..)
+            .map_while(|level| self.headers.actor(&derived_actor(&actor, level))?.newest())
+            .find(|newest| past.contains(*newest))
+            .and_then(|newest| self.headers.get(newest))
+            .map(|header| header.hash)
     }
 
     fn plan(
@@ -216,7 +245,6 @@ impl Entity {
         time: Hlc,
     ) -> Result<Vec<Step>, EditError> {
         let reader = self.reader(at);
-        self.check_life(context, intents, &reader)?;
         let mut plan = Plan {
             context,
             reader,

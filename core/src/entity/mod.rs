@@ -4,6 +4,7 @@
 //! entropy or touches a store, so that work on different entities can run side by side and a
 //! run can be repeated to the byte: actor and time are set before every commit.
 
+mod base;
 mod document;
 mod edit;
 mod rebuild;
@@ -257,11 +258,11 @@ impl Entity {
     ) -> Received {
         // All at once first: the library needs little longer for many changes than for one.
         // If the document can't hold them all, each is tried for itself.
-        let before = self.headers.clone();
+        let before = self.headers.len();
         match self.receive_together(changes.clone(), ty, judge, admitted) {
             Ok(received) => received,
             Err(Unloadable) => {
-                self.headers = before;
+                self.headers.truncate(before);
                 self.receive_each(changes, ty, judge, admitted)
             }
         }

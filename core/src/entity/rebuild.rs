@@ -198,18 +198,14 @@ impl Entity {
 
     /// The changes among `hashes` that no other of them builds on.
     fn newest_of(&self, hashes: impl Iterator<Item = ChangeHash>) -> Vec<ChangeHash> {
-        let places: BTreeSet<u32> = hashes.filter_map(|hash| self.headers.place(&hash)).collect();
-        places
-            .iter()
-            .filter(|place| !places.iter().any(|other| self.headers.is_ancestor(**place, *other)))
-            .filter_map(|place| self.headers.get(*place))
-            .map(|header| header.hash)
-            .collect()
+        let places = hashes.filter_map(|hash| self.headers.place(&hash)).collect();
+        let newest = self.headers.newest_of(&places);
+        newest.iter().rev().filter_map(|place| self.headers.get(*place)).map(|header| header.hash).collect()
     }
 
     /// Intents with their positions carried over: what stood before position 7 may now stand
     /// elsewhere, or be gone.
-    fn moved(
+    pub(super) fn moved(
         &self,
         intents: &[Intent],
         ty: &EntityType,
@@ -234,22 +230,24 @@ impl Entity {
                 .or_insert_with(|| self.element_places(name, old_base, new, new_base, ids));
             match intent {
                 Intent::Splice { field, at, delete, insert } => {
-                    let (start, gone) = stretch(sequence, *at, *delete);
+                    let (start, runs) = stretch(sequence, *at, *delete);
                     let come = insert.chars().count();
-                    replace(sequence, *at, *delete, start, gone, come);
-                    result.push(Intent::Splice {
-                        field: field.clone(),
-                        at: start,
-                        delete: gone,
-                        insert: insert.clone(),
-                    });
+                    replace(sequence, *at, *delete, start, runs.iter().map(|(_, count)| count).sum(), come);
+                    let splice =
+                        |at, delete, insert| Intent::Splice { field: field.clone(), at, delete, insert };
+                    let (first, later) = match runs.split_first() {
+                        Some(((_, first), later)) => (*first, later),
+                        None => (0, &[][..]),
+                    };
+                    // The last first: the positions of the others stay.
+                    result.extend(later.iter().rev().map(|(at, count)| splice(*at, *count, String::new())));
+                    result.push(splice(start, first, insert.clone()));
                 }
                 Intent::RemoveItems { field, at, count } => {
-                    let (start, gone) = stretch(sequence, *at, *count);
-                    replace(sequence, *at, *count, start, gone, 0);
-                    if gone > 0 {
-                        result.push(Intent::RemoveItems { field: field.clone(), at: start, count: gone });
-                    }
+                    let (start, runs) = stretch(sequence, *at, *count);
+                    replace(sequence, *at, *count, start, runs.iter().map(|(_, count)| count).sum(), 0);
+                    let remove = |(at, count)| Intent::RemoveItems { field: field.clone(), at, count };
+                    result.extend(runs.into_iter().rev().map(remove));
                 }
                 Intent::Insert { field, at: Some(at), items } => {
                     let (start, _) = stretch(sequence, *at, 0);
@@ -308,17 +306,20 @@ impl Entity {
     }
 }
 
-/// Where a stretch of the old sequence lies in the new one: its start, and how many of its
-/// elements are still there. They are taken as adjacent, as the refused text between them is
-/// gone.
-fn stretch(sequence: &[Option<usize>], at: usize, count: usize) -> (usize, usize) {
+/// Where a stretch of the old sequence lies in the new one: its start, and the runs (position, count)
+/// of its elements that are still there. Between them may stand what was removed in the old one.
+fn stretch(sequence: &[Option<usize>], at: usize, count: usize) -> (usize, Vec<(usize, usize)>) {
     let at = at.min(sequence.len());
     let end = at.saturating_add(count).min(sequence.len());
-    let gone = sequence[at..end].iter().flatten().count();
-    let start = sequence[at..end].iter().flatten().next().copied();
-    let start =
-        start.unwrap_or_else(|| sequence[..at].iter().rev().flatten().next().map_or(0, |place| place + 1));
-    (start, gone)
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for place in sequence[at..end].iter().copied().flatten() {
+        match runs.last_mut() {
+            Some((start, count)) if *start + *count == place => *count += 1,
+            _ => runs.push((place, 1)),
+        }
+    }
+    let behind = || sequence[..at].iter().rev().flatten().next().map_or(0, |place| place + 1);
+    (runs.first().map_or_else(behind, |(start, _)| *start), runs)
 }
 
 /// Carries the replay on: `come` new elements at `start` in place of `gone` ones.

@@ -13,7 +13,7 @@ use super::document::Document;
 
 use crate::change::Role;
 use crate::clock::Hlc;
-use crate::header::HeaderIndex;
+use crate::header::{HeaderIndex, Past};
 use crate::id::DeviceId;
 use crate::schema::{EntityType, Field, FieldKind, Policy, Tie};
 use crate::shape::{self, RootKey, TOMBSTONE};
@@ -91,7 +91,7 @@ pub struct Side {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Candidate {
     pub(super) scalar: ScalarValue,
-    place: u32,
+    pub(super) place: u32,
     change: ChangeHash,
     counter: u64,
     time: Hlc,
@@ -100,7 +100,7 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    fn order(&self) -> (Hlc, &[u8], u64) {
+    pub(super) fn order(&self) -> (Hlc, &[u8], u64) {
         if mutated!(DropTieBreak) {
             return (self.time, &[], u64::from(self.place));
         }
@@ -223,25 +223,29 @@ impl<'a> Reader<'a> {
         if mutated!(DropTombstone) && self.headers.headers().len() as u32 > winner.place + 1 {
             return Life::Alive;
         }
+        let below = self.headers.past([winner.place]);
+        let above = self.headers.above(winner.place);
+        let version = self.at.map(|heads| self.version(heads));
+        let deleting: BTreeSet<u32> = deletes.iter().map(|delete| delete.place).collect();
         let mut lost = Vec::new();
         for (place, header) in self.headers.headers().iter().enumerate() {
             let place = place as u32;
-            if place == winner.place || self.headers.is_ancestor(place, winner.place) {
+            if below.contains(place) {
                 continue;
             }
-            if let Some(heads) = self.at
-                && !self.covers(heads, place)
+            if let Some(version) = &version
+                && !version.contains(place)
             {
                 continue;
             }
-            if self.headers.is_ancestor(winner.place, place) {
+            if above[place as usize] {
                 if header.revives {
                     reached!(LifeRevived);
                     return Life::Alive;
                 }
                 continue;
             }
-            if deletes.iter().any(|delete| delete.place == place) {
+            if deleting.contains(&place) {
                 continue;
             }
             let actor = self.headers.actors()[header.actor as usize].actor.to_bytes();
@@ -252,7 +256,7 @@ impl<'a> Reader<'a> {
             lost.push(place);
         }
         // A deletion that someone took back or confirmed since is no edit that was lost.
-        lost.retain(|place| !self.only_deletes(*place));
+        self.leave_deletions_out(winner.change, &mut lost);
         reached!(lost.is_empty(), LifeDeleted, LifeLostEdit);
         match contenders(deletes).pop() {
             Some(by) => Life::Deleted { by, lost },
@@ -260,24 +264,29 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn only_deletes(&self, place: u32) -> bool {
-        let header = &self.headers.headers()[place as usize];
-        let Some(change) = self.doc.change(&header.hash).filter(|_| !header.revives) else {
-            return false;
-        };
-        let deletes = change.decode().operations.iter().all(|op| op.key == TOMBSTONE.into());
-        if deletes {
-            reached!(LifeOnlyDeletes);
+    /// Takes out changes that do nothing but delete. `winner` builds on none of them.
+    fn leave_deletions_out(&self, winner: ChangeHash, lost: &mut Vec<u32>) {
+        if lost.is_empty() {
+            return;
         }
-        deletes
+        // Together: the library walks over the whole document for one as for all.
+        let changes = self.doc.changes_since(&[winner]).into_iter();
+        let changes: BTreeMap<ChangeHash, automerge::Change> =
+            changes.map(|change| (change.hash(), change)).collect();
+        lost.retain(|place| {
+            let header = &self.headers.headers()[*place as usize];
+            let Some(change) = changes.get(&header.hash).filter(|_| !header.revives) else { return true };
+            let deletes = change.decode().operations.iter().all(|op| op.key == TOMBSTONE.into());
+            if deletes {
+                reached!(LifeOnlyDeletes);
+            }
+            !deletes
+        });
     }
 
-    /// Whether a version includes a change.
-    pub(super) fn covers(&self, heads: &[ChangeHash], place: u32) -> bool {
-        heads
-            .iter()
-            .filter_map(|head| self.headers.place(head))
-            .any(|head| head == place || self.headers.is_ancestor(place, head))
+    /// What a version includes.
+    pub(super) fn version(&self, heads: &[ChangeHash]) -> Past<'a> {
+        self.headers.past(heads.iter().filter_map(|head| self.headers.place(head)))
     }
 
     /// The whole row.
@@ -484,19 +493,16 @@ impl<'a> Reader<'a> {
 
     /// The newest changes that all of `places` had seen.
     fn common_heads(&self, places: &[u32]) -> Vec<ChangeHash> {
-        let oldest = places.iter().copied().min().unwrap_or_default();
-        let mut common: Vec<u32> = Vec::new();
-        let mut covered: BTreeSet<u32> = BTreeSet::new();
-        for place in (0..oldest).rev() {
-            let header = &self.headers.headers()[place as usize];
-            if covered.contains(&place) {
-                covered.extend(&header.deps);
-            } else if places.iter().all(|side| self.headers.is_ancestor(place, *side)) {
-                common.push(place);
-                covered.extend(&header.deps);
+        let mut sides = places.iter().map(|side| self.headers.past_below([*side]));
+        let Some(mut common) = sides.next() else { return Vec::new() };
+        for side in sides {
+            if common.is_empty() {
+                break;
             }
+            common.retain(&side);
         }
-        common.iter().map(|place| self.headers.headers()[*place as usize].hash).collect()
+        let newest = self.headers.newest_of(&common.newest().collect());
+        newest.iter().map(|place| self.headers.headers()[*place as usize].hash).collect()
     }
 }
 
@@ -572,18 +578,46 @@ fn pick(mut candidates: Vec<Candidate>, policy: Policy, tie: Tie) -> Resolved {
 /// One for each value, by its newest candidate. `candidates` come newest first.
 fn contenders(candidates: Vec<Candidate>) -> Vec<Contender> {
     let mut distinct: Vec<Contender> = Vec::new();
+    let mut alike: BTreeMap<(u8, Vec<u8>), Vec<usize>> = BTreeMap::new();
     for candidate in candidates {
-        match distinct.iter_mut().find(|known| known.newest.scalar == candidate.scalar) {
-            Some(Contender { newest, others }) => {
+        if matches!(candidate.scalar, ScalarValue::F64(number) if number.is_nan()) {
+            // Equal to nothing.
+            distinct.push(Contender { newest: candidate, others: Vec::new() });
+            continue;
+        }
+        let places = alike.entry(likeness(&candidate.scalar)).or_default();
+        match places.iter().copied().find(|place| distinct[*place].newest.scalar == candidate.scalar) {
+            Some(place) => {
+                let Contender { newest, others } = &mut distinct[place];
                 if candidate.device != newest.device && !others.contains(&candidate.device) {
                     reached!(EqualValues);
                     others.push(candidate.device);
                 }
             }
-            None => distinct.push(Contender { newest: candidate, others: Vec::new() }),
+            None => {
+                places.push(distinct.len());
+                distinct.push(Contender { newest: candidate, others: Vec::new() });
+            }
         }
     }
     distinct
+}
+
+/// Equal for equal values, and for hardly any others.
+fn likeness(scalar: &ScalarValue) -> (u8, Vec<u8>) {
+    match scalar {
+        ScalarValue::Bytes(bytes) => (0, bytes.clone()),
+        ScalarValue::Str(text) => (1, text.as_bytes().to_vec()),
+        ScalarValue::Int(number) => (2, number.to_be_bytes().to_vec()),
+        ScalarValue::Uint(number) => (3, number.to_be_bytes().to_vec()),
+        // The zeros are equal.
+        ScalarValue::F64(number) => (4, (number + 0.0).to_bits().to_be_bytes().to_vec()),
+        ScalarValue::Counter(_) => (5, Vec::new()),
+        ScalarValue::Timestamp(time) => (6, time.to_be_bytes().to_vec()),
+        ScalarValue::Boolean(truth) => (7, vec![u8::from(*truth)]),
+        ScalarValue::Unknown { bytes, .. } => (8, bytes.clone()),
+        ScalarValue::Null => (9, Vec::new()),
+    }
 }
 
 /// Order of numbers and instants; anything else counts as equal.

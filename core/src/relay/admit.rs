@@ -23,6 +23,7 @@ use crate::change::{self, Change, EDIT_OPS_MAX, MalformedChange, OP_COUNTER_MAX,
 use crate::clock::WallMs;
 use crate::codec;
 use crate::genesis::Genesis;
+use crate::header::DEVICE_ACTORS_MAX;
 use crate::id::{Author, DeviceId, EntityHash, EntityKey};
 use crate::schema::EntityType;
 use crate::store::{Keyspace, Store, StoreError, View};
@@ -369,6 +370,13 @@ impl<'a> Judging<'a> {
         if index.len() >= ENTITY_CHANGES_MAX || (new_actor && index.actors().len() >= ENTITY_ACTORS_MAX) {
             return refuse(RefusalCode::Quota, "the entity has too many changes or authors", Standing::Lasts);
         }
+        if new_actor && author.is_some_and(|author| index.is_full_of(author.device)) {
+            let text = format!(
+                "the device has {DEVICE_ACTORS_MAX} actors in the entity, by lives of its store and edits of \
+                 versions that lacked its own; it must edit the newest version"
+            );
+            return refuse(RefusalCode::Quota, &text, Standing::Lasts);
+        }
         if let Some(text) = exceeds(&target.entity.size, change) {
             return refuse(RefusalCode::Quota, &text, Standing::Lasts);
         }
@@ -533,7 +541,7 @@ impl<'a> Judging<'a> {
                 places.get(&(at, *hash)).is_some_and(|place| matches!(items[*place].fate, Fate::Taken))
             };
             let before = target.entity.heads();
-            target.entity.settle(&target.pushed, kept)?;
+            target.entity.settle(&target.pushed, kept);
             draft.tip.digest.replace(target.entity.hash, &before, &target.entity.heads());
             for Pushed { change, author, .. } in &target.pushed {
                 if let Some(origin) = change.note().origin

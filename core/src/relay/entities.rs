@@ -165,25 +165,16 @@ impl Entity {
 
     /// What it takes in memory, as a number of headers.
     fn weight(&self) -> usize {
-        self.index.len() + self.targets.weight()
+        self.index.len() + self.index.answers_weight() + self.targets.weight()
     }
 
     /// Keeps what was pushed since the last commit only where `keep` says so.
     /// Invariant: nothing that is kept depends on what is not.
-    pub(super) fn settle(
-        &mut self,
-        pushed: &[Pushed],
-        keep: impl Fn(&ChangeHash) -> bool,
-    ) -> Result<(), StoreError> {
+    pub(super) fn settle(&mut self, pushed: &[Pushed], keep: impl Fn(&ChangeHash) -> bool) {
         let kept = || pushed.iter().filter(|pushed| keep(&pushed.change.hash()));
         if kept().count() < pushed.len() {
-            let (changes, actors) = self.stored;
-            let headers = self.index.headers()[..changes].to_vec();
-            let actors =
-                self.index.actors()[..actors].iter().map(|entry| (entry.actor.clone(), entry.author));
-            self.index = HeaderIndex::from_parts(headers, actors.collect()).ok_or_else(|| {
-                StoreError::Damaged { what: format!("the headers of {} don't fit each other", self.key) }
-            })?;
+            let (changes, _) = self.stored;
+            self.index.truncate(changes);
             self.targets.truncate(changes);
             self.size = self.stored_size;
             self.new_targets.clear();
@@ -197,7 +188,6 @@ impl Entity {
             }
             self.heads.insert(change.hash());
         }
-        Ok(())
     }
 
     /// Puts what is new into a batch, which the caller commits.

@@ -64,8 +64,8 @@ impl Replica {
         let headers = self.loaded(hash)?.entity.headers();
         let mut taken: BTreeMap<u32, u64> = BTreeMap::new();
         for change in coming.iter().filter(|change| !headers.contains(&change.hash())) {
-            if let Some(actor) = headers.actors().iter().position(|entry| entry.actor == *change.actor()) {
-                let seq = taken.entry(actor as u32).or_insert(change.seq());
+            if let Some(actor) = headers.actor_place(change.actor()) {
+                let seq = taken.entry(actor).or_insert(change.seq());
                 *seq = change.seq().min(*seq);
             }
         }
