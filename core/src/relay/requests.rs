@@ -13,7 +13,7 @@ use super::workspace::Workspace;
 use super::{ConnId, Output, cut};
 use crate::clock::Now;
 use crate::codec;
-use crate::id::{DeviceId, STORE_LIFE_MAX, WorkspaceId};
+use crate::id::{DeviceId, Incarnation, STORE_LIFE_MAX, WorkspaceId};
 use crate::store::{Keyspace, Store, StoreError, View};
 use crate::wire::{
     Ack, Changes, Channel, FaultCode, FetchSchema, Grant, GrantRole, Granted, Message, Open, PushSchema,
@@ -164,10 +164,14 @@ impl Relay {
         if behind {
             reached!(RelayBehind);
         }
-        let (incarnation, sent) = match &before {
+        let (newest, sent) = match &before {
             Some(seen) => (asked.incarnation, asked.sent).max((seen.incarnation, seen.sent)),
             None => (asked.incarnation, asked.sent),
         };
+        // A store that went back begins the next life now, and writes in this session already. Should it be lost
+        // before another sign-in, what it wrote must not be forgotten with it.
+        let begun = behind.then(|| Incarnation::next_store(asked.incarnation, newest)).flatten();
+        let (incarnation, sent) = begun.map_or((newest, sent), |begun| (begun, 0));
         let after = DeviceRecord { name, platform, incarnation, sent };
         let grant = self.adopt(now, by, decision, Some((before, after)))?;
         let user = grant.user.clone();
@@ -175,9 +179,9 @@ impl Relay {
             id: workspace.clone(),
             workspace: by.hash,
             grant,
-            incarnation: asked.incarnation,
+            incarnation: begun.unwrap_or(asked.incarnation),
             behind,
-            newest: incarnation,
+            newest,
             expiry_at: None,
             cursor: None,
         };
