@@ -1339,3 +1339,28 @@ fn what_is_missing_from_a_store_is_found() {
         assert!(!look(&world).faults.is_empty(), "{keyspace:?}");
     }
 }
+
+/// A relay that lost everything may have been brought an older schema before it is brought back what a newer one
+/// allowed. Refused for good, that would be lost to all who still hold it.
+#[test]
+fn what_another_brings_back_is_not_refused_for_good_for_a_field_that_the_schema_lacks() {
+    let mut world = World::with_schema();
+    let (mut author, authority) = (Device::new(1), Device::new(2));
+    let conn = world.join(&authority, "authority");
+    let change = author.write("n1", Draft { field: "more", ..Draft::default() });
+    let lasting = |world: &mut World| {
+        world.whole_feed().iter().filter(|entry| matches!(entry.body, FeedBody::Refused(_))).count()
+    };
+    assert_eq!(codes(&world.submit(conn, unit([of("n1", &[&change])]))), [RefusalCode::UnknownField]);
+    assert_eq!(lasting(&mut world), 0);
+    let newer = SCHEMA.replacen("version = 1", "version = 2", 1);
+    let newer = newer.replacen("\nstars", "\nmore = { type = \"string\" }\nstars", 1);
+    world.send(conn, PushSchema { channel: 1, source: newer });
+    world.settle(conn);
+    assert_eq!(world.submit(conn, unit([of("n1", &[&change])])).refused, []);
+    // Its own author can do something about it.
+    let conn = world.join(&author, "writer");
+    let change = author.write("n2", Draft { field: "never", ..Draft::default() });
+    assert_eq!(codes(&world.submit(conn, unit([of("n2", &[&change])]))), [RefusalCode::UnknownField]);
+    assert_eq!(lasting(&mut world), 1);
+}

@@ -390,10 +390,13 @@ impl<'a> Judging<'a> {
                 Standing::Passes,
             );
         }
+        // Who brings another's change brings back what a relay lost, and that may have lost the schema too.
+        let brought = author.is_some_and(|author| author.device != device);
+        let unknown = if brought { Standing::Passes } else { Standing::Lasts };
         let ty = match target.ty {
             Some(Err(())) => {
                 let text = format!("the schema has no type {:?}", target.entity.key.type_name());
-                return refuse(RefusalCode::UnknownField, &text, Standing::Lasts);
+                return refuse(RefusalCode::UnknownField, &text, unknown);
             }
             Some(Ok(ty)) => Some(ty),
             None => None,
@@ -423,6 +426,7 @@ impl<'a> Judging<'a> {
                 | RefusalCode::ClockAhead
                 | RefusalCode::ForgedAuthor
                 | RefusalCode::ForgedRole => Standing::Passes,
+                RefusalCode::UnknownField => unknown,
                 _ => Standing::Lasts,
             };
             Fate::Refused(refusal, standing)

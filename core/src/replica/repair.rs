@@ -103,8 +103,9 @@ impl Replica {
     ) -> Result<bool, StoreError> {
         let Some(number) = self.number_again(hash, change) else { return Ok(false) };
         match code {
-            // Who has what it builds on may bring it yet; a clock may be set right.
-            Some(RefusalCode::MissingDependency | RefusalCode::ClockAhead) => {
+            // Who has what it builds on, or the schema that it was written by, may bring that yet; a clock may be
+            // set right.
+            Some(RefusalCode::MissingDependency | RefusalCode::ClockAhead | RefusalCode::UnknownField) => {
                 self.channel.stalled.insert(hash);
                 Ok(true)
             }
