@@ -17,7 +17,7 @@ use crate::clock::{Hlc, WallMs};
 use crate::genesis::{Genesis, GenesisKind};
 use crate::header::{HeaderIndex, Past};
 use crate::id::{Author, DeviceId, EntityKey, WorkspaceId};
-use crate::schema::{EntityType, Field, FieldKind, Policy};
+use crate::schema::{EntityType, Field, FieldKind, Policy, check_json};
 use crate::shape::{self, RootKey};
 use crate::targets::{ChangeTargets, Mark, Place, Targets};
 
@@ -359,7 +359,7 @@ fn operations(
     for (place, op) in expanded.operations.iter().enumerate() {
         let target = target(op, context)?;
         let mark = marks.mark(op, &target)?;
-        predecessors(change, &expanded.operations[..place], op, mark, context, &below)?;
+        predecessors(change, &expanded.operations[..place], op, (&target, mark), context, &below)?;
         if let Key::Map(key) = &op.key {
             let before = match op.action {
                 OpType::Put(_) => {
@@ -374,14 +374,21 @@ fn operations(
         }
         match target {
             Target::Root(key) => {
-                if let Some(genesis) = context.genesis.get(key) {
+                let register = masked_register(context, key);
+                if let Some(genesis) = context.genesis.get(key)
+                    && (!register || matches!(op.action, OpType::Increment(_)))
+                {
                     counter_op(op, genesis)?;
                     marks.needs(genesis)?;
                     if checked {
+                        belongs(context, genesis)?;
                         writable(context, role, key)?;
                     }
                     written.insert(key.to_owned());
                     continue;
+                }
+                if let Some(genesis) = context.genesis.get(key).filter(|genesis| replaces(op, genesis)) {
+                    marks.needs(genesis)?;
                 }
                 let root = RootKey::parse(key).ok_or_else(|| {
                     Refusal::new(RefusalCode::BadShape, format!("{key:?} is no key of an entity"))
@@ -426,6 +433,7 @@ fn operations(
             }
             Target::Container(genesis) => {
                 if checked {
+                    belongs(context, genesis)?;
                     writable(context, role, &genesis.field)?;
                 }
                 let field = context.ty.filter(|_| checked).and_then(|ty| ty.fields.get(&genesis.field));
@@ -554,7 +562,7 @@ fn predecessors(
     change: &Change,
     earlier: &[Op],
     op: &Op,
-    mark: Mark,
+    (target, mark): (&Target<'_>, Mark),
     context: &Context<'_>,
     below: &Below<'_>,
 ) -> Result<(), Refusal> {
@@ -592,6 +600,13 @@ fn predecessors(
         }
         // A counter is incremented on top of its genesis, which is looked at there.
         if matches!(op.action, OpType::Increment(_)) {
+            continue;
+        }
+        // What somebody had named a container before the schema said that it is a register.
+        if let Target::Root(key) = target
+            && masked_register(context, key)
+            && context.genesis.get(*key).is_some_and(|genesis| genesis.made(pred))
+        {
             continue;
         }
         match seen(change, earlier, op, pred, mark, context, below) {
@@ -666,6 +681,29 @@ fn seen(
     }
 }
 
+/// Whether the schema holds a field as a register of which somebody says that it is a container, as
+/// anyone could before the schema was known here.
+fn masked_register(context: &Context<'_>, key: &str) -> bool {
+    let field = context.ty.and_then(|ty| ty.fields.get(key));
+    context.genesis.contains_key(key) && field.is_some_and(|field| GenesisKind::of(field.kind()).is_none())
+}
+
+/// Whether an operation replaces the beginning of a container.
+fn replaces(op: &Op, genesis: &Genesis) -> bool {
+    op.pred.iter().any(|pred| genesis.made(pred))
+}
+
+/// Refuses to write into a container of which the schema says that it is something else.
+fn belongs(context: &Context<'_>, genesis: &Genesis) -> Result<(), Refusal> {
+    match context.ty.and_then(|ty| ty.fields.get(&genesis.field)) {
+        Some(field) if GenesisKind::of(field.kind()) != Some(genesis.kind) => refuse(
+            RefusalCode::BadShape,
+            format!("{:?} is held as something else by the schema", genesis.field),
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// Whether the role may write a field at all, and the schema has it.
 fn writable(context: &Context<'_>, role: Role, name: &str) -> Result<(), Refusal> {
     let Some(ty) = context.ty else { return Ok(()) };
@@ -716,7 +754,13 @@ fn register_put(
                 Refusal::new(RefusalCode::BadShape, format!("group {name:?} is not canonical JSON"))
             })?;
             for (member, json) in &members {
-                // Members that this schema does not know are kept: a newer app wrote them.
+                // Members that this schema does not know are kept: a newer app wrote them. Whoever reads
+                // the group reads them too.
+                if !ty.fields.contains_key(member)
+                    && let Err(error) = check_json(json)
+                {
+                    return refuse(RefusalCode::Validation, format!("{}.{member}: {error}", ty.name));
+                }
                 if let Some(field) = ty.fields.get(member) {
                     if field.group.as_deref() != Some(name) {
                         return refuse(

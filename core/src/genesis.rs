@@ -12,6 +12,10 @@ use automerge::legacy::{Key, ObjectId, Op, OpId, OpType, SortedVec};
 use automerge::{ActorId, Change as RawChange, ChangeHash, ExpandedChange, ObjType, ScalarValue};
 
 use crate::schema::{EntityType, FieldKind};
+use crate::shape::RootKey;
+
+/// Most containers that devices may name for an entity beyond those of its type; more are not taken up.
+pub(crate) const NAMED_CONTAINERS_MAX: usize = 256;
 
 /// What a genesis change makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,6 +112,14 @@ impl Genesis {
             author: None,
         });
         Self { field: field.to_owned(), kind, hash: change.hash(), actor, change }
+    }
+
+    /// The container that a peer named for entities of `type_name`; none if it is no field or no kind
+    /// that is known.
+    pub(crate) fn named(type_name: &str, field: &str, code: u8) -> Option<Self> {
+        let kind = GenesisKind::from_code(code)?;
+        let fits = matches!(RootKey::parse(field), Some(RootKey::Field { shadow: false, .. }));
+        fits.then(|| Self::new(type_name, field, kind))
     }
 
     /// All containers that entities of `ty` can have, in order of field names.

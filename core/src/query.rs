@@ -304,7 +304,7 @@ pub fn run(rows: &Rows, query: &Query) -> Result<Found, QueryError> {
                 from = page.last().map(|(key, _)| key.clone());
                 for (_, key) in page {
                     // Indexed rows come in the index's order: all of them are looked at.
-                    if let Some(row) = rows.get(&key)? {
+                    if let Some(row) = rows.get_found(&key)? {
                         take(key, row);
                     }
                 }

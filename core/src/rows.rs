@@ -44,8 +44,14 @@ impl Rows {
         found.map(|bytes| from_json(&bytes, "a row")).transpose()
     }
 
+    /// One entity among others that were found; none too where it can't be read.
+    pub(crate) fn get_found(&self, entity: &EntityKey) -> Result<Option<RowRecord>, StoreError> {
+        let found = self.keys.get(&*self.store, View::Published, Keyspace::ROW, &self.keys.row(entity))?;
+        Ok(found.and_then(|bytes| readable(&bytes, "a row", entity)))
+    }
+
     /// Rows of a type in order of their ids, from the first id after `after`: at most one page,
-    /// and where to go on.
+    /// and where to go on. One that can't be read is left out; [`get`](Self::get) says why.
     pub fn page(
         &self,
         type_name: &str,
@@ -66,9 +72,9 @@ impl Rows {
         let mut rows = Vec::with_capacity(found.len());
         for (key, head) in found {
             let Some(entity) = self.keys.parse_row(&key) else { continue };
-            if let Some(bytes) = self.found(Keyspace::ROW, &key, &head)? {
-                rows.push((entity, from_json(&bytes, "a row")?));
-            }
+            let bytes = self.found(Keyspace::ROW, &key, &head)?;
+            let row = bytes.and_then(|bytes| readable(&bytes, "a row", &entity));
+            rows.extend(row.map(|row| (entity, row)));
         }
         Ok((rows, more))
     }
@@ -108,13 +114,14 @@ impl Rows {
         Ok((entries, more))
     }
 
-    /// Everything that waits for a person, in order of type and id.
+    /// Everything that waits for a person, in order of type and id. An entity whose conflicts can't be read
+    /// keeps nobody from those of the others.
     pub fn conflicts(&self) -> Result<Vec<(EntityKey, ConflictRecord)>, StoreError> {
         let mut all = Vec::new();
         self.each(Keyspace::CONFLICT, |key, bytes| {
-            let records: Vec<ConflictRecord> = from_json(&bytes, "a conflict")?;
             if let Some(entity) = self.keys.parse_row(key) {
-                all.extend(records.into_iter().map(|record| (entity.clone(), record)));
+                let records: Option<Vec<ConflictRecord>> = readable(&bytes, "a conflict", &entity);
+                all.extend(records.into_iter().flatten().map(|record| (entity.clone(), record)));
             }
             Ok(())
         })?;
@@ -126,7 +133,8 @@ impl Rows {
         let mut all = Vec::new();
         self.each(Keyspace::REFUSED, |key, bytes| {
             let number = key.last_chunk::<8>().map(|n| u64::from_be_bytes(*n)).unwrap_or_default();
-            all.push((number, from_json(&bytes, "a refused change")?));
+            let record = readable(&bytes, "a refused change", &number);
+            all.extend(record.map(|record| (number, record)));
             Ok(())
         })?;
         Ok(all)
@@ -170,6 +178,17 @@ impl Rows {
             }
         }
     }
+}
+
+/// A record among others, unless it can't be read. Every record was whole when it was written: what a store
+/// damages it reports itself, but no store knows how deep the JSON is that a peer wrote.
+fn readable<T: serde::de::DeserializeOwned>(
+    bytes: &[u8],
+    what: &str,
+    of: &dyn std::fmt::Display,
+) -> Option<T> {
+    let read = from_json(bytes, what);
+    read.inspect_err(|error| tracing::error!(%of, %error, "a record is left out: it can't be read")).ok()
 }
 
 /// Counts up when the keys of indexes change their form: stores of an earlier one are indexed

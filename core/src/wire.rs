@@ -5,7 +5,11 @@
 //! the message is skipped. Bit 1 marks a zstd-compressed body. Fields that a later version
 //! appends to a body are ignored by an older reader. Every decode is bounded.
 
+use bincode::de::Decoder;
+use bincode::error::DecodeError;
 use bincode::{Decode, Encode};
+
+use crate::change;
 
 /// Protocol versions that this program speaks.
 pub const VERSION_MIN: u16 = 1;
@@ -13,6 +17,11 @@ pub const VERSION_MIN: u16 = 1;
 pub const VERSION_MAX: u16 = 1;
 /// Largest message in bytes, compressed or not.
 pub const MESSAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Largest message of a device that has not signed in, in bytes, compressed or not.
+pub const STRANGER_BYTES_MAX: usize = 64 * 1024;
+/// What a decoded message may take in memory, in bytes: what its lists hold and what it took on the
+/// wire, together. A list of empty texts takes 24 times as much in memory as on the wire.
+pub const DECODED_BYTES_MAX: usize = 4 * MESSAGE_BYTES_MAX;
 /// Largest unit in bytes of changes; a larger transaction is refused when it is written.
 pub const UNIT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most that the changes of a unit weigh together, in bytes: see
@@ -22,11 +31,51 @@ pub const UNIT_WEIGHT_MAX: usize = 48 * 1024 * 1024;
 pub const ENTITY_BYTES_MAX: usize = 48 * 1024 * 1024;
 /// Most entities of a unit.
 pub const UNIT_ENTITIES_MAX: usize = 10_000;
+/// Most changes of a unit.
+const UNIT_CHANGES_MAX: usize = 20_000;
+/// Largest answer or feed entry that a unit can lead to, so that both fit a message.
+const DERIVED_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 1024 * 1024;
+/// By how much a change grows when it is made again: it says of which edit it is, and may be the first
+/// of its actor.
+const MADE_AGAIN_BYTES: usize = 64;
 /// Bodies larger than this are compressed if it helps.
 const COMPRESS_OVER_BYTES: usize = 256;
 
 const FLAG_REQUIRED: u8 = 1;
 const FLAG_ZSTD: u8 = 2;
+
+/// Reads a list. What its items take in memory stays claimed: the limit is on that too, and not on
+/// the bytes of the wire alone.
+fn list<T: Decode<C>, C, D: Decoder<Context = C>>(decoder: &mut D) -> Result<Vec<T>, DecodeError> {
+    let length = u64::decode(decoder)?;
+    let length = usize::try_from(length).map_err(|_| DecodeError::OutsideUsizeRange(length))?;
+    decoder.claim_container_read::<T>(length)?;
+    let mut list = Vec::with_capacity(length);
+    for _ in 0..length {
+        list.push(T::decode(decoder)?);
+    }
+    Ok(list)
+}
+
+/// Decodes fields in order, those in brackets as a [`list`].
+macro_rules! decode_lists {
+    ($name:ident { $($field:tt),* }) => {
+        impl<C> Decode<C> for $name {
+            fn decode<D: Decoder<Context = C>>(decoder: &mut D) -> Result<Self, DecodeError> {
+                decode_lists!(@ decoder, $name {} $($field)*)
+            }
+        }
+
+        bincode::impl_borrow_decode!($name);
+    };
+    (@ $decoder:ident, $name:ident { $($done:tt)* }) => { Ok($name { $($done)* }) };
+    (@ $decoder:ident, $name:ident { $($done:tt)* } [$field:ident] $($rest:tt)*) => {
+        decode_lists!(@ $decoder, $name { $($done)* $field: list($decoder)?, } $($rest)*)
+    };
+    (@ $decoder:ident, $name:ident { $($done:tt)* } $field:ident $($rest:tt)*) => {
+        decode_lists!(@ $decoder, $name { $($done)* $field: Decode::decode($decoder)?, } $($rest)*)
+    };
+}
 
 /// A channel within a connection: one workspace.
 pub type Channel = u32;
@@ -109,7 +158,7 @@ pub struct Granted {
 
 /// A stored right to act in a workspace. The same bytes become the body of a device
 /// certificate.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
 pub struct Grant {
     /// The workspace.
     pub workspace: String,
@@ -128,6 +177,8 @@ pub struct Grant {
     /// Grows by one with each grant of the workspace.
     pub serial: u64,
 }
+
+decode_lists!(Grant { workspace, device, user, role, [types], not_before_ms, not_after_ms, serial });
 
 /// What a grant allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -190,7 +241,7 @@ pub struct Open {
 }
 
 /// Changes of one entity.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
 pub struct EntityChanges {
     /// The entity's type.
     pub type_name: String,
@@ -205,11 +256,104 @@ pub struct EntityChanges {
     pub signature: Vec<u8>,
 }
 
+decode_lists!(EntityChanges { type_name, id, [genesis], [changes], signature });
+
 /// Changes that are shown together.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode)]
 pub struct Unit {
     /// By entity.
     pub entities: Vec<EntityChanges>,
+}
+
+decode_lists!(Unit { [entities] });
+
+/// What a unit counts, for the limits that the relay and those who write for it hold it to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct UnitSize {
+    entities: usize,
+    changes: usize,
+    weight: u64,
+    /// Of changes alone.
+    change_bytes: usize,
+    /// With names, and room for hashes, lengths and what the store keeps beside.
+    unit_bytes: usize,
+    /// Of an answer that refuses all of it.
+    answer_bytes: usize,
+}
+
+/// A limit of units that is exceeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitLimit {
+    /// What there is too much of.
+    pub what: &'static str,
+    /// How much there is.
+    pub got: u64,
+    /// How much there may be.
+    pub max: u64,
+}
+
+impl std::fmt::Display for UnitLimit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}, at most {} are allowed", self.got, self.what, self.max)
+    }
+}
+
+impl UnitSize {
+    pub(crate) fn of(unit: &Unit) -> Self {
+        let mut size = Self::default();
+        unit.entities.iter().for_each(|part| size.add(part));
+        size
+    }
+
+    /// What the changes weigh, in bytes: see [`Change::weight`](crate::change::Change::weight).
+    pub(crate) fn weight(&self) -> u64 {
+        self.weight
+    }
+
+    /// How much of that is more than their bytes.
+    pub(crate) fn hidden(&self) -> u64 {
+        self.weight.saturating_sub(self.change_bytes as u64)
+    }
+
+    /// Counts an entity.
+    pub(crate) fn add(&mut self, part: &EntityChanges) {
+        let bytes: usize = part.changes.iter().map(Vec::len).sum();
+        let name_bytes = part.type_name.len() + part.id.len();
+        let named_bytes: usize = part.genesis.iter().map(|(field, _)| field.len() + 4).sum();
+        self.entities += 1;
+        self.changes += part.changes.len();
+        self.change_bytes += bytes;
+        self.unit_bytes +=
+            bytes + name_bytes + part.signature.len() + 40 * part.changes.len() + 16 + named_bytes;
+        self.answer_bytes += part.changes.len() * (name_bytes + 48);
+        self.weight += part.changes.iter().map(|bytes| change::weight(bytes) as u64).sum::<u64>();
+    }
+
+    /// The same after every change was made again.
+    pub(crate) fn made_again(self) -> Self {
+        let more = MADE_AGAIN_BYTES * self.changes;
+        Self {
+            change_bytes: self.change_bytes + more,
+            unit_bytes: self.unit_bytes + more,
+            weight: self.weight + more as u64,
+            ..self
+        }
+    }
+
+    /// The first limit that is exceeded.
+    pub(crate) fn exceeds(&self) -> Option<UnitLimit> {
+        [
+            ("entities", self.entities as u64, UNIT_ENTITIES_MAX as u64),
+            ("changes", self.changes as u64, UNIT_CHANGES_MAX as u64),
+            ("bytes as its operations are counted", self.weight, UNIT_WEIGHT_MAX as u64),
+            ("bytes of changes", self.change_bytes as u64, UNIT_BYTES_MAX as u64),
+            ("bytes with names and containers", self.unit_bytes as u64, DERIVED_BYTES_MAX as u64),
+            ("bytes to answer with", self.answer_bytes as u64, DERIVED_BYTES_MAX as u64),
+        ]
+        .into_iter()
+        .find(|(_, got, max)| got > max)
+        .map(|(what, got, max)| UnitLimit { what, got, max })
+    }
 }
 
 /// A unit on its way to the relay.
@@ -241,7 +385,7 @@ pub struct Refused {
 }
 
 /// The relay's durable answer to one unit: what is not refused is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
 pub struct Ack {
     /// The channel.
     pub channel: Channel,
@@ -253,8 +397,10 @@ pub struct Ack {
     pub refused: Vec<Refused>,
 }
 
+decode_lists!(Ack { channel, unit_id, seq, [refused] });
+
 /// Something that happened in a workspace.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
 pub enum FeedBody {
     /// Changes of another device.
     Changes {
@@ -283,6 +429,25 @@ pub enum FeedBody {
     },
 }
 
+impl<C> Decode<C> for FeedBody {
+    fn decode<D: Decoder<Context = C>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        Ok(match u32::decode(decoder)? {
+            0 => FeedBody::Changes { author: Decode::decode(decoder)?, unit: Decode::decode(decoder)? },
+            1 => FeedBody::Own(list(decoder)?),
+            2 => FeedBody::Refused(Decode::decode(decoder)?),
+            3 => FeedBody::Device {
+                key: Decode::decode(decoder)?,
+                name: Decode::decode(decoder)?,
+                platform: Decode::decode(decoder)?,
+            },
+            4 => FeedBody::Schema { hash: Decode::decode(decoder)? },
+            _ => return Err(DecodeError::Other("no entry of a feed")),
+        })
+    }
+}
+
+bincode::impl_borrow_decode!(FeedBody);
+
 /// An entry of the feed.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct FeedEntry {
@@ -293,7 +458,7 @@ pub struct FeedEntry {
 }
 
 /// A page of the feed.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
 pub struct Feed {
     /// The channel.
     pub channel: Channel,
@@ -302,6 +467,8 @@ pub struct Feed {
     /// The newest entry of the whole feed, for progress.
     pub end: u64,
 }
+
+decode_lists!(Feed { channel, [entries], end });
 
 /// Everything up to the cursor was sent.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -326,7 +493,7 @@ pub struct PushSchema {
 }
 
 /// The answer to [`PushSchema`] and [`FetchSchema`].
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
 pub struct SchemaIs {
     /// The channel.
     pub channel: Channel,
@@ -337,6 +504,8 @@ pub struct SchemaIs {
     /// Why the push was refused; empty where it was taken.
     pub problems: Vec<String>,
 }
+
+decode_lists!(SchemaIs { channel, hash, source, [problems] });
 
 /// Asks for the workspace's schema.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -478,8 +647,19 @@ pub enum WireError {
     UnknownRequired(u8),
 }
 
+/// Who sends a kind of message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sender {
+    /// The relay.
+    Relay,
+    /// A device that has signed in.
+    Member,
+    /// Any device: it may not know yet that it could not sign in.
+    Anyone,
+}
+
 macro_rules! messages {
-    ($($(#[$doc:meta])* $code:literal $name:ident,)*) => {
+    ($($(#[$doc:meta])* $code:literal $name:ident from $sender:ident,)*) => {
         /// Any message.
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub enum Message {
@@ -497,6 +677,14 @@ macro_rules! messages {
             pub fn encode(&self) -> Vec<u8> {
                 match self {
                     $(Message::$name(body) => encode($code, body),)*
+                }
+            }
+
+            /// Who sends such a message, by its kind alone; none if the kind is not known.
+            pub(crate) fn sender(bytes: &[u8]) -> Option<Sender> {
+                match bytes.first()? {
+                    $($code => Some(Sender::$sender),)*
+                    _ => None,
                 }
             }
 
@@ -531,37 +719,37 @@ macro_rules! messages {
 
 messages! {
     /// See [`Hello`].
-    1 Hello,
+    1 Hello from Anyone,
     /// See [`Welcome`].
-    2 Welcome,
+    2 Welcome from Relay,
     /// See [`SignIn`].
-    3 SignIn,
+    3 SignIn from Anyone,
     /// See [`Granted`].
-    4 Granted,
+    4 Granted from Relay,
     /// See [`Open`].
-    5 Open,
+    5 Open from Anyone,
     /// See [`Changes`].
-    6 Changes,
+    6 Changes from Member,
     /// See [`Ack`].
-    7 Ack,
+    7 Ack from Relay,
     /// See [`Feed`].
-    8 Feed,
+    8 Feed from Relay,
     /// See [`CaughtUp`].
-    9 CaughtUp,
+    9 CaughtUp from Relay,
     /// See [`PushSchema`].
-    10 PushSchema,
+    10 PushSchema from Anyone,
     /// See [`SchemaIs`].
-    11 SchemaIs,
+    11 SchemaIs from Relay,
     /// See [`FetchSchema`].
-    12 FetchSchema,
+    12 FetchSchema from Anyone,
     /// See [`Refresh`].
-    13 Refresh,
+    13 Refresh from Anyone,
     /// See [`Fault`].
-    14 Fault,
+    14 Fault from Anyone,
 }
 
 fn config() -> impl bincode::config::Config {
-    bincode::config::standard().with_limit::<MESSAGE_BYTES_MAX>()
+    bincode::config::standard().with_limit::<DECODED_BYTES_MAX>()
 }
 
 fn encode(kind: u8, body: &impl Encode) -> Vec<u8> {
@@ -682,6 +870,81 @@ mod tests {
             bytes.extend(&zeros);
             assert!(Message::decode(&bytes).is_err());
         }
+    }
+
+    /// 1 KB of the wire was two hundred million bytes of empty changes.
+    #[test]
+    fn a_message_takes_little_more_memory_than_its_length() {
+        let with = |changes: usize| {
+            let empty = Unit {
+                entities: vec![EntityChanges {
+                    type_name: String::new(),
+                    id: String::new(),
+                    genesis: Vec::new(),
+                    changes: vec![Vec::new(); changes],
+                    signature: Vec::new(),
+                }],
+            };
+            Message::from(Changes { channel: 1, unit_id: 2, sent: 3, unit: empty })
+        };
+        // A length counts eight bytes, whatever it takes on the wire.
+        let fits = DECODED_BYTES_MAX / (size_of::<Vec<u8>>() + 8) - 100;
+        assert!(Message::decode(&with(fits).encode()) == Ok(Some(with(fits))), "so many are read");
+        let bomb = with(MESSAGE_BYTES_MAX - 100).encode();
+        assert!(bomb.len() < 2_000, "{}", bomb.len());
+        assert!(matches!(Message::decode(&bomb), Err(WireError::Malformed(_))), "more are not");
+    }
+
+    /// What a relay may send, and a device: the largest of each is far below the bound.
+    #[test]
+    fn the_largest_honest_messages_are_read() {
+        let name = "n".repeat(64);
+        let refused = |n: u32| Refused {
+            type_name: name.clone(),
+            id: n.to_string(),
+            hash: [7; 32],
+            code: 1,
+            message: String::new(),
+        };
+        let own = (0..UNIT_ENTITIES_MAX).map(|n| (name.clone(), n.to_string(), vec![[7; 32]; 2])).collect();
+        let entity = |n: usize| EntityChanges {
+            type_name: name.clone(),
+            id: n.to_string(),
+            genesis: vec![("body".into(), 5); 4],
+            changes: vec![vec![7; UNIT_BYTES_MAX / UNIT_CHANGES_MAX]; UNIT_CHANGES_MAX / UNIT_ENTITIES_MAX],
+            signature: Vec::new(),
+        };
+        let unit = Unit { entities: (0..UNIT_ENTITIES_MAX).map(entity).collect() };
+        let feed = |body| Feed { channel: 1, entries: vec![FeedEntry { seq: 1, body }], end: 1 };
+        for message in [
+            Message::from(Ack {
+                channel: 1,
+                unit_id: 2,
+                seq: 3,
+                refused: (0..UNIT_CHANGES_MAX as u32).map(refused).collect(),
+            }),
+            feed(FeedBody::Own(own)).into(),
+            feed(FeedBody::Changes { author: [1; 32], unit: unit.clone() }).into(),
+            Changes { channel: 1, unit_id: 2, sent: 3, unit }.into(),
+        ] {
+            assert_eq!(Message::decode(&message.encode()), Ok(Some(message)));
+        }
+    }
+
+    #[test]
+    fn entries_of_a_feed_read_back() {
+        let bodies = [
+            FeedBody::Changes { author: [1; 32], unit: Unit::default() },
+            FeedBody::Own(vec![("note".into(), "n1".into(), vec![[2; 32]])]),
+            FeedBody::Device { key: [3; 32], name: "phone".into(), platform: "test".into() },
+            FeedBody::Schema { hash: [4; 32] },
+        ];
+        let entries = bodies.into_iter().zip(1..).map(|(body, seq)| FeedEntry { seq, body }).collect();
+        let message = Message::from(Feed { channel: 1, entries, end: 9 });
+        assert_eq!(Message::decode(&message.encode()), Ok(Some(message)));
+        let unknown = bincode::encode_to_vec((1u32, vec![(1u64, 5u32)], 9u64), config()).unwrap();
+        let message = [&[8, FLAG_REQUIRED][..], &unknown].concat();
+        assert!(matches!(Message::decode(&message), Err(WireError::Malformed(_))));
     }
 
     #[test]

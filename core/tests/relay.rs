@@ -106,7 +106,8 @@ fn a_connection_that_never_says_hello_is_closed() {
 fn a_device_that_asks_and_never_listens_is_closed() {
     let mut world = World::strict();
     let device = Device::new(1);
-    let conn = world.greet(&device);
+    let conn = world.join(&device, "writer");
+    world.outputs(conn);
     world.stuck.insert(conn);
     for _ in 0..1_100 {
         world.send(conn, sign_in(None));

@@ -214,7 +214,7 @@ impl From<WriteError> for Error {
             WriteError::Exists(_) => Self::new(Category::Validation, "exists", message),
             WriteError::UnknownType { .. } => Self::new(Category::Validation, "unknown_type", message),
             WriteError::ReadOnly => Self::new(Category::Validation, "read_only", message),
-            WriteError::TooLarge => Self::new(Category::Quota, "too_large", message),
+            WriteError::TooLarge(_) => Self::new(Category::Quota, "too_large", message),
             _ => Self::new(Category::Storage, "write", message),
         }
     }

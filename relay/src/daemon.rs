@@ -23,6 +23,9 @@ use crate::keys::KeyError;
 use crate::link;
 use crate::token::JwtVerifier;
 
+/// The part of all connections that devices may have which have not signed in: a third, so that even when
+/// all come back at once each has the time to sign in before newcomers press it out.
+const STRANGERS_PART: usize = 3;
 /// How long a stopping relay waits for what it has to tell its devices.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -245,7 +248,9 @@ impl Opened {
         let upkeep = Upkeep::of(&store);
         let relay = Relay::open(store.clone(), Box::new(verifier), relay_config(&settings), epoch_seed)?;
 
-        let endpoint = Endpoint::bind(settings.listen, &key, Limits::default())?;
+        let limits = Limits::default();
+        let strangers_max = limits.connections_max / STRANGERS_PART;
+        let endpoint = Endpoint::bind(settings.listen, &key, limits)?;
         let local_addr = endpoint.local_addr()?;
         let url = public_url(&settings, local_addr, key.public())?;
         settings.dir.write_address(&url)?;
@@ -264,7 +269,7 @@ impl Opened {
 
         let (stop, stopping) = watch::channel(false);
         let (end, ended) = watch::channel(None);
-        let shared = link::Shared::new(events.clone(), stopping.clone());
+        let shared = link::Shared::new(events.clone(), stopping.clone(), strangers_max);
         tokio::spawn(async move {
             let result = supervise(endpoint, shared, events, stopping, driver_ended).await;
             end.send_replace(Some(result));

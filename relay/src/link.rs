@@ -8,11 +8,12 @@
 //! all of it: every link has [`OWN_KIB`] for small ones, which nobody else can take, and larger ones
 //! share [`LARGE_KIB_MAX`], of which one user gets [`LARGE_KIB_PER_USER`]. While its outbox is long,
 //! nothing is read from a link: a device that does not take its answers gets to ask no more
-//! questions. If the outbox fills all the same, the link is cut.
+//! questions. If the outbox fills all the same, the link is cut. Of the links of devices that have not
+//! signed in there is a bound, at which the oldest is cut: anyone can make them.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use anabranch_core::id::DeviceId;
@@ -21,7 +22,7 @@ use anabranch_core::wire::{FaultCode, MESSAGE_BYTES_MAX};
 use anabranch_transport::{
     Connection, FRAME_BYTES_MAX_BEFORE_SIGN_IN, FrameReceiver, FrameSender, TransportError,
 };
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::driver::Event;
@@ -38,9 +39,11 @@ const OWN_KIB: usize = FRAME_BYTES_MAX_BEFORE_SIGN_IN / 1024;
 const LARGE_KIB_MAX: usize = 64 * 1024;
 /// How much of it the devices of one user get: one message of the largest.
 const LARGE_KIB_PER_USER: usize = MESSAGE_BYTES_MAX / 1024;
-/// How long a device may take to send a message that is larger than its link's own room, until it is
-/// cut: others wait for the room that it holds.
-const LARGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often it is looked at whether a message that is larger than its link's own room goes on, and how
+/// much must have come of it since: 8 KiB a second. Else the link is cut: others wait for the room that it
+/// holds.
+const LARGE_WINDOW: Duration = Duration::from_secs(60);
+const LARGE_WINDOW_BYTES_MIN: usize = 60 * 8 * 1024;
 /// How long a device may take to open its stream, and then to sign in, until it is cut.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 const SIGN_IN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -53,14 +56,75 @@ pub(crate) struct Shared {
     events: mpsc::Sender<Event>,
     /// Room for large messages, in KiB.
     large: Arc<Semaphore>,
+    strangers: Arc<Strangers>,
     stopping: watch::Receiver<bool>,
 }
 
 impl Shared {
-    pub(crate) fn new(events: mpsc::Sender<Event>, stopping: watch::Receiver<bool>) -> Self {
-        Self { events, large: Arc::new(Semaphore::new(LARGE_KIB_MAX)), stopping }
+    /// `strangers_max` is how many links there may be of devices that have not signed in.
+    pub(crate) fn new(
+        events: mpsc::Sender<Event>,
+        stopping: watch::Receiver<bool>,
+        strangers_max: usize,
+    ) -> Self {
+        let strangers = Arc::new(Strangers { links: Mutex::default(), max: strangers_max.max(1) });
+        Self { events, large: Arc::new(Semaphore::new(LARGE_KIB_MAX)), strangers, stopping }
     }
 }
+
+/// The links of devices that have not signed in, by number and therefore by age, and how each is told to
+/// leave. Newcomers get in whatever the others do: a device that means to sign in does so at once, and
+/// those who only hold a place are the oldest soon.
+struct Strangers {
+    links: Mutex<BTreeMap<ConnId, oneshot::Sender<()>>>,
+    max: usize,
+}
+
+impl Strangers {
+    fn enter(self: &Arc<Self>, conn: ConnId) -> Stranger {
+        let (leave, told) = oneshot::channel();
+        let mut links = self.lock();
+        if links.len() >= self.max
+            && let Some((_, oldest)) = links.pop_first()
+        {
+            // One that is leaving by itself does not hear it.
+            let _ = oldest.send(());
+        }
+        links.insert(conn, leave);
+        Stranger { conn, told, all: self.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ConnId, oneshot::Sender<()>>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of a link among them, until it is dropped.
+struct Stranger {
+    conn: ConnId,
+    told: oneshot::Receiver<()>,
+    all: Arc<Strangers>,
+}
+
+impl Stranger {
+    /// Waits until it has to leave; for ever if it is none any more.
+    async fn leaves(place: &mut Option<Self>) -> End {
+        if let Some(stranger) = place
+            && (&mut stranger.told).await.is_ok()
+        {
+            return End::cut(FaultCode::Quota, CROWDED);
+        }
+        std::future::pending().await
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.all.lock().remove(&self.conn);
+    }
+}
+
+const CROWDED: &str = "too many devices connect and don't sign in; try again";
 
 /// What a message holds until it was dealt with.
 pub(crate) struct Held {
@@ -186,7 +250,12 @@ impl End {
 /// Serves one connection until it ends. The driver learns of its beginning and its end.
 pub(crate) async fn serve(conn: ConnId, connection: Connection, mut shared: Shared) {
     let device = DeviceId(*connection.peer_key().as_bytes());
+    let mut stranger = Some(shared.strangers.enter(conn));
     let opened = tokio::select! {
+        _ = Stranger::leaves(&mut stranger) => {
+            connection.close(FaultCode::Quota as u32, CROWDED);
+            return;
+        }
         opened = timeout(OPEN_TIMEOUT, connection.accept_control()) => opened,
         _ = shared.stopping.wait_for(|stop| *stop) => {
             connection.close(FaultCode::ShuttingDown as u32, "the relay is shutting down");
@@ -216,7 +285,7 @@ pub(crate) async fn serve(conn: ConnId, connection: Connection, mut shared: Shar
 
     // Both in this task: when it tells of the end, nothing of this link follows.
     let end = tokio::select! {
-        end = read(conn, &mut receiver, notices, &backlog, &shared) => end,
+        end = read(conn, &mut receiver, notices, &backlog, (&shared, stranger)) => end,
         end = write(conn, &mut sender, outgoing, &backlog, &shared) => end,
     };
     match &end {
@@ -244,7 +313,7 @@ async fn read(
     receiver: &mut FrameReceiver,
     mut notices: watch::Receiver<Notice>,
     backlog: &Backlog,
-    shared: &Shared,
+    (shared, mut stranger): (&Shared, Option<Stranger>),
 ) -> End {
     let mut room = Room::new(shared);
     let sign_in_by = Instant::now() + SIGN_IN_TIMEOUT;
@@ -260,6 +329,7 @@ async fn read(
                 match changed.map(|()| notices.borrow_and_update().clone()) {
                     Ok(Notice::None) => {}
                     Ok(Notice::SignedIn(of_user)) => {
+                        stranger = None;
                         room.of_user = Some(of_user);
                         receiver.raise_limit(MESSAGE_BYTES_MAX);
                     }
@@ -275,6 +345,7 @@ async fn read(
                 }
                 continue;
             }
+            end = Stranger::leaves(&mut stranger) => return end,
             message = in_time => match message {
                 Ok(message) => message,
                 Err(_) => return End::cut(FaultCode::NotSignedIn, "the device did not sign in in time"),
@@ -340,14 +411,35 @@ async fn next_message(
     let slot = room.slots.clone().acquire_owned().await.map_err(|_| End::Stopping)?;
     let bytes = receiver.announced().await.map_err(ended)?.ok_or(End::Finished)?;
     let taken = room.take(bytes).await.ok_or(End::Stopping)?;
-    let frame = if is_large(bytes) {
-        let late = || End::cut(FaultCode::Quota, "the device took too long to send a message");
-        timeout(LARGE_TIMEOUT, receiver.next()).await.map_err(|_| late())?
-    } else {
-        receiver.next().await
-    };
+    let frame = if is_large(bytes) { paced(receiver).await? } else { receiver.next().await };
     let frame = frame.map_err(ended)?.ok_or(End::Finished)?;
     Ok((frame, Held { _slot: slot, _room: taken }))
+}
+
+/// Reads a message for as long as it goes on coming. What is due is a pace and no total: over a slow
+/// network the largest message takes a quarter of an hour, and cut short it would be begun again for ever.
+async fn paced(receiver: &mut FrameReceiver) -> Result<Result<Option<Vec<u8>>, TransportError>, End> {
+    let mut pace = Pace { arrived: receiver.arrived() };
+    loop {
+        match timeout(LARGE_WINDOW, receiver.next()).await {
+            Ok(frame) => return Ok(frame),
+            Err(_) if pace.is_kept(receiver.arrived()) => {}
+            Err(_) => return Err(End::cut(FaultCode::Quota, "the device sends a message too slowly")),
+        }
+    }
+}
+
+/// How much of a message had arrived when it was last looked at.
+struct Pace {
+    arrived: usize,
+}
+
+impl Pace {
+    /// Whether enough has come in a window.
+    fn is_kept(&mut self, arrived: usize) -> bool {
+        let came = arrived.saturating_sub(std::mem::replace(&mut self.arrived, arrived));
+        came >= LARGE_WINDOW_BYTES_MIN
+    }
 }
 
 fn ended(error: TransportError) -> End {
@@ -381,4 +473,71 @@ async fn write(
         }
     }
     End::Stopping
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anabranch_transport::{DeviceKey, Endpoint, Limits, connect_addr};
+
+    /// 4 MiB over 128 kbit/s take more than four minutes.
+    #[test]
+    fn a_large_message_may_take_long_if_it_goes_on() {
+        const BYTES_PER_S: usize = 128_000 / 8;
+        let windows = 4 * 1024 * 1024 / (BYTES_PER_S * LARGE_WINDOW.as_secs() as usize);
+        assert!(windows > 3);
+        let mut pace = Pace { arrived: 0 };
+        let arrived = |window: usize| window * BYTES_PER_S * LARGE_WINDOW.as_secs() as usize;
+        assert!((1..=windows).all(|window| pace.is_kept(arrived(window))));
+        assert!(!pace.is_kept(arrived(windows)), "nothing more comes");
+        assert!(!pace.is_kept(arrived(windows) + LARGE_WINDOW_BYTES_MIN - 1));
+    }
+
+    const STRANGERS_MAX: usize = 3;
+
+    /// Strangers that only hold their places leave for newcomers; who has signed in stays.
+    #[tokio::test]
+    async fn when_strangers_are_many_the_oldest_leaves() {
+        let key = DeviceKey::generate().unwrap();
+        let endpoint = Endpoint::bind("127.0.0.1:0".parse().unwrap(), &key, Limits::default()).unwrap();
+        let (address, relay) = (endpoint.local_addr().unwrap(), endpoint.key());
+        let (events, mut inbox) = mpsc::channel(64);
+        let (_stop, stopping) = watch::channel(false);
+        let shared = Shared::new(events, stopping, STRANGERS_MAX);
+        tokio::spawn(async move {
+            let mut conn = 0;
+            while let Some(connection) = endpoint.accept().await {
+                conn += 1;
+                tokio::spawn(serve(ConnId(conn), connection, shared.clone()));
+            }
+        });
+        let mut devices = Vec::new();
+        let mut come = async || {
+            let own = DeviceKey::generate().unwrap();
+            let connection = connect_addr(address, relay, &own, Duration::from_secs(10)).await.unwrap();
+            let (mut sender, receiver) = connection.open_control().await.unwrap();
+            sender.send(vec![1]).await.unwrap();
+            let link = loop {
+                match inbox.recv().await.unwrap() {
+                    Event::Connected { link, .. } => break link,
+                    Event::Input(..) | Event::Stop => {}
+                }
+            };
+            devices.push((connection.clone(), sender, receiver));
+            (connection, link)
+        };
+        let (member, link) = come().await;
+        link.signed_in(Arc::new(Semaphore::new(LARGE_KIB_PER_USER)));
+        let mut links = Vec::new();
+        while links.len() < 2 * STRANGERS_MAX {
+            links.push(come().await);
+        }
+        for (connection, _) in &links[..STRANGERS_MAX] {
+            let end = timeout(Duration::from_secs(10), connection.closed()).await.unwrap();
+            let TransportError::Refused { code, .. } = end else { panic!("{end}") };
+            assert_eq!(code, FaultCode::Quota as u64);
+        }
+        let stay = links[STRANGERS_MAX..].iter().map(|(connection, _)| connection);
+        assert!(stay.chain([&member]).all(|connection| connection.close_reason().is_none()));
+    }
 }

@@ -157,6 +157,12 @@ impl FrameReceiver {
         }
     }
 
+    /// How many bytes of the next frame's payload have been taken from the network so far, if it is not
+    /// complete.
+    pub fn arrived(&self) -> usize {
+        self.decoder.arrived()
+    }
+
     /// The next frame, or `None` when the peer has finished the stream.
     ///
     /// A frame's length is checked before anything is allocated for it, and memory grows with what
@@ -269,6 +275,14 @@ impl FrameDecoder {
         }
     }
 
+    /// How much of that payload is here.
+    pub fn arrived(&self) -> usize {
+        match &self.state {
+            State::Payload { payload, .. } => payload.len(),
+            State::Header { .. } | State::Failed(_) => 0,
+        }
+    }
+
     /// Whether a stream may end here.
     pub fn is_between_frames(&self) -> bool {
         matches!(self.state, State::Header { filled: 0, .. })
@@ -370,6 +384,19 @@ mod tests {
         let mut decoder = FrameDecoder::new(1024);
         let frames: Vec<_> = bytes.chunks(1).flat_map(|byte| feed(&mut decoder, byte).unwrap()).collect();
         assert_eq!(frames, whole);
+    }
+
+    #[test]
+    fn what_has_arrived_of_a_frame_is_told_until_it_is_complete() {
+        let mut decoder = FrameDecoder::new(1024);
+        let arrived: Vec<usize> = frame(b"abc")
+            .iter()
+            .map(|byte| {
+                decoder.push(&[*byte]).unwrap();
+                decoder.arrived()
+            })
+            .collect();
+        assert_eq!(arrived, [0, 0, 0, 0, 0, 1, 2, 0]);
     }
 
     #[test]

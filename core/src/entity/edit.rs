@@ -14,6 +14,7 @@ use crate::change::{
 };
 use crate::clock::{Hlc, WallMs};
 use crate::columns;
+use crate::genesis::{Genesis, GenesisKind};
 use crate::header::{DEVICE_ACTORS_MAX, Header};
 use crate::id::{Author, EntityKey};
 use crate::intent::Intent;
@@ -143,7 +144,7 @@ impl Entity {
         };
         let (isolated, previous) = match base {
             Some(base) => {
-                let mut base = self.with_containers(base, &intents);
+                let mut base = self.with_containers(context.ty, base, &intents);
                 let own = self.own_previous(&base, context);
                 // Each change names its actor's previous one.
                 base.extend(own.filter(|own| !base.contains(own)));
@@ -195,10 +196,10 @@ impl Entity {
     fn begin_containers(&mut self, ty: &EntityType, intents: &[Intent]) -> Result<(), EditError> {
         for name in intents.iter().filter_map(Intent::field) {
             let name = name.split('.').next().unwrap_or(name);
-            if !ty.fields.contains_key(name) || self.begun.contains(name) {
+            if self.begun.contains(name) {
                 continue;
             }
-            if let Some(genesis) = self.genesis.get(name) {
+            if let Some(genesis) = self.container_of(ty, name) {
                 self.doc.apply(vec![genesis.change().clone()]).map_err(EditError::Document)?;
                 self.begun.insert(name.to_owned());
             }
@@ -207,11 +208,16 @@ impl Entity {
     }
 
     /// A version that also includes the containers which the intents need.
-    fn with_containers(&self, mut base: Vec<ChangeHash>, intents: &[Intent]) -> Vec<ChangeHash> {
+    fn with_containers(
+        &self,
+        ty: &EntityType,
+        mut base: Vec<ChangeHash>,
+        intents: &[Intent],
+    ) -> Vec<ChangeHash> {
         let mut missing: Vec<ChangeHash> = intents
             .iter()
             .filter_map(Intent::field)
-            .filter_map(|field| self.genesis.get(field.split('.').next().unwrap_or(field)))
+            .filter_map(|field| self.container_of(ty, field.split('.').next().unwrap_or(field)))
             .filter(|genesis| !self.is_begun_at(&genesis.field, &base))
             .map(|genesis| genesis.hash)
             .collect();
@@ -219,6 +225,12 @@ impl Entity {
         missing.dedup();
         base.extend(missing);
         base
+    }
+
+    /// The container that holds a field. A peer may have named one where the type has none.
+    fn container_of(&self, ty: &EntityType, field: &str) -> Option<&Genesis> {
+        let kind = ty.fields.get(field).and_then(|field| GenesisKind::of(field.kind()))?;
+        self.genesis.get(field).filter(|genesis| genesis.kind == kind)
     }
 
     fn is_begun_at(&self, field: &str, at: &[ChangeHash]) -> bool {

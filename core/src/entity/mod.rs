@@ -17,10 +17,11 @@ use automerge::ChangeHash;
 
 use crate::admission::{self, Context, Judge, Refusal, RefusalCode};
 use crate::change::Change;
-use crate::genesis::{Genesis, GenesisKind};
+use crate::genesis::{Genesis, GenesisKind, NAMED_CONTAINERS_MAX};
 use crate::header::HeaderIndex;
 use crate::id::{Author, EntityKey, WorkspaceId};
-use crate::schema::EntityType;
+use crate::schema::{EntityType, FIELDS_MAX};
+use crate::wire::EntityChanges;
 
 #[cfg(feature = "light")]
 pub use document::light::set as set_light_bodies;
@@ -220,6 +221,17 @@ impl Entity {
             .collect()
     }
 
+    /// Changes of it as they travel in a unit.
+    pub(crate) fn part(&self, changes: &[Change]) -> EntityChanges {
+        EntityChanges {
+            type_name: self.key.type_name().to_owned(),
+            id: self.key.id().to_owned(),
+            genesis: self.genesis_of(changes),
+            changes: changes.iter().map(|change| change.bytes().to_vec()).collect(),
+            signature: Vec::new(),
+        }
+    }
+
     /// The containers that `changes` depend on directly, for receivers that don't know them.
     pub fn genesis_of(&self, changes: &[Change]) -> Vec<(String, u8)> {
         self.genesis
@@ -229,14 +241,15 @@ impl Entity {
             .collect()
     }
 
-    /// Adds containers that a peer named. Unknown kinds are passed over: the changes that need
-    /// them will miss a dependency.
+    /// Adds containers that a peer named. Unknown kinds, and more than a relay takes up, are passed
+    /// over: the changes that need them will miss a dependency.
     pub fn name_containers(&mut self, named: &[(String, u8)]) {
         for (field, code) in named {
-            if let Some(kind) = GenesisKind::from_code(*code)
+            if self.genesis.len() < FIELDS_MAX + NAMED_CONTAINERS_MAX
                 && !self.genesis.contains_key(field)
+                && let Some(genesis) = Genesis::named(self.key.type_name(), field, *code)
             {
-                self.genesis.insert(field.clone(), Genesis::new(self.key.type_name(), field, kind));
+                self.genesis.insert(field.clone(), genesis);
             }
         }
     }

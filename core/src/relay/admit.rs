@@ -10,8 +10,9 @@
 //! change: whatever depends on who submits passes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
-use automerge::ChangeHash;
+use automerge::{ActorId, ChangeHash};
 
 use super::entities::{Entity, EntityCache, Pushed, Size};
 use super::feed::{FeedEntity, FeedRecord};
@@ -28,15 +29,8 @@ use crate::id::{Author, DeviceId, EntityHash, EntityKey};
 use crate::schema::EntityType;
 use crate::store::{Keyspace, Store, StoreError, View};
 use crate::targets::ChangeTargets;
-use crate::wire::{
-    ENTITY_BYTES_MAX, EntityChanges, FaultCode, GrantRole, Hash, MESSAGE_BYTES_MAX, Refused, UNIT_BYTES_MAX,
-    UNIT_ENTITIES_MAX, UNIT_WEIGHT_MAX, Unit,
-};
+use crate::wire::{ENTITY_BYTES_MAX, EntityChanges, FaultCode, GrantRole, Hash, Refused, Unit, UnitSize};
 
-/// Most changes of a unit; more are refused with a quota fault.
-const UNIT_CHANGES_MAX: usize = 20_000;
-/// Largest answer or feed entry that a unit can lead to, so that both fit a message.
-const DERIVED_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 1024 * 1024;
 /// Longest message of a refusal.
 const REFUSAL_BYTES_MAX: usize = 256;
 /// Bytes of messages that one answer carries; refusals beyond have a code only.
@@ -99,8 +93,17 @@ enum Fate {
 struct Item {
     target: usize,
     hash: ChangeHash,
-    tx: Option<TxMark>,
+    tx: Option<(TxKey, TxMark)>,
     fate: Fate,
+}
+
+/// A transaction: its id, and its author by the word of the changes, as anyone can write the id of
+/// another's. Whose a change is that builds on what is not here may not be known.
+type TxKey = ([u8; 16], Option<DeviceId>);
+
+/// All that have the id of one.
+fn same_id((id, _): TxKey) -> RangeInclusive<TxKey> {
+    (id, None)..=(id, Some(DeviceId([u8::MAX; 32])))
 }
 
 /// One entity of the unit.
@@ -113,6 +116,8 @@ struct Target<'a> {
     pushed: Vec<Pushed>,
     /// Containers that the unit names.
     named: Vec<(String, u8)>,
+    /// Who begins which actor in the unit, whatever becomes of that.
+    begun: BTreeMap<ActorId, DeviceId>,
     signature: Vec<u8>,
 }
 
@@ -135,21 +140,31 @@ impl Target<'_> {
         }
     }
 
+    fn transaction(&mut self, change: &Change) -> Option<(TxKey, TxMark)> {
+        if let Some(author) = change.author() {
+            self.begun.entry(change.actor().clone()).or_insert(author.device);
+        }
+        let tx = change.note().tx?;
+        let known = self.entity.index.actor(change.actor()).map(|entry| entry.author.device);
+        let device = known.or_else(|| self.begun.get(change.actor()).copied());
+        Some(((tx.id, device), tx))
+    }
+
     fn knows(&self, dep: &ChangeHash) -> bool {
         self.entity.index.contains(dep) || self.containers().values().any(|genesis| genesis.hash == *dep)
     }
 }
 
 /// Judges a unit and puts everything that follows into `draft`: headers, entities, refusals,
-/// feed entries, digest. `weight` is that of the unit.
+/// feed entries, digest. `size` is that of the unit.
 pub(super) fn admit(
     submission: Submission<'_>,
     cache: &mut EntityCache,
     draft: &mut Draft,
     unit: Unit,
-    weight: u64,
+    size: &UnitSize,
 ) -> Result<Result<Verdict, UnitFault>, StoreError> {
-    let keys = match check_bounds(&unit, weight) {
+    let keys = match check_bounds(&unit, size) {
         Ok(keys) => keys,
         Err(fault) => return Ok(Err(fault)),
     };
@@ -174,52 +189,17 @@ pub(super) fn admit(
     judging.finish(draft).map(Ok)
 }
 
-/// What all changes of a unit weigh, and how much of that is more than their bytes.
-pub(super) fn weigh(unit: &Unit) -> (u64, u64) {
-    let (mut weight, mut bytes) = (0, 0);
-    for change in unit.entities.iter().flat_map(|part| &part.changes) {
-        weight += change::weight(change) as u64;
-        bytes += change.len() as u64;
-    }
-    (weight, weight - bytes)
-}
-
 /// Checks the size of a unit and the names in it.
-fn check_bounds(unit: &Unit, weight: u64) -> Result<Vec<EntityKey>, UnitFault> {
-    let (mut changes, mut change_bytes, mut unit_bytes, mut answer_bytes) = (0, 0, 0, 0);
+fn check_bounds(unit: &Unit, size: &UnitSize) -> Result<Vec<EntityKey>, UnitFault> {
     let mut keys = Vec::new();
     for part in &unit.entities {
-        let bytes: usize = part.changes.iter().map(Vec::len).sum();
-        let name_bytes = part.type_name.len() + part.id.len();
-        changes += part.changes.len();
-        change_bytes += bytes;
-        // With room for hashes, lengths and what the store keeps beside.
-        unit_bytes += bytes + name_bytes + part.signature.len() + 40 * part.changes.len() + 16;
-        unit_bytes += part.genesis.iter().map(|(field, _)| field.len() + 4).sum::<usize>();
-        answer_bytes += part.changes.len() * (name_bytes + 48);
         let key = EntityKey::new(part.type_name.clone(), part.id.clone());
         keys.push(key.map_err(|error| (FaultCode::Protocol, error.to_string()))?);
     }
-    if weight > UNIT_WEIGHT_MAX as u64 {
-        let text = format!(
-            "the operations of the unit take {weight} bytes; {UNIT_WEIGHT_MAX} are allowed: send less at once"
-        );
-        return Err((FaultCode::Quota, text));
+    match size.exceeds() {
+        Some(limit) => Err((FaultCode::Quota, format!("the unit has {limit}: send less at once"))),
+        None => Ok(keys),
     }
-    let over = unit.entities.len() > UNIT_ENTITIES_MAX
-        || changes > UNIT_CHANGES_MAX
-        || change_bytes > UNIT_BYTES_MAX
-        || unit_bytes > DERIVED_BYTES_MAX
-        || answer_bytes > DERIVED_BYTES_MAX;
-    if over {
-        let text = format!(
-            "the unit has {} entities and {changes} changes of {change_bytes} bytes; \
-             {UNIT_ENTITIES_MAX}, {UNIT_CHANGES_MAX} and {UNIT_BYTES_MAX} are allowed: send less at once",
-            unit.entities.len()
-        );
-        return Err((FaultCode::Quota, text));
-    }
-    Ok(keys)
 }
 
 struct Judging<'a> {
@@ -259,6 +239,7 @@ impl<'a> Judging<'a> {
             containers,
             pushed: Vec::new(),
             named: Vec::new(),
+            begun: BTreeMap::new(),
             signature: Vec::new(),
         });
         Ok(self.targets.len() - 1)
@@ -284,7 +265,7 @@ impl<'a> Judging<'a> {
             if self.places.contains_key(&(at, hash)) {
                 continue;
             }
-            let tx = parsed.as_ref().ok().and_then(|change| change.note().tx);
+            let tx = parsed.as_ref().ok().and_then(|change| self.targets[at].transaction(change));
             let fate = match parsed {
                 Ok(change) => match self.judge_change(at, &change)? {
                     Ok((author, marks)) => {
@@ -492,7 +473,7 @@ impl<'a> Judging<'a> {
                 let Fate::Refused(cause, _) = &item.fate else { continue };
                 let (code, tx) = (cause.code, item.tx);
                 let below = dependants.remove(&(item.target, item.hash)).unwrap_or_default();
-                let beside = tx.and_then(|tx| transactions.remove(&tx.id)).unwrap_or_default().places;
+                let beside = tx.map(|(key, _)| take_beside(&mut transactions, key)).unwrap_or_default();
                 for place in below {
                     let fate = if lasting { depends_on_refused() } else { passes(code, BELOW_NOT_TAKEN) };
                     if self.refuse_taken(place, fate) {
@@ -522,15 +503,21 @@ impl<'a> Judging<'a> {
         taken
     }
 
-    fn transactions(&self) -> BTreeMap<[u8; 16], Transaction> {
-        let mut transactions: BTreeMap<[u8; 16], Transaction> = BTreeMap::new();
+    fn transactions(&self) -> BTreeMap<TxKey, Transaction> {
+        let mut transactions: BTreeMap<TxKey, Transaction> = BTreeMap::new();
         for (place, item) in self.items.iter().enumerate() {
-            if let Some(tx) = item.tx {
-                let transaction = transactions.entry(tx.id).or_default();
+            if let Some((key, tx)) = item.tx {
+                let transaction = transactions.entry(key).or_default();
                 transaction.announced.insert(tx.members);
                 transaction.targets.insert(item.target);
                 transaction.places.push(place);
             }
+        }
+        // A change of an unknown author is not taken, and with it nothing that may belong to it.
+        let unknown: Vec<TxKey> =
+            transactions.keys().filter(|(_, device)| device.is_none()).copied().collect();
+        for key in unknown {
+            transactions.range_mut(same_id(key)).for_each(|(_, transaction)| transaction.is_open = true);
         }
         transactions
     }
@@ -638,15 +625,27 @@ struct Transaction {
     /// Entities with a change of it, known ones too: a unit may come again.
     targets: BTreeSet<usize>,
     places: Vec<usize>,
+    /// Whether there are changes that may belong to another.
+    is_open: bool,
 }
 
 impl Transaction {
     fn is_whole(&self) -> bool {
-        if mutated!(SplitTransaction) {
+        if mutated!(SplitTransaction) || self.is_open {
             return true;
         }
         self.announced.iter().eq([&(self.targets.len() as u32)])
     }
+}
+
+/// Takes out the places of all that may be of a transaction.
+fn take_beside(transactions: &mut BTreeMap<TxKey, Transaction>, key: TxKey) -> Vec<usize> {
+    let keys: Vec<TxKey> = match key {
+        (_, None) => transactions.range(same_id(key)).map(|(key, _)| *key).collect(),
+        _ => vec![key],
+    };
+    let taken = keys.iter().filter_map(|key| transactions.remove(key));
+    taken.flat_map(|transaction| transaction.places).collect()
 }
 
 const INCOMPLETE: &str = "the unit does not hold its transaction whole";

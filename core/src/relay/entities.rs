@@ -7,18 +7,14 @@ use automerge::{ActorId, ChangeHash};
 use super::layout::{self, ActorRecord, EntityRecord, WorkspaceHash};
 use crate::change::Change;
 use crate::codec;
-use crate::genesis::{Genesis, GenesisKind};
+use crate::genesis::{Genesis, NAMED_CONTAINERS_MAX};
 use crate::header::{Header, HeaderIndex};
 use crate::id::{Author, EntityHash, EntityKey};
-use crate::shape::RootKey;
 use crate::store::{Batch, Entry, Keyspace, Store, StoreError, View};
 use crate::targets::{ChangeTargets, Targets};
 
 /// Keys read from the store at once.
 const SCAN_KEYS: usize = 1024;
-/// Most containers that devices may name for an entity whose schema is not known here; more
-/// are not taken up.
-const NAMED_CONTAINERS_MAX: usize = 256;
 /// Headers that the cache may hold for each entity that it may hold, on average.
 const CACHED_HEADERS_PER_ENTITY: usize = 64;
 
@@ -141,12 +137,11 @@ impl Entity {
     /// Takes up containers that a device named. What is no field or no kind is left out.
     pub(super) fn name_containers(&mut self, named: &[(String, u8)]) {
         for (field, kind) in named {
-            let fits = matches!(RootKey::parse(field), Some(RootKey::Field { shadow: false, .. }));
-            if let Some(kind) = GenesisKind::from_code(*kind).filter(|_| fits)
-                && self.named.len() < NAMED_CONTAINERS_MAX
+            if self.named.len() < NAMED_CONTAINERS_MAX
                 && !self.named.contains_key(field)
+                && let Some(genesis) = Genesis::named(self.key.type_name(), field, *kind)
             {
-                self.named.insert(field.clone(), Genesis::new(self.key.type_name(), field, kind));
+                self.named.insert(field.clone(), genesis);
             }
         }
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::entities::EntityCache;
 use super::layout::{LAYOUT_VERSION, RELAY_KEY, RelayRecord, WorkspaceHash};
-use super::quota::Quotas;
+use super::quota::{Quotas, Renames};
 use super::session::{self, ChannelState, Conn, Phase};
 use super::turns::{Origin, Turns, User};
 use super::workspace::{self, Draft, Workspace};
@@ -21,7 +21,9 @@ use crate::codec;
 use crate::digest::Digest;
 use crate::id::{DeviceId, WorkspaceId};
 use crate::store::{Batch, CommitNo, Keyspace, Store, StoreError, View};
-use crate::wire::{Channel, Fault, FaultCode, Hello, MESSAGE_BYTES_MAX, Message, WireError};
+use crate::wire::{
+    Channel, Fault, FaultCode, Hello, MESSAGE_BYTES_MAX, Message, STRANGER_BYTES_MAX, Sender, WireError,
+};
 
 /// What a turn counts as at least, in the host's measure, microseconds; and all that it counts as
 /// for a host that does not [`charge`](Relay::charge).
@@ -127,6 +129,7 @@ pub struct Relay {
     /// Whose turn was the last, to be charged.
     served: Option<Origin>,
     quotas: Quotas,
+    pub(super) renames: Renames,
     /// Connections that have said too much, and until when that counts.
     parked: BTreeSet<(MonoMs, ConnId)>,
     flight: Flight,
@@ -182,6 +185,7 @@ impl Relay {
             turns: Turns::default(),
             served: None,
             quotas: Quotas::new(config.device_rate, config.user_rate, config.workspace_rate),
+            renames: Renames::default(),
             parked: BTreeSet::new(),
             flight: Flight::default(),
             by_device: BTreeSet::new(),
@@ -477,6 +481,10 @@ impl Relay {
             reached!(RelayClosing);
             return Ok(());
         }
+        if let Some((code, reason)) = self.unfit(id, phase, bytes) {
+            self.close(id, code, reason);
+            return Ok(());
+        }
         match (phase, Message::decode(bytes)) {
             (_, Err(error)) => {
                 let code = match error {
@@ -505,6 +513,30 @@ impl Relay {
             self.close(id, FaultCode::Quota, "too many answers wait to be read");
         }
         Ok(())
+    }
+
+    /// Why a message of a device that has not signed in is not even inflated. Nothing that it costs counts
+    /// against anybody.
+    fn unfit(&self, id: ConnId, phase: Phase, bytes: &[u8]) -> Option<(FaultCode, &'static str)> {
+        let conn = self.conns.get(&id).filter(|conn| conn.is_stranger())?;
+        match Message::sender(bytes)? {
+            Sender::Relay | Sender::Member if phase == Phase::New => {
+                reached!(RelayNoHello);
+                Some((FaultCode::Protocol, "a session begins with hello"))
+            }
+            Sender::Relay => {
+                reached!(RelayForeign);
+                Some((FaultCode::Protocol, "that message is the relay's to send"))
+            }
+            Sender::Member => Some((FaultCode::NotSignedIn, "sign in first")),
+            Sender::Anyone if Message::plain_bytes(bytes) > STRANGER_BYTES_MAX => {
+                Some((FaultCode::NotSignedIn, "until a device has signed in its messages are at most 64 KiB"))
+            }
+            Sender::Anyone if conn.has_failed_too_often(self.config.channels_max) => {
+                Some((FaultCode::NotSignedIn, "too much was asked without signing in"))
+            }
+            Sender::Anyone => None,
+        }
     }
 
     fn hello(&mut self, now: Now, id: ConnId, hello: &Hello) {
@@ -635,6 +667,9 @@ impl Relay {
 
     /// Tells a device what was not done on a channel; the connection goes on.
     pub(super) fn fault(&mut self, id: ConnId, channel: Channel, code: FaultCode, message: &str) {
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.failures += 1;
+        }
         let fault = Fault { channel: Some(channel), code: code as u16, message: message.to_owned() };
         self.send(id, CommitNo(0), fault);
     }

@@ -206,6 +206,13 @@ pub(super) struct DeviceRecord {
     pub(super) sent: u64,
 }
 
+impl DeviceRecord {
+    /// Whether people see the device as the same.
+    pub(super) fn is_called_as(&self, other: &Self) -> bool {
+        (&self.name, &self.platform) == (&other.name, &other.platform)
+    }
+}
+
 #[derive(Clone, Debug, Encode, Decode)]
 pub(super) struct UsedTokenRecord {
     /// The first device that used it, and the only one that may.

@@ -136,6 +136,31 @@ impl Quotas {
     }
 }
 
+/// How long a device keeps a name at least, in milliseconds: each is an entry of the feed for ever, and
+/// readers may rename their devices too.
+pub(super) const RENAME_MS_MIN: u64 = 60 * 60 * 1000;
+/// Devices that are known to have been renamed lately; while there are so many, no other is.
+const RENAMES_MAX: usize = 10_000;
+
+/// Which devices were renamed lately. A restart forgets it.
+#[derive(Debug, Default)]
+pub(super) struct Renames(BTreeMap<(WorkspaceHash, DeviceId), MonoMs>);
+
+impl Renames {
+    /// Whether a device of a workspace may have another name now; if so, that counts.
+    pub(super) fn take(&mut self, now: MonoMs, device: (WorkspaceHash, DeviceId)) -> bool {
+        let is_recent = |at: &MonoMs| now.0.saturating_sub(at.0) < RENAME_MS_MIN;
+        if self.0.len() >= RENAMES_MAX {
+            self.0.retain(|_, at| is_recent(at));
+        }
+        if self.0.get(&device).is_some_and(is_recent) || self.0.len() >= RENAMES_MAX {
+            return false;
+        }
+        self.0.insert(device, now);
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,6 +224,23 @@ mod tests {
         assert!(quotas.wait_until(MonoMs(3_000), sender(1, "ann")).is_some());
         assert!(quotas.wait_until(MonoMs(9_000), sender(1, "ann")).is_some());
         assert_eq!(quotas.wait_until(MonoMs(9_002), sender(1, "ann")), None);
+    }
+
+    #[test]
+    fn renames_are_rare_and_remembered_in_bounds() {
+        let device = |number: u32| {
+            let mut device = [0; 32];
+            device[..4].copy_from_slice(&number.to_be_bytes());
+            (WorkspaceHash([1; 16]), DeviceId(device))
+        };
+        let mut renames = Renames::default();
+        let now = MonoMs(5_000);
+        for number in 0..RENAMES_MAX as u32 {
+            assert_eq!([renames.take(now, device(number)), renames.take(now, device(number))], [true, false]);
+        }
+        assert!(!renames.take(now + (RENAME_MS_MIN - 1), device(u32::MAX)), "as many as are remembered");
+        assert!(renames.take(now + RENAME_MS_MIN, device(u32::MAX)));
+        assert_eq!(renames.0.len(), 1);
     }
 
     #[test]

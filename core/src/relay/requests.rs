@@ -17,7 +17,7 @@ use crate::id::{DeviceId, Incarnation, STORE_LIFE_MAX, WorkspaceId};
 use crate::store::{Keyspace, Store, StoreError, View};
 use crate::wire::{
     Ack, Changes, Channel, FaultCode, FetchSchema, Grant, GrantRole, Granted, Message, Open, PushSchema,
-    Refresh, SchemaIs, SignIn, UNIT_WEIGHT_MAX,
+    Refresh, SchemaIs, SignIn, UNIT_WEIGHT_MAX, UnitSize,
 };
 
 /// Longest name or system of a device in bytes; what is longer is cut.
@@ -172,7 +172,13 @@ impl Relay {
         // before another sign-in, what it wrote must not be forgotten with it.
         let begun = behind.then(|| Incarnation::next_store(asked.incarnation, newest)).flatten();
         let (incarnation, sent) = begun.map_or((newest, sent), |begun| (begun, 0));
-        let after = DeviceRecord { name, platform, incarnation, sent };
+        let mut after = DeviceRecord { name, platform, incarnation, sent };
+        if let Some(seen) = before.as_ref().filter(|seen| !seen.is_called_as(&after))
+            && !self.renames.take(now.mono, (by.hash, device))
+        {
+            after.name.clone_from(&seen.name);
+            after.platform.clone_from(&seen.platform);
+        }
         let grant = self.adopt(now, by, decision, Some((before, after)))?;
         let user = grant.user.clone();
         let state = ChannelState {
@@ -270,8 +276,7 @@ impl Relay {
         let grant = decision.grant(by, &mut draft);
         if let Some((before, after)) = seen.filter(|(before, after)| before.as_ref() != Some(after)) {
             draft.batch.put(Keyspace::DEVICE, by.hash.device(by.device), codec::encode(&after));
-            let called = |record: &DeviceRecord| (record.name.clone(), record.platform.clone());
-            if before.as_ref().map(called) != Some(called(&after)) {
+            if before.is_none_or(|before| !before.is_called_as(&after)) {
                 let DeviceRecord { name, platform, .. } = after;
                 draft.append(&FeedRecord::Device { key: by.device.0, name, platform });
             }
@@ -345,9 +350,9 @@ impl Relay {
         if !self.may_act(now, id, channel) {
             return Ok(());
         }
-        let (weight, hidden) = admit::weigh(&unit);
-        if weight <= UNIT_WEIGHT_MAX as u64 {
-            self.count_more(now, id, hidden);
+        let size = UnitSize::of(&unit);
+        if size.weight() <= UNIT_WEIGHT_MAX as u64 {
+            self.count_more(now, id, size.hidden());
         }
         let store = Arc::clone(&self.store);
         let Some(conn) = self.conns.get(&id) else { return Ok(()) };
@@ -363,7 +368,7 @@ impl Relay {
             role: state.role(),
             now: now.wall,
         };
-        let verdict = match admit::admit(submission, &mut self.entities, &mut draft, unit, weight)? {
+        let verdict = match admit::admit(submission, &mut self.entities, &mut draft, unit, &size)? {
             Ok(verdict) => verdict,
             Err((FaultCode::Protocol, text)) => {
                 self.close(id, FaultCode::Protocol, &text);

@@ -22,6 +22,10 @@ pub(super) const FEED_BYTES_MAX: usize = 1024 * 1024;
 pub(super) const ANSWER_BYTES_MAX: usize = FEED_BYTES_MAX + 256 * 1024;
 /// Unsent answers at which a connection is closed: its device asks and does not listen.
 const ANSWERS_MAX: usize = 1024;
+/// How often a device may ask for what it can't have, for each workspace of a connection, until it has
+/// signed in to one; then it is closed. It asks to sign in and for the feed in one breath, and perhaps
+/// once more with a new token.
+const FAILURES_PER_CHANNEL: usize = 4;
 /// Features of this relay.
 const FEATURES: u64 = 0;
 
@@ -56,6 +60,8 @@ pub(super) struct Conn {
     pub(super) raised: bool,
     /// When it must have said hello.
     pub(super) hello_by: MonoMs,
+    /// How often it was told that something was not done.
+    pub(super) failures: usize,
     /// Outputs that wait for a commit, and those behind them.
     held: VecDeque<(CommitNo, Output)>,
     /// Sizes of the messages that the network has not taken.
@@ -120,6 +126,7 @@ impl Conn {
             served: 0,
             raised: false,
             hello_by: now + HELLO_MS_MAX,
+            failures: 0,
             held: VecDeque::new(),
             unsent: VecDeque::new(),
             unsent_bytes: 0,
@@ -144,6 +151,16 @@ impl Conn {
     pub(super) fn has_message(&self) -> bool {
         let may = self.parked.is_none() && self.unsent_bytes < ANSWER_BYTES_MAX;
         !self.inbox.is_empty() && (may || self.phase == Phase::Closing)
+    }
+
+    /// Whether it has never signed in.
+    pub(super) fn is_stranger(&self) -> bool {
+        self.channels.is_empty()
+    }
+
+    /// Whether a stranger has asked too often for what it can't have.
+    pub(super) fn has_failed_too_often(&self, channels_max: usize) -> bool {
+        self.failures >= FAILURES_PER_CHANNEL.saturating_mul(channels_max.max(1))
     }
 
     /// As whom it sends, once it signed in.

@@ -546,11 +546,11 @@ impl Replica {
                         (None, None) => (RefusalCode::DependsOnRefused.name().to_owned(), String::new()),
                     };
                     self.delete_outbox(batch, number)?;
-                    self.broke(record.tx);
                     if others.contains(&old) {
                         tracing::warn!(entity = %key, %old, code, "what another device wrote is refused now");
                         continue;
                     }
+                    self.broke(record.tx);
                     let refused = RefusedRecord {
                         type_name: record.type_name,
                         id: record.id,

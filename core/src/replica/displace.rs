@@ -19,7 +19,7 @@ use crate::change::{Change, Origin};
 use crate::clock::Now;
 use crate::codec::{self, HeaderRecord};
 use crate::header::Header;
-use crate::id::{EntityHash, EntityKey, Incarnation};
+use crate::id::{Author, DeviceId, EntityHash, EntityKey, Incarnation};
 use crate::store::{Batch, Keyspace, StoreError, View};
 
 /// Entities read from the store at once.
@@ -228,7 +228,7 @@ impl Replica {
         gone: BTreeSet<ChangeHash>,
     ) -> Result<BTreeMap<EntityHash, BTreeSet<ChangeHash>>, StoreError> {
         let mut found: BTreeMap<EntityHash, BTreeSet<ChangeHash>> = BTreeMap::new();
-        let mut torn: BTreeSet<[u8; 16]> = BTreeSet::new();
+        let mut torn = BTreeSet::new();
         let mut open = BTreeMap::from([(hash, gone)]);
         while let Some((entity, gone)) = open.pop_first() {
             let own = self.to_send(entity);
@@ -240,8 +240,11 @@ impl Replica {
                 .collect();
             let all = headers.descendants(&gone);
             let lost = all.iter().filter(|change| !own.contains(change));
-            let ids = lost.filter_map(|change| Some(headers.by_hash(change)?.tx?.id));
-            let more: BTreeSet<[u8; 16]> = ids.filter(|id| torn.insert(*id)).collect();
+            let of_lost = lost.filter_map(|change| {
+                let header = headers.by_hash(change)?;
+                Some((headers.device(header), header.tx?.id))
+            });
+            let more: BTreeSet<(DeviceId, [u8; 16])> = of_lost.filter(|tx| torn.insert(*tx)).collect();
             found.entry(entity).or_default().extend(gone);
             for (sibling, change) in self.members_held(&more)? {
                 if !found.get(&sibling).is_some_and(|found| found.contains(&change)) {
@@ -253,10 +256,10 @@ impl Replica {
         Ok(found)
     }
 
-    /// The changes of transactions that this store holds, admitted or not.
+    /// The changes of transactions, by author and id, that this store holds, admitted or not.
     fn members_held(
         &self,
-        transactions: &BTreeSet<[u8; 16]>,
+        transactions: &BTreeSet<(DeviceId, [u8; 16])>,
     ) -> Result<Vec<(EntityHash, ChangeHash)>, StoreError> {
         let mut held = Vec::new();
         if transactions.is_empty() {
@@ -271,9 +274,14 @@ impl Replica {
                 let record = self.keys.entity_record(&*store, bytes)?;
                 let Ok(key) = EntityKey::new(record.type_name, record.id) else { continue };
                 let hash = self.hash(&key);
+                let device = |header: &Header| {
+                    let (_, author) = record.actors.get(header.actor as usize)?;
+                    Author::from_bytes(author).map(|author| author.device)
+                };
                 for_each(&*store, Keyspace::HEADER, &self.keys.headers(hash), |_, bytes| {
                     let header = Header::from(codec::decode::<HeaderRecord>(bytes, "a header")?);
-                    if header.tx.is_some_and(|tx| transactions.contains(&tx.id)) {
+                    let tx = header.tx.and_then(|tx| Some((device(&header)?, tx.id)));
+                    if tx.is_some_and(|tx| transactions.contains(&tx)) {
                         held.push((hash, header.hash));
                     }
                     Ok(())

@@ -817,7 +817,8 @@ impl Replica {
                 false => self.keys.get(&*store, View::Latest, Keyspace::ROW, &place)?,
                 true => None,
             };
-            let old: Option<RowRecord> = old.map(|bytes| from_json(&bytes, "a row")).transpose()?;
+            // Of one that can't be read old entries stay: whoever looks something up compares the row.
+            let old: Option<RowRecord> = old.and_then(|bytes| from_json(&bytes, "a row").ok());
             let before = old.map(|old| index_keys(&self.keys, &ty, key, &old)).unwrap_or_default();
             let after = row.map(|row| index_keys(&self.keys, &ty, key, row)).unwrap_or_default();
             for gone in before.iter().filter(|entry| !after.contains(entry)) {

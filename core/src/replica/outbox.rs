@@ -18,8 +18,8 @@ use crate::id::{EntityHash, EntityKey, Incarnation};
 use crate::schema::{FieldType, ScalarType};
 use crate::store::{Batch, CommitNo, Keyspace, StoreError, View};
 use crate::wire::{
-    Changes, Channel, EntityChanges, FaultCode, FetchSchema, GrantRole, Granted, Message, Open, PushSchema,
-    Refresh, SchemaIs, SignIn, Unit,
+    Changes, Channel, FaultCode, FetchSchema, GrantRole, Granted, Message, Open, PushSchema, Refresh,
+    SchemaIs, SignIn, Unit,
 };
 
 /// Units on their way at once.
@@ -786,8 +786,10 @@ impl Replica {
             return Ok(Vec::new());
         }
         let row = self.keys.get(&*self.store, View::Latest, Keyspace::ROW, &self.keys.row(&first.key))?;
-        let Some(row) = row else { return Ok(Vec::new()) };
-        let row: RowRecord = from_json(&row, "a row")?;
+        // A row that can't be read keeps nothing from being sent.
+        let Some(row) = row.and_then(|row| from_json::<RowRecord>(&row, "a row").ok()) else {
+            return Ok(Vec::new());
+        };
         let mut parents = Vec::new();
         for (field, to) in refs {
             let Some(Json::String(id)) = row.fields.get(field) else { continue };
@@ -869,13 +871,7 @@ impl Replica {
             self.load(&key)?;
             let entity = &self.loaded(hash)?.entity;
             let changes = entity.changes(&hashes[&hash]);
-            unit.entities.push(EntityChanges {
-                type_name: key.type_name().to_owned(),
-                id: key.id().to_owned(),
-                genesis: entity.genesis_of(&changes),
-                changes: changes.iter().map(|change| change.bytes().to_vec()).collect(),
-                signature: Vec::new(),
-            });
+            unit.entities.push(entity.part(&changes));
         }
         Ok(unit)
     }

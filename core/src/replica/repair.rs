@@ -24,7 +24,7 @@ use crate::change::{Origin, Role};
 use crate::clock::Hlc;
 use crate::codec::{self, HeaderRecord};
 use crate::header::Header;
-use crate::id::{Author, EntityHash, EntityKey};
+use crate::id::{Author, DeviceId, EntityHash, EntityKey};
 use crate::store::{Batch, CommitNo, Keyspace, StoreError, View};
 use crate::wire::GrantRole;
 
@@ -41,7 +41,16 @@ struct Missing {
     entity: EntityHash,
     /// Among the entity's headers.
     place: u32,
+    /// Who wrote it.
+    device: Option<DeviceId>,
     header: Header,
+}
+
+impl Missing {
+    /// Its transaction. Anyone can write the id of another's, so it means nothing without its author.
+    fn transaction(&self) -> Option<(Option<DeviceId>, [u8; 16])> {
+        Some((self.device, self.header.tx?.id))
+    }
 }
 
 /// The name of an entity and the bytes of those of its changes that are missing.
@@ -288,7 +297,12 @@ impl Replica {
                 Some(Vouches::Own) => own && header.role == Role::Device,
             };
             if may {
-                missing.push(Missing { entity: hash, place, header });
+                missing.push(Missing {
+                    entity: hash,
+                    place,
+                    device: author.map(|author| author.device),
+                    header,
+                });
             } else {
                 lacking.insert(hash);
             }
@@ -298,15 +312,13 @@ impl Replica {
 
     /// Leaves out transactions that are not here whole: the relay takes no part of one.
     fn leave_torn_transactions(&self, missing: &mut Vec<Missing>, lacking: &mut BTreeSet<EntityHash>) {
-        let mut members: BTreeMap<[u8; 16], BTreeSet<EntityHash>> = BTreeMap::new();
-        for (change, tx) in missing.iter().filter_map(|change| Some((change, change.header.tx?))) {
-            members.entry(tx.id).or_default().insert(change.entity);
+        let mut members: BTreeMap<_, BTreeSet<EntityHash>> = BTreeMap::new();
+        for (change, tx) in missing.iter().filter_map(|change| Some((change, change.transaction()?))) {
+            members.entry(tx).or_default().insert(change.entity);
         }
         missing.retain(|change| {
-            let whole = change
-                .header
-                .tx
-                .is_none_or(|tx| members.get(&tx.id).is_some_and(|found| found.len() == tx.members as usize));
+            let found = change.transaction().and_then(|tx| members.get(&tx)).map(BTreeSet::len);
+            let whole = change.header.tx.is_none_or(|tx| found == Some(tx.members as usize));
             if !whole {
                 lacking.insert(change.entity);
             }
@@ -408,16 +420,16 @@ impl Replica {
 /// Sorts changes into parcels, each after what it builds on, otherwise by time.
 fn in_order(missing: &[Missing]) -> Vec<Vec<usize>> {
     let mut parcels: Vec<Parcel> = Vec::new();
-    let mut of_tx: BTreeMap<[u8; 16], usize> = BTreeMap::new();
+    let mut of_tx = BTreeMap::new();
     let mut parcel_of: Vec<usize> = Vec::with_capacity(missing.len());
-    for (place, Missing { header, .. }) in missing.iter().enumerate() {
+    for (place, change) in missing.iter().enumerate() {
         let new = parcels.len();
-        let parcel = header.tx.map_or(new, |tx| *of_tx.entry(tx.id).or_insert(new));
+        let parcel = change.transaction().map_or(new, |tx| *of_tx.entry(tx).or_insert(new));
         if parcel == new {
             parcels.push(Parcel::default());
         }
         parcels[parcel].members.push(place);
-        parcels[parcel].time = parcels[parcel].time.max(header.time);
+        parcels[parcel].time = parcels[parcel].time.max(change.header.time);
         parcel_of.push(parcel);
     }
     let places: BTreeMap<(EntityHash, u32), usize> = missing

@@ -7,14 +7,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use automerge::ChangeHash;
+use automerge::{ActorId, ChangeHash};
 
 use super::Replica;
 use super::apply::Remake;
 use crate::admission::RefusalCode;
 use crate::change::Change;
 use crate::clock::Now;
-use crate::id::{EntityHash, EntityKey};
+use crate::header::HeaderIndex;
+use crate::id::{DeviceId, EntityHash, EntityKey};
 use crate::store::{Batch, StoreError};
 use crate::wire::{EntityChanges, Unit};
 
@@ -24,6 +25,14 @@ pub(super) struct Part {
     /// Containers that its changes may need.
     pub(super) genesis: Vec<(String, u8)>,
     pub(super) changes: Vec<Change>,
+}
+
+/// A transaction: its author and its id, as anyone can write the id of another's. Whose a change is that
+/// builds on what is not here may not be known; it counts to all that have the id.
+type Transaction = (Option<DeviceId>, [u8; 16]);
+
+fn is_torn(torn: &BTreeSet<Transaction>, tx: &Transaction) -> bool {
+    torn.contains(tx) || torn.contains(&(None, tx.1))
 }
 
 impl Part {
@@ -43,6 +52,22 @@ impl Part {
         }
         Some(Self { key, genesis: entity.genesis, changes })
     }
+
+    /// The transaction of each change, in their order.
+    fn transactions(&self, headers: &HeaderIndex) -> Vec<Option<Transaction>> {
+        let mut begun: BTreeMap<&ActorId, DeviceId> = BTreeMap::new();
+        self.changes
+            .iter()
+            .map(|change| {
+                if let Some(author) = change.author() {
+                    begun.insert(change.actor(), author.device);
+                }
+                let known = headers.actor(change.actor()).map(|entry| entry.author.device);
+                let device = known.or_else(|| begun.get(change.actor()).copied());
+                change.note().tx.map(|tx| (device, tx.id))
+            })
+            .collect()
+    }
 }
 
 impl Replica {
@@ -54,24 +79,27 @@ impl Replica {
         while self.tears_more(&parts, &mut torn)? {}
         if !torn.is_empty() {
             tracing::info!(transactions = torn.len(), "a part of a transaction can't be taken yet");
-            let waits = |change: &Change| change.note().tx.is_some_and(|tx| torn.contains(&tx.id));
-            parts.iter_mut().for_each(|part| part.changes.retain(|change| !waits(change)));
+            for part in &mut parts {
+                let hash = self.load(&part.key)?;
+                let mut transactions = part.transactions(self.loaded(hash)?.entity.headers()).into_iter();
+                let mut waits = || transactions.next().flatten().is_some_and(|tx| is_torn(&torn, &tx));
+                part.changes.retain(|_| !waits());
+            }
         }
         Ok(parts)
     }
 
     /// Adds transactions of which a member builds on what is not here, or on one of `torn`. Whether there were
     /// any.
-    fn tears_more(&mut self, parts: &[Part], torn: &mut BTreeSet<[u8; 16]>) -> Result<bool, StoreError> {
+    fn tears_more(&mut self, parts: &[Part], torn: &mut BTreeSet<Transaction>) -> Result<bool, StoreError> {
         let before = torn.len();
         for part in parts.iter().filter(|part| part.changes.iter().any(|change| change.note().tx.is_some())) {
             let hash = self.load(&part.key)?;
             let entity = &mut self.loaded(hash)?.entity;
             entity.name_containers(&part.genesis);
             let mut with: BTreeSet<ChangeHash> = BTreeSet::new();
-            for change in &part.changes {
-                let tx = change.note().tx.map(|tx| tx.id);
-                if entity.has_deps_of(change, &with) && tx.is_none_or(|tx| !torn.contains(&tx)) {
+            for (change, tx) in part.changes.iter().zip(part.transactions(entity.headers())) {
+                if entity.has_deps_of(change, &with) && tx.is_none_or(|tx| !is_torn(torn, &tx)) {
                     with.insert(change.hash());
                 } else {
                     torn.extend(tx);

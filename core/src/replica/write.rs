@@ -13,7 +13,7 @@ use crate::entity::{EditContext, EditError, Edited, WHOLE_ENTITY};
 use crate::id::{EntityHash, EntityKey};
 use crate::intent::Intent;
 use crate::store::{Batch, CommitNo, StoreError};
-use crate::wire::{GrantRole, UNIT_BYTES_MAX, UNIT_ENTITIES_MAX, UNIT_WEIGHT_MAX};
+use crate::wire::{GrantRole, UNIT_ENTITIES_MAX, UnitLimit, UnitSize};
 
 /// Edits are dated less than this many readings of the clock later than they need be: a sixteenth of a
 /// millisecond, less than any edit takes.
@@ -80,11 +80,8 @@ pub enum WriteError {
     #[error("this device may only read this workspace; sign in with a token of role writer")]
     ReadOnly,
     /// Larger than the relay takes as one.
-    #[error(
-        "a transaction is at most {UNIT_ENTITIES_MAX} entities and {UNIT_BYTES_MAX} bytes, \
-         and {UNIT_WEIGHT_MAX} bytes as its operations are counted; split it"
-    )]
-    TooLarge,
+    #[error("the transaction has {0}; split it into smaller ones")]
+    TooLarge(UnitLimit),
 }
 
 impl Replica {
@@ -136,23 +133,25 @@ impl Replica {
         }
         self.watch_clock(now);
         let merged = merge(edits)?;
-        if merged.len() > UNIT_ENTITIES_MAX {
-            return Err(WriteError::TooLarge);
+        let limit = UnitLimit { what: "entities", got: merged.len() as u64, max: UNIT_ENTITIES_MAX as u64 };
+        if limit.got > limit.max {
+            return Err(WriteError::TooLarge(limit));
         }
         let tx =
             (merged.len() > 1).then(|| TxMark { id: self.transaction_id(), members: merged.len() as u32 });
         let mut made: Vec<(EntityHash, Edit, Option<Edited>)> = Vec::with_capacity(merged.len());
-        let (mut bytes, mut weight) = (0, 0);
+        let mut size = UnitSize::default();
         for edit in merged {
             let (hash, edited) = self.edit_one(now, &edit, tx, checked)?;
-            if let Some(Edited { change, .. }) = &edited {
-                bytes += change.bytes().len();
-                weight += change.weight();
+            if let Some(edited) = &edited {
+                let changes = std::slice::from_ref(&edited.change);
+                size.add(&self.loaded(hash)?.entity.part(changes));
             }
             made.push((hash, edit, edited));
         }
-        if bytes > UNIT_BYTES_MAX || weight > UNIT_WEIGHT_MAX {
-            return Err(WriteError::TooLarge);
+        // What the relay would never take would be sent to it for ever.
+        if let Some(limit) = size.made_again().exceeds() {
+            return Err(WriteError::TooLarge(limit));
         }
         // A member that changes nothing is no member: the count rides in every message, so the
         // transaction is made again without it.

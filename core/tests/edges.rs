@@ -1,0 +1,439 @@
+//! What peers do at the edges of what they may, each told as a story: strangers that cost more than they
+//! say, names that are taken before anyone knows whose they are, ids that are copied.
+
+// In a test a panic is the report.
+#![allow(clippy::unwrap_used)]
+
+// Not every helper is needed here.
+#[allow(dead_code)]
+mod support;
+
+use std::sync::Arc;
+
+use anabranch_core::admission::RefusalCode;
+use anabranch_core::genesis::GenesisKind;
+use anabranch_core::id::DeviceId;
+use anabranch_core::intent::Intent;
+use anabranch_core::relay::{ConnId, Input, Output, RelayConfig};
+use anabranch_core::replica::{self, Edit, Expect, Replica, ReplicaConfig, WriteError};
+use anabranch_core::rows::{RowRecord, Rows};
+use anabranch_core::schema::Schema;
+use anabranch_core::store::{Keyspace, Store, View};
+use anabranch_core::wire::*;
+use automerge::ChangeHash;
+use serde_json::{Value as Json, json};
+use support::*;
+
+/// A device as an engine drives it.
+struct Phone {
+    store: Arc<MemoryStore>,
+    replica: Replica,
+    schema: Arc<Schema>,
+    device: Device,
+    conn: ConnId,
+}
+
+impl Phone {
+    fn new(number: u8, source: &str) -> Self {
+        let store = Arc::new(MemoryStore::default());
+        let schema = Arc::new(Schema::parse(source, "test.toml").unwrap());
+        let config = ReplicaConfig {
+            workspace: home(),
+            device: DeviceId([number; 32]),
+            device_name: "phone".into(),
+            platform: "test".into(),
+            schema: schema.clone(),
+            schema_source: source.to_owned(),
+            assumed_role: Some(GrantRole::Writer),
+            store_life: 0,
+            seed: [number; 32],
+        };
+        let replica = Replica::open(store.clone(), config).unwrap();
+        Self { store, replica, schema, device: Device::new(number), conn: ConnId(0) }
+    }
+
+    fn join(&mut self, world: &mut World, role: &str) {
+        self.conn = world.greet(&self.device);
+        self.replica.disconnect();
+        self.replica.connect(1, Some(token(role)));
+        self.talk(world);
+    }
+
+    /// Says all that there is to say and hears all of it.
+    fn talk(&mut self, world: &mut World) {
+        loop {
+            self.replica.durable(self.store.flush()).unwrap();
+            while let Some(output) = self.replica.poll_output() {
+                if let replica::Output::Send(bytes) = output {
+                    world.handle(Input::Received { conn: self.conn, bytes });
+                }
+            }
+            let told = world.settle(self.conn);
+            if told.is_empty() {
+                return;
+            }
+            for message in told.into_iter().filter(|message| !matches!(message, Message::Welcome(_))) {
+                assert!(!matches!(message, Message::Fault(_)), "{message:?}");
+                self.replica.receive(world.now, message).unwrap();
+            }
+        }
+    }
+
+    fn hear(&mut self, world: &World, message: impl Into<Message>) {
+        self.replica.receive(world.now, message.into()).unwrap();
+        self.replica.durable(self.store.flush()).unwrap();
+    }
+
+    fn write(&mut self, world: &World, edits: &[Edit]) -> Result<replica::Written, WriteError> {
+        self.replica.write(world.now, edits, true)
+    }
+
+    fn rows(&self) -> Rows {
+        Rows::new(self.store.clone(), self.schema.clone(), &home())
+    }
+
+    fn row(&self, id: &str) -> Option<RowRecord> {
+        self.rows().get(&key("note", id)).unwrap()
+    }
+}
+
+fn edit(id: &str, intents: Vec<Intent>) -> Edit {
+    Edit { key: key("note", id), intents, based_on: None, expect: Expect::Any }
+}
+
+fn set(field: &str, value: Json) -> Intent {
+    Intent::Set { field: field.into(), value }
+}
+
+/// A message whose body is zeros: few bytes of the wire.
+fn zeros(kind: u8, length: usize) -> Vec<u8> {
+    let packed = zstd::bulk::compress(&vec![0; length], 19).unwrap();
+    [&[kind, 3][..], &(length as u32).to_le_bytes(), &packed].concat()
+}
+
+fn closed(outputs: &[Output]) -> Option<FaultCode> {
+    outputs.iter().find_map(|output| match output {
+        Output::Close { code, .. } => Some(*code),
+        _ => None,
+    })
+}
+
+#[test]
+fn what_a_stranger_sends_is_not_inflated() {
+    const CHANGES: u8 = 6;
+    const FEED: u8 = 8;
+    for kind in [CHANGES, FEED, 1, 3, 5, 10, 13] {
+        let bomb = zeros(kind, MESSAGE_BYTES_MAX);
+        assert!(bomb.len() < STRANGER_BYTES_MAX, "the transport lets it in");
+        for greeted in [false, true] {
+            let mut world = World::strict();
+            let device = Device::new(1);
+            let conn = if greeted { world.greet(&device) } else { world.connect(&device) };
+            world.outputs(conn);
+            world.handle(Input::Received { conn, bytes: bomb.clone() });
+            assert!(closed(&world.outputs(conn)).is_some(), "{kind} {greeted}");
+        }
+    }
+    // The changes of who has not signed in are not looked at, however few.
+    let mut world = World::strict();
+    let conn = world.greet(&Device::new(1));
+    world.send(conn, changes(unit([of("n1", &[&Device::new(1).edit("n1")])])));
+    assert_eq!(closed(&world.outputs(conn)), Some(FaultCode::NotSignedIn));
+}
+
+#[test]
+fn who_signs_in_and_asks_in_one_breath_is_heard() {
+    let mut world = World::with_schema();
+    let mut device = Device::new(1);
+    let conn = world.connect(&device);
+    // Nothing of it is durable before the last of it is said.
+    world.send(conn, hello());
+    world.send(conn, sign_in(Some(&token("writer"))));
+    world.send(conn, open_from(0));
+    let long = Draft { title: "x".repeat(100 * 1024), ..Draft::default() };
+    world.send(conn, changes(unit([of("n1", &[&device.write("n1", long)])])));
+    let told = world.settle(conn);
+    assert_eq!(faults(&told), []);
+    assert!(told.iter().any(|message| matches!(message, Message::Ack(ack) if ack.refused.is_empty())));
+    assert!(caught_up(&told).is_some());
+}
+
+#[test]
+fn who_can_sign_in_nowhere_is_told_for_each_workspace_and_not_for_ever() {
+    let mut world = World::strict();
+    let conn = world.greet(&Device::new(1));
+    let channels = RelayConfig::default().channels_max as u32;
+    for channel in 1..=channels {
+        world.send(conn, SignIn { channel, ..sign_in(Some("nonsense")) });
+        world.send(conn, Open { channel, ..open_from(0) });
+    }
+    let told = world.outputs(conn);
+    assert_eq!(closed(&told), None, "an honest device whose tokens are all too old");
+    let mut asked = 0;
+    while closed(&world.outputs(conn)).is_none() {
+        world.send(conn, sign_in(Some("nonsense")));
+        asked += 1;
+        assert!(asked < 1_000, "for ever");
+    }
+}
+
+#[test]
+fn a_device_is_not_renamed_more_than_once_an_hour() {
+    let mut world = World::strict();
+    let device = Device::new(1);
+    let names = |world: &mut World| -> Vec<String> {
+        let mut names = Vec::new();
+        for entry in world.whole_feed() {
+            if let FeedBody::Device { key, name, .. } = entry.body
+                && key == Device::new(1).id().0
+            {
+                names.push(name);
+            }
+        }
+        names
+    };
+    let conn = world.greet(&device);
+    let asked = |name: &str| SignIn { device_name: name.into(), ..sign_in(Some(&token("reader"))) };
+    for _ in 0..100 {
+        for name in ["ann's", "bea's"] {
+            world.send(conn, asked(name));
+        }
+    }
+    world.settle(conn);
+    assert_eq!(names(&mut world), ["ann's", "bea's"]);
+    world.pass(60 * 60 * 1000);
+    world.send(conn, asked("cleo's"));
+    world.settle(conn);
+    assert_eq!(names(&mut world), ["ann's", "bea's", "cleo's"]);
+}
+
+const GROUPED: &str = r#"
+[note]
+version = 1
+[note.fields]
+title = { type = "string", merge = "manual", group = "plan" }
+"#;
+
+/// A group with a member that no schema knows, so many levels deep.
+fn grouped(title: &str, depth: usize) -> Draft {
+    let deep = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    let group = format!("{{\"title\":\"{title}\",\"zz\":{deep}}}");
+    Draft { title: group, field: "#plan", ..Draft::default() }
+}
+
+#[test]
+fn members_of_a_group_that_nobody_knows_are_bounded() {
+    let mut world = World::strict();
+    let admin = world.join(&Device::new(99), "admin");
+    world.send(admin, PushSchema { channel: 1, source: GROUPED.into() });
+    let mut device = Device::new(1);
+    let conn = world.join(&device, "writer");
+    let fits = device.write("n1", grouped("a", 64));
+    assert_eq!(world.submit(conn, unit([of("n1", &[&fits])])).refused, []);
+    let deep = device.write("n2", grouped("a", 65));
+    assert_eq!(codes(&world.submit(conn, unit([of("n2", &[&deep])]))), [RefusalCode::Validation]);
+    let long = Draft {
+        title: format!("{{\"title\":\"a\",\"zz\":\"{}\"}}", "x".repeat(1024 * 1024)),
+        ..grouped("a", 1)
+    };
+    let long = device.write("n3", long);
+    assert_eq!(codes(&world.submit(conn, unit([of("n3", &[&long])]))), [RefusalCode::Validation]);
+}
+
+/// A relay that knew no schema took what nests as deep as can be read at all. What stands around it in a
+/// record makes it deeper.
+#[test]
+fn one_record_that_cannot_be_read_hides_no_other() {
+    let mut world = World::lenient();
+    for (number, title) in [(1, "a"), (2, "b")] {
+        let mut device = Device::new(number);
+        let conn = world.join(&device, "writer");
+        for (id, depth) in [("deep", 125), ("flat", 1)] {
+            let change = device.write(id, grouped(title, depth));
+            assert_eq!(world.submit(conn, unit([of(id, &[&change])])).refused, []);
+        }
+    }
+    let mut phone = Phone::new(3, GROUPED);
+    phone.join(&mut world, "writer");
+    assert_eq!(phone.replica.status().conflicts, 2);
+    let conflicts = phone.rows().conflicts().unwrap();
+    let of: Vec<&str> = conflicts.iter().map(|(key, _)| key.id()).collect();
+    assert_eq!(of, ["flat"]);
+}
+
+/// Notes with many counters: each is named by its field in every change that needs it.
+fn counting() -> String {
+    let fields: String =
+        (0..4).map(|n| format!("{} = {{ type = \"int\", merge = \"counter\" }}\n", counter(n))).collect();
+    format!("[note]\nversion = 1\n[note.fields]\n{fields}")
+}
+
+fn counter(number: usize) -> String {
+    format!("counter_{number:0>2}_{}", "x".repeat(53))
+}
+
+fn import(notes: usize) -> Vec<Edit> {
+    let all = || (0..4).map(|n| Intent::Increment { field: counter(n), by: 1 }).collect();
+    (0..notes).map(|n| edit(&format!("{n:0>250}"), all())).collect()
+}
+
+#[test]
+fn no_transaction_is_written_that_the_relay_would_never_take() {
+    let mut world = World::strict();
+    let source = counting();
+    let admin = world.join(&Device::new(99), "admin");
+    world.send(admin, PushSchema { channel: 1, source: source.clone() });
+    let mut phone = Phone::new(1, &source);
+    let refused = phone.write(&world, &import(6_100)).unwrap_err();
+    let WriteError::TooLarge(limit) = &refused else { panic!("{refused}") };
+    assert_eq!(limit.what, "bytes with names and containers", "{limit}");
+    assert!(refused.to_string().contains("split it"), "{refused}");
+    // The largest that it takes goes through.
+    let mut notes = 6_100;
+    while phone.write(&world, &import(notes)).is_err() {
+        notes -= 500;
+    }
+    assert!(notes > 1_000, "{notes}");
+    phone.join(&mut world, "writer");
+    assert_eq!(phone.replica.status().pending, 0, "all of it was admitted");
+    assert_eq!(world.whole_feed().len(), notes.min(1) + 4, "as one entry");
+}
+
+/// Without a schema a relay believes what it is told of fields. With it, those are what it says.
+#[test]
+fn a_field_that_was_named_a_container_is_what_the_schema_says() {
+    let mut world = World::lenient();
+    let mut hostile = Device::new(1);
+    let other = world.join(&hostile, "writer");
+    let named = |part: EntityChanges| EntityChanges {
+        genesis: vec![("title".into(), GenesisKind::Counter.code())],
+        ..part
+    };
+    let counted = || Draft { increments: Some("title"), ..Draft::default() };
+    let change = hostile.write("n1", counted());
+    assert_eq!(world.submit(other, unit([named(of("n1", &[&change]))])).refused, []);
+
+    let mut phone = Phone::new(2, SCHEMA);
+    phone.join(&mut world, "admin");
+    assert_ne!(world.relay.digest(&home()).unwrap(), None);
+    for title in ["mine", "mine again"] {
+        phone.write(&world, &[edit("n1", vec![set("title", json!(title))])]).unwrap();
+        phone.talk(&mut world);
+        assert_eq!(phone.replica.status().pending, 0, "{title}");
+        assert_eq!(phone.row("n1").unwrap().fields["title"], json!(title));
+    }
+    // Nor does it go on as a container.
+    let change = hostile.write("n1", counted());
+    assert_eq!(codes(&world.submit(other, unit([named(of("n1", &[&change]))]))), [RefusalCode::BadShape]);
+
+    // Those who come later see the same, and may write it too.
+    let mut later = Phone::new(3, SCHEMA);
+    later.join(&mut world, "writer");
+    assert_eq!(later.row("n1").unwrap().fields["title"], json!("mine again"));
+    later.write(&world, &[edit("n1", vec![set("title", json!("theirs"))])]).unwrap();
+    later.talk(&mut world);
+    phone.talk(&mut world);
+    assert_eq!(phone.row("n1").unwrap().fields["title"], json!("theirs"));
+    assert_eq!(later.replica.held().unwrap(), None);
+    assert_eq!(phone.replica.held().unwrap(), None);
+}
+
+#[test]
+fn what_a_device_is_told_of_containers_is_bounded() {
+    let world = World::lenient();
+    let mut phone = Phone::new(1, SCHEMA);
+    let mut other = Device::new(2);
+    let change = other.edit("n1");
+    let genesis = (0..5_000).map(|n| (format!("f{n}"), 1)).chain([("no field".into(), 1)]).collect();
+    let body = FeedBody::Changes {
+        author: other.id().0,
+        unit: unit([EntityChanges { genesis, ..of("n1", &[&change]) }]),
+    };
+    phone.hear(&world, Feed { channel: 1, entries: vec![FeedEntry { seq: 1, body }], end: 1 });
+    assert!(phone.row("n1").is_some());
+    let records = phone.store.scan(View::Latest, Keyspace::ENTITY, &[], &[], 100).unwrap();
+    let stored: usize = records.iter().map(|(_, value)| value.len()).sum();
+    assert!(stored < 16 * 1024, "{stored} bytes");
+}
+
+/// Members of two transactions that say the same id: the second was written by who had read the first.
+fn copied() -> (Vec<EntityChanges>, Vec<EntityChanges>) {
+    let write = |device: u8, ids: &[&str]| {
+        let mut device = Device::new(device);
+        let members = ids.len() as u32;
+        ids.iter().map(|id| of(id, &[&device.write(id, in_tx(7, members))])).collect::<Vec<_>>()
+    };
+    (write(1, &["a", "b"]), write(2, &["c", "d", "e"]))
+}
+
+#[test]
+fn a_copied_id_of_a_transaction_tears_nothing_at_the_relay() {
+    let mut world = World::with_schema();
+    let conn = world.join(&Device::new(9), "authority");
+    let (honest, copy) = copied();
+    // One who brings what others wrote brings both in one unit.
+    let ack = world.submit(conn, unit(honest.iter().chain(&copy).cloned()));
+    assert_eq!(ack.refused, []);
+    // Half of the copy is none of the other's business.
+    let mut world = World::with_schema();
+    let conn = world.join(&Device::new(9), "authority");
+    let ack = world.submit(conn, unit(honest.iter().chain(&copy[..2]).cloned()));
+    assert_eq!(codes(&ack), [RefusalCode::Transaction; 2]);
+    assert!(ack.refused.iter().all(|refused| ["c", "d"].contains(&&*refused.id)));
+}
+
+/// What a relay lost is brought again later: the rest of the transaction must not be refused for good.
+#[test]
+fn a_member_that_builds_on_what_is_lost_is_not_the_end_of_the_others() {
+    let mut world = World::with_schema();
+    let mut device = Device::new(1);
+    let conn = world.join(&device, "writer");
+    let lost = device.edit("d");
+    let members = [device.write("c", in_tx(7, 2)), device.write("d", in_tx(7, 2))];
+    let whole = unit([of("c", &[&members[0]]), of("d", &[&members[1]])]);
+    assert_eq!(codes(&world.submit(conn, whole.clone())), [RefusalCode::MissingDependency; 2]);
+    assert_eq!(world.submit(conn, unit([of("d", &[&lost])])).refused, []);
+    assert_eq!(world.submit(conn, whole).refused, []);
+}
+
+#[test]
+fn a_copied_id_of_a_transaction_keeps_nobody_from_repairing_a_relay() {
+    let mut world = World::with_schema();
+    let (honest, copy) = copied();
+    for (number, parts) in [(1, honest), (2, copy)] {
+        let conn = world.join(&Device::new(number), "writer");
+        assert_eq!(world.submit(conn, unit(parts)).refused, []);
+    }
+    let mut phone = Phone::new(9, SCHEMA);
+    phone.join(&mut world, "authority");
+    assert!(phone.row("a").is_some());
+    // All is lost but what the phone holds.
+    world.store = Arc::default();
+    world.crash(RelayConfig::default());
+    phone.join(&mut world, "authority");
+    phone.talk(&mut world);
+    let mut brought: Vec<String> = Vec::new();
+    for entry in world.whole_feed() {
+        if let FeedBody::Changes { unit, .. } = entry.body {
+            brought.extend(unit.entities.into_iter().map(|part| part.id));
+        }
+    }
+    brought.sort_unstable();
+    assert_eq!(brought, ["a", "b", "c", "d", "e"]);
+    assert_eq!(phone.replica.held().unwrap(), None);
+}
+
+#[test]
+fn a_copied_id_of_a_transaction_tears_nothing_at_a_device() {
+    let world = World::strict();
+    let mut phone = Phone::new(3, SCHEMA);
+    let (honest, _) = copied();
+    let mut other = Device::new(2);
+    let builds_on_unknown = Draft { onto: vec![(ChangeHash([9; 32]), 5)], ..in_tx(7, 2) };
+    let copy = [of("c", &[&other.write("c", in_tx(7, 2))]), of("d", &[&other.write("d", builds_on_unknown)])];
+    let unit = unit(honest.into_iter().chain(copy));
+    let body = FeedBody::Changes { author: [9; 32], unit };
+    phone.hear(&world, Feed { channel: 1, entries: vec![FeedEntry { seq: 1, body }], end: 1 });
+    assert!(phone.row("a").is_some() && phone.row("b").is_some(), "it is whole");
+    assert_eq!(phone.row("c"), None, "it waits for its other half");
+}
