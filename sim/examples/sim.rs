@@ -20,11 +20,14 @@ usage: cargo xtask sim [--seeds A..B] [--minutes M] [--devices N] [--steps N]
 
 Runs the seeds A to B (B not included), or as many from A on as M minutes allow, and holds each to
 the reference model. A seed that fails is made small, and printed with the command that runs it
-again. With --fast documents have light bodies, so that thousands of devices fit. --jobs says how many seeds are run side by side; as many as there are cores unless given.
-With --demand a run fails if it injected a class of faults less often than that, with
---coverage if it missed a branch of the policies, the status or the sessions. --mutate builds a known fault in and reports how many seeds it takes to see it.";
-/// Runs that making a plan small may take.
+again. With --fast documents have light bodies, so that thousands of devices fit. --jobs says how many
+seeds are run side by side; as many as there are cores unless given.
+With --demand a run fails if it injected a class of faults less often than that, with --coverage if it
+missed a branch of the policies, the status or the sessions. --mutate builds a known fault in and reports
+how many seeds it takes to see it.";
+/// Runs that making a plan small may take, and how long.
 const MINIMISE_RUNS: usize = 400;
+const MINIMISE_TIME: Duration = Duration::from_secs(10 * 60);
 /// Seeds within which a known fault must be seen.
 #[cfg(feature = "mutations")]
 const MUTATION_SEEDS: u64 = 400;
@@ -194,7 +197,7 @@ fn report_failure(outcome: &Outcome, args: &Args) {
     }
     println!("  replay: {}", command(*seed, &args.options));
     if args.minimise {
-        let small = minimise(*seed, &args.options, MINIMISE_RUNS);
+        let small = minimise(*seed, &args.options, MINIMISE_RUNS, MINIMISE_TIME);
         println!("  short:  {}", command(*seed, &small));
         for wrong in run(*seed, &small).wrong.iter().take(2) {
             println!("    {}", wrong.chars().take(1_000).collect::<String>());

@@ -1,13 +1,15 @@
 //! Making a failing plan small: whole classes of faults, whole devices, then step by step.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use crate::plan::{Act, Options, Plan};
 use crate::run::run;
 
-/// Leaves out of a failing plan what it fails without. `tries` bounds the runs; what is found
-/// by then fails too.
-pub fn minimise(seed: u64, options: &Options, mut tries: usize) -> Options {
+/// Leaves out of a failing plan what it fails without. `tries` bounds the runs, and none begins when
+/// `time` has passed, as a run of a hundred devices takes minutes; what is found by then fails too.
+pub fn minimise(seed: u64, options: &Options, mut tries: usize, time: Duration) -> Options {
+    let started = Instant::now();
     let plan = Plan::new(seed, options);
     // The plan follows from these, so they must be said.
     let mut best = Options { devices: Some(plan.devices), steps: Some(plan.steps.len()), ..options.clone() };
@@ -21,7 +23,7 @@ pub fn minimise(seed: u64, options: &Options, mut tries: usize) -> Options {
     }
     let mut fails = |candidate: &Options| {
         tries = tries.saturating_sub(1);
-        tries > 0 && !run(seed, candidate).wrong.is_empty()
+        tries > 0 && started.elapsed() < time && !run(seed, candidate).wrong.is_empty()
     };
     if !fails(&best) {
         return options.clone();

@@ -3,6 +3,8 @@
 
 #![cfg(feature = "mutations")]
 
+use std::time::Duration;
+
 use anabranch_core::mutation::{self, Mutation};
 use anabranch_sim::{Options, minimise, run};
 
@@ -33,7 +35,7 @@ fn a_failing_plan_becomes_small_and_still_fails() {
     mutation::set(Some(Mutation::SplitTransaction));
     let options = Options::default();
     let seed = (0..50).find(|seed| !run(*seed, &options).wrong.is_empty()).unwrap();
-    let small = minimise(seed, &options, 400);
+    let small = minimise(seed, &options, 400, Duration::MAX);
     let (before, after) = (run(seed, &options), run(seed, &small));
     mutation::set(None);
     assert!(!after.wrong.is_empty());
