@@ -7,7 +7,7 @@ use crate::hostile::FORGERIES;
 use crate::plan::Fault;
 
 /// What goes wrong beside what a plan says, or in its course.
-const CLASSES: [&str; 22] = [
+const CLASSES: [&str; 23] = [
     "duplicate unit",
     "flushed untold",
     "hostile: another's change",
@@ -30,6 +30,7 @@ const CLASSES: [&str; 22] = [
     "lost message",
     "lost unflushed",
     "reordered message",
+    "token expired",
 ];
 
 /// All classes of faults. That a token expired is part of its class of plans.
