@@ -681,11 +681,12 @@ fn seen(
     }
 }
 
-/// Whether the schema holds a field as a register of which somebody says that it is a container, as
-/// anyone could before the schema was known here.
+/// Whether a field may be a register of which somebody says that it is a container, as anyone can where the
+/// schema is not known: only a schema that has the field as a container says that it is none. A device with an
+/// older schema takes what the relay admitted by a newer one.
 fn masked_register(context: &Context<'_>, key: &str) -> bool {
     let field = context.ty.and_then(|ty| ty.fields.get(key));
-    context.genesis.contains_key(key) && field.is_some_and(|field| GenesisKind::of(field.kind()).is_none())
+    context.genesis.contains_key(key) && field.is_none_or(|field| GenesisKind::of(field.kind()).is_none())
 }
 
 /// Whether an operation replaces the beginning of a container.

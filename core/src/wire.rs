@@ -35,9 +35,9 @@ pub const UNIT_ENTITIES_MAX: usize = 10_000;
 const UNIT_CHANGES_MAX: usize = 20_000;
 /// Largest answer or feed entry that a unit can lead to, so that both fit a message.
 const DERIVED_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 1024 * 1024;
-/// By how much a change grows when it is made again: it says of which edit it is, and may be the first
-/// of its actor.
-const MADE_AGAIN_BYTES: usize = 64;
+/// By how much a change grows when it is made again, with room to spare: it says of which edit it is, may be
+/// the first of its actor, and names the earlier actors of the device whose values it replaces.
+const MADE_AGAIN_BYTES: usize = 128;
 /// Bodies larger than this are compressed if it helps.
 const COMPRESS_OVER_BYTES: usize = 256;
 

@@ -481,17 +481,39 @@ impl<'a> Judging<'a> {
                     }
                 }
                 for place in beside {
-                    let fate = if lasting {
-                        lasts(RefusalCode::Transaction, BESIDE_REFUSED)
+                    let (fate, refused) = if lasting {
+                        let fate = lasts(RefusalCode::Transaction, BESIDE_REFUSED);
+                        (fate, self.is_passing_member(place, tx))
                     } else {
-                        passes(code, BESIDE_NOT_TAKEN)
+                        (passes(code, BESIDE_NOT_TAKEN), false)
                     };
-                    if self.refuse_taken(place, fate) {
+                    if refused {
+                        self.items[place].fate = fate;
+                        open.push(place);
+                    } else if self.refuse_taken(place, fate) {
                         open.push(place);
                     }
                 }
             }
         }
+    }
+
+    /// Whether a member of a transaction waits for what can come yet. Where another is refused for good none
+    /// of it is ever taken; told of the others alone, who has all of it from a feed that was lost would be left
+    /// with half. Nobody can do that to another's transaction: only its author, or who vouches for them, has a
+    /// change of it refused for good.
+    fn is_passing_member(&self, place: usize, tx: Option<(TxKey, TxMark)>) -> bool {
+        let item = &self.items[place];
+        let of_author =
+            |tx: Option<(TxKey, TxMark)>| tx.map(|(key, _)| key).filter(|(_, device)| device.is_some());
+        let same = of_author(tx).is_some() && of_author(tx) == of_author(item.tx);
+        let waits = |code| {
+            matches!(
+                code,
+                RefusalCode::MissingDependency | RefusalCode::ClockAhead | RefusalCode::UnknownField
+            )
+        };
+        same && matches!(&item.fate, Fate::Refused(refusal, Standing::Passes) if waits(refusal.code))
     }
 
     fn refuse_taken(&mut self, place: usize, fate: Fate) -> bool {

@@ -26,6 +26,8 @@ const ANSWERS_MAX: usize = 1024;
 /// signed in to one; then it is closed. It asks to sign in and for the feed in one breath, and perhaps
 /// once more with a new token.
 const FAILURES_PER_CHANNEL: usize = 4;
+/// As if it could have so many at least: it may try more than it gets.
+const CHANNELS_ASKED_MIN: usize = 64;
 /// Features of this relay.
 const FEATURES: u64 = 0;
 
@@ -160,7 +162,7 @@ impl Conn {
 
     /// Whether a stranger has asked too often for what it can't have.
     pub(super) fn has_failed_too_often(&self, channels_max: usize) -> bool {
-        self.failures >= FAILURES_PER_CHANNEL.saturating_mul(channels_max.max(1))
+        self.failures >= FAILURES_PER_CHANNEL.saturating_mul(channels_max.max(CHANNELS_ASKED_MIN))
     }
 
     /// As whom it sends, once it signed in.

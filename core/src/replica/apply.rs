@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use automerge::ChangeHash;
 
-use super::layout::RefusedRecord;
+use super::layout::{PendingTx, RefusedRecord};
 use super::outbox::{ChannelState, REMAKES_MAX};
 use super::whole::Part;
 use super::{Output, Replica};
@@ -306,9 +306,15 @@ impl Replica {
     ) -> Result<(), StoreError> {
         let Ok(key) = EntityKey::new(refused.type_name.clone(), refused.id.clone()) else { return Ok(()) };
         let hash = self.load(&key)?;
-        if self.loaded(hash)?.entity.headers().contains(&ChangeHash(refused.hash)) {
+        let change = ChangeHash(refused.hash);
+        if self.loaded(hash)?.entity.headers().contains(&change) {
+            let beside = self.held_beside(hash, change)?;
             let condemned = self.condemned(std::iter::once((hash, &refused)));
             self.refuse(batch, now, hash, vec![refused], &condemned, touched)?;
+            let is_left = |loaded: &super::Loaded| loaded.entity.headers().contains(&change);
+            if !self.cache.get(&hash).is_some_and(is_left) {
+                self.take_out_beside(batch, now, beside, touched)?;
+            }
         }
         Ok(())
     }
@@ -323,18 +329,18 @@ impl Replica {
     }
 
     /// The outbox number and the transaction of a pending change that has both.
-    fn transaction_of(&self, hash: EntityHash, change: &ChangeHash) -> Option<(u64, [u8; 16])> {
+    fn transaction_of(&self, hash: EntityHash, change: &ChangeHash) -> Option<(u64, PendingTx)> {
         let number = self
             .pending
             .get(&hash)?
             .iter()
             .find(|number| self.outbox.get(number).is_some_and(|pending| pending.hash == *change))?;
-        Some((*number, self.outbox.get(number)?.tx?.0))
+        Some((*number, self.outbox.get(number)?.tx?))
     }
 
     /// Transactions that can't be saved: a member is refused for what it is itself, or is no
     /// longer pending.
-    fn condemned<'a>(&self, denied: impl Iterator<Item = (EntityHash, &'a Refused)>) -> BTreeSet<[u8; 16]> {
+    fn condemned<'a>(&self, denied: impl Iterator<Item = (EntityHash, &'a Refused)>) -> BTreeSet<PendingTx> {
         let mut condemned = BTreeSet::new();
         for (hash, refusal) in denied {
             let Some((number, tx)) = self.transaction_of(hash, &ChangeHash(refusal.hash)) else { continue };
@@ -349,9 +355,7 @@ impl Replica {
                         | RefusalCode::Superseded
                 )
             );
-            let announced =
-                self.outbox.get(&number).and_then(|pending| pending.tx).map(|(_, members)| members);
-            if !spread || announced != Some(self.members(number).count() as u32) {
+            if !spread || tx.members != self.members(number).count() as u32 {
                 condemned.insert(tx);
             }
         }
@@ -366,7 +370,7 @@ impl Replica {
         now: Now,
         hash: EntityHash,
         denied: Vec<Refused>,
-        condemned: &BTreeSet<[u8; 16]>,
+        condemned: &BTreeSet<PendingTx>,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
         let curable = |replica: &Self, refusal: &Refused| {
@@ -623,7 +627,10 @@ impl Replica {
             reached!(CaughtUpRepaired);
             self.offer_again()?;
         } else {
-            self.end_wait_for_schema();
+            // A relay may go back to just where this device's cursor is, and to an older schema than it was known
+            // to have, pushed from here perhaps and never heard of in the feed.
+            self.repair.waits_for_schema = self.repair.schema != [0; 32];
+            self.look_at_schema();
             if !self.repair.waits_for_schema {
                 self.repair.schema = self.channel.relay_schema.unwrap_or_default();
                 self.note_schema(self.repair.schema);

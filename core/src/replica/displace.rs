@@ -200,16 +200,73 @@ impl Replica {
                 changes = gone.len(),
                 "another change has come in the place of what is here"
             );
-            let why = "the relay has another change in its place";
-            let reason = (RefusalCode::BadSequence.name().to_owned(), why.to_owned());
-            let reasons = gone.iter().map(|change| (*change, reason.clone())).collect();
+            let why = (RefusalCode::BadSequence, "the relay has another change in its place");
             let again = if entity == hash { again.clone() } else { BTreeSet::new() };
-            let remake = Remake { gone, again, reasons, new_incarnation: true, ..Remake::default() };
-            self.rebuild(batch, now, entity, &remake)?;
-            if self.cache.contains_key(&entity) {
-                touched.entry(entity).or_default().rewritten = true;
+            self.take_out(batch, now, entity, (gone, again), why, touched)?;
+        }
+        Ok(())
+    }
+
+    /// Takes changes out of an entity that is loaded, and writes others again.
+    fn take_out(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        hash: EntityHash,
+        (gone, again): (BTreeSet<ChangeHash>, BTreeSet<ChangeHash>),
+        (code, why): (RefusalCode, &str),
+        touched: &mut BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
+        let reason = (code.name().to_owned(), why.to_owned());
+        let reasons = gone.iter().map(|change| (*change, reason.clone())).collect();
+        let remake = Remake { gone, again, reasons, new_incarnation: true, ..Remake::default() };
+        self.rebuild(batch, now, hash, &remake)?;
+        if self.cache.contains_key(&hash) {
+            touched.entry(hash).or_default().rewritten = true;
+        }
+        self.unstall(hash);
+        Ok(())
+    }
+
+    /// What goes with a change that the relay has refused for good, if that is not this device's to send: what is
+    /// held of its transaction, and of those of what builds on it. That it is here at all is left from a feed that
+    /// the relay has lost.
+    pub(super) fn held_beside(
+        &mut self,
+        hash: EntityHash,
+        refused: ChangeHash,
+    ) -> Result<BTreeMap<EntityHash, BTreeSet<ChangeHash>>, StoreError> {
+        if self.to_send(hash).contains(&refused) {
+            return Ok(BTreeMap::new());
+        }
+        let mut beside = self.with_transactions(hash, BTreeSet::from([refused]))?;
+        if let Some(own) = beside.get_mut(&hash) {
+            own.remove(&refused);
+        }
+        beside.retain(|_, changes| !changes.is_empty());
+        Ok(beside)
+    }
+
+    /// Takes that out.
+    pub(super) fn take_out_beside(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        beside: BTreeMap<EntityHash, BTreeSet<ChangeHash>>,
+        touched: &mut BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
+        for (entity, mut gone) in beside {
+            let Some(loaded) = self.cache.get(&entity) else { continue };
+            gone.retain(|change| loaded.entity.headers().contains(change));
+            if !gone.is_empty() {
+                tracing::warn!(
+                    ?entity,
+                    changes = gone.len(),
+                    "what is left of a refused transaction is taken out"
+                );
+                let why = (RefusalCode::Transaction, "another member of its transaction was refused");
+                self.take_out(batch, now, entity, (gone, BTreeSet::new()), why, touched)?;
             }
-            self.unstall(entity);
         }
         Ok(())
     }

@@ -448,6 +448,16 @@ pub struct RowRecord {
     pub updated_by: String,
 }
 
+/// A transaction in the outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PendingTx {
+    /// None of what this device means to say: that is its own.
+    pub(crate) author: Option<[u8; 32]>,
+    pub(crate) id: [u8; 16],
+    /// How many members it has.
+    pub(crate) members: u32,
+}
+
 /// A change on its way to the relay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct OutboxRecord {
@@ -470,9 +480,17 @@ pub(crate) struct OutboxRecord {
     /// The relay had admitted it and lost it: it goes as it is or not at all.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) again: bool,
+    /// Who wrote what goes again, if it is part of a transaction: anyone can write the id of another's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) author: Option<[u8; 32]>,
 }
 
 impl OutboxRecord {
+    /// The transaction that it is part of.
+    pub(crate) fn transaction(&self) -> Option<PendingTx> {
+        self.tx.map(|(id, members)| PendingTx { author: self.author, id, members })
+    }
+
     /// The edit that it makes.
     pub(crate) fn origin(&self) -> Origin {
         self.origin.map_or_else(|| Origin::of(&ChangeHash(self.hash)), Origin)

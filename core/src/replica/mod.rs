@@ -36,8 +36,8 @@ use crate::store::{Batch, CommitNo, Keyspace, Store, StoreError, View};
 use crate::wire::GrantRole;
 
 use layout::{
-    ConflictRecord, DeviceRecord, EntityRecord, Keys, OutboxRecord, RefusedRecord, RepairRecord, RowRecord,
-    SideRecord, StateRecord, SyncStatus, from_json, to_json,
+    ConflictRecord, DeviceRecord, EntityRecord, Keys, OutboxRecord, PendingTx, RefusedRecord, RepairRecord,
+    RowRecord, SideRecord, StateRecord, SyncStatus, from_json, to_json,
 };
 pub use outbox::{ChannelState, Held};
 pub use verify::{Fault, Verified};
@@ -139,8 +139,7 @@ struct PendingRef {
     key: EntityKey,
     hash: ChangeHash,
     origin: Origin,
-    /// Its transaction's id, and how many members that has.
-    tx: Option<([u8; 16], u32)>,
+    tx: Option<PendingTx>,
     commit: CommitNo,
     sent: bool,
     /// How many changes were marked as sent in this life of the store when this one was: what
@@ -324,14 +323,14 @@ impl Replica {
             let Some(number) = key.last_chunk::<8>().map(|n| u64::from_be_bytes(*n)) else { return Ok(()) };
             let bytes = self.keys.whole(&*store, View::Latest, head)?;
             let record: OutboxRecord = from_json(&bytes, "a pending change")?;
-            let origin = record.origin();
+            let (origin, tx) = (record.origin(), record.transaction());
             let Ok(entity) = EntityKey::new(record.type_name, record.id) else { return Ok(()) };
             let pending = PendingRef {
                 entity: EntityHash::of(&self.config.workspace, &entity),
                 key: entity,
                 hash: ChangeHash(record.hash),
                 origin,
-                tx: record.tx,
+                tx,
                 commit: CommitNo(0),
                 sent: record.sent,
                 mark: self.state.sent,

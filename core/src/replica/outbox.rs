@@ -839,13 +839,16 @@ impl Replica {
                 break;
             }
             let same = pending.tx.is_some() && pending.tx == last_tx;
-            let whole: usize = match pending.tx.filter(|_| !same) {
-                Some(tx) => {
-                    let members = self.outbox.range(number..).take_while(|(_, other)| other.tx == Some(tx));
-                    members.map(|(_, member)| member.bytes).sum()
+            let mut whole = pending.bytes;
+            if let Some(tx) = pending.tx.filter(|_| !same) {
+                let members = self.outbox.range(number..).map(|(_, member)| member);
+                let members = members.take_while(|member| member.tx == Some(tx));
+                // One of them may have been made again just now, or marked as sent.
+                if members.clone().any(|member| member.commit > self.channel.durable) {
+                    break;
                 }
-                None => pending.bytes,
-            };
+                whole = members.map(|member| member.bytes).sum();
+            }
             let room = bytes + whole <= bytes_left;
             if !(same || room || first && taken.is_empty()) {
                 break;

@@ -203,7 +203,7 @@ impl Replica {
     }
 
     /// Whether the relay lost the schema too. Who may push it does, if it is the one that was lost.
-    fn look_at_schema(&mut self) {
+    pub(super) fn look_at_schema(&mut self) {
         let lost = self.repair.schema;
         self.end_wait_for_schema();
         let manages = matches!(self.role(), GrantRole::Admin | GrantRole::Authority);
@@ -213,7 +213,7 @@ impl Replica {
     }
 
     /// Ends the wait for a schema that the relay lost, unless the one that it has is an older one.
-    pub(super) fn end_wait_for_schema(&mut self) {
+    fn end_wait_for_schema(&mut self) {
         let has = self.channel.relay_schema.unwrap_or_default();
         // Where the relay has none at all, it says so of each change, and takes none.
         self.repair.waits_for_schema &= has != [0; 32] && self.is_older(has, self.repair.schema);
@@ -370,6 +370,7 @@ impl Replica {
             sent: true,
             bytes: bytes as u32,
             again: true,
+            author: tx.and(missing.device).map(|device| device.0),
         };
         self.put_outbox(batch, number, &record)?;
         let pending = PendingRef {
@@ -377,7 +378,7 @@ impl Replica {
             key,
             hash: header.hash,
             origin: Origin::of(&header.hash),
-            tx,
+            tx: record.transaction(),
             commit: CommitNo(u64::MAX),
             sent: true,
             mark: self.state.sent,

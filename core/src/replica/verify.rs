@@ -346,7 +346,7 @@ impl Replica {
             let pending = self.read_outbox(number)?;
             // Of what may be at the relay, the relay says what became of it.
             for member in self.outbox.values().filter(|_| pending.tx.is_some() && !pending.sent) {
-                if member.tx == pending.tx && member.entity != hash {
+                if member.tx == pending.transaction() && member.entity != hash {
                     siblings.entry(member.entity).or_default().insert(member.hash);
                 }
             }

@@ -126,7 +126,7 @@ impl Replica {
             reached!(TransactionGone);
             let mut left: BTreeMap<EntityHash, (EntityKey, BTreeSet<ChangeHash>)> = BTreeMap::new();
             for pending in self.outbox.values().filter(|pending| !pending.again) {
-                if pending.tx.is_some_and(|(id, _)| id == tx) {
+                if pending.tx.is_some_and(|pending| pending.id == tx) {
                     let entity = left.entry(pending.entity);
                     entity.or_insert_with(|| (pending.key.clone(), BTreeSet::new())).1.insert(pending.hash);
                 }

@@ -286,6 +286,7 @@ impl Replica {
             sent: self.channel.is_live() && !self.channel.clock_unsure,
             bytes: edited.change.weight() as u32,
             again: false,
+            author: None,
         };
         if record.sent {
             self.state.sent += 1;
@@ -298,7 +299,7 @@ impl Replica {
                 key: key.clone(),
                 hash: edited.change.hash(),
                 origin: edited.change.origin(),
-                tx: tx.map(|tx| (tx.id, tx.members)),
+                tx: record.transaction(),
                 // Set when the batch has its number; until then it can't be sent.
                 commit: CommitNo(u64::MAX),
                 sent: record.sent,
