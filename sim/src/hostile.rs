@@ -338,7 +338,7 @@ impl Cluster {
                 1 => self.say(conn, lies.clone()),
                 2 => self.say(conn, Ack { channel: CHANNEL, unit_id: 1, seq: u64::MAX, refused: Vec::new() }),
                 3 => self.say(conn, sign_in(dice.word() as u32, Some("authority:ada:99".into()))),
-                4 => self.say(conn, SignIn { workspace: "w".repeat(100_000), ..sign_in(CHANNEL, None) }),
+                4 => self.say(conn, SignIn { workspace: "w".repeat(1_000), ..sign_in(CHANNEL, None) }),
                 5 => self.say(conn, Refresh { channel: CHANNEL, token: "writer:ada:0".into() }),
                 7 => {
                     // Two workspaces on one channel, a channel more than there may be.
