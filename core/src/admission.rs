@@ -681,12 +681,15 @@ fn seen(
     }
 }
 
-/// Whether a field may be a register of which somebody says that it is a container, as anyone can where the
-/// schema is not known: only a schema that has the field as a container says that it is none. A device with an
-/// older schema takes what the relay admitted by a newer one.
+/// Whether a field is a register of which somebody says that it is a container, as anyone could before the
+/// schema was known here. A device with an older schema takes what the relay admitted by a newer one.
 fn masked_register(context: &Context<'_>, key: &str) -> bool {
     let field = context.ty.and_then(|ty| ty.fields.get(key));
-    context.genesis.contains_key(key) && field.is_none_or(|field| GenesisKind::of(field.kind()).is_none())
+    context.genesis.contains_key(key)
+        && match field {
+            Some(field) => GenesisKind::of(field.kind()).is_none(),
+            None => matches!(context.judge, Judge::Admitted),
+        }
 }
 
 /// Whether an operation replaces the beginning of a container.
