@@ -179,8 +179,11 @@ impl Entity {
             .filter_map(|head| self.headers.by_hash(head))
             .map(|h| h.time)
             .fold(Hlc::ZERO, Hlc::max);
-        // The chain of our own changes goes on whatever version the edit is based on.
-        if let Some(own) = self.own_newest(context) {
+        // What this device says later counts as later, whatever version it is based on: edits of earlier versions
+        // have actors of their own.
+        let actors =
+            self.headers.actors().iter().filter(|entry| entry.author.device == context.author.device);
+        for own in actors.filter_map(|entry| self.headers.get(entry.newest()?)) {
             after = after.max(own.time);
         }
         Hlc::at_least(context.wall, after).later_by(context.spread)
