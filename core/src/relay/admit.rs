@@ -89,6 +89,14 @@ enum Fate {
     Refused(Refusal, Standing),
 }
 
+impl Fate {
+    /// Whether the change may be taken when something else has come, or when it is later.
+    fn waits(&self) -> bool {
+        let codes = [RefusalCode::MissingDependency, RefusalCode::ClockAhead, RefusalCode::UnknownField];
+        matches!(self, Fate::Refused(refusal, Standing::Passes) if codes.contains(&refusal.code))
+    }
+}
+
 /// One change of the unit.
 struct Item {
     target: usize,
@@ -459,7 +467,7 @@ impl<'a> Judging<'a> {
         let mut transactions = self.transactions();
         for transaction in transactions.values().filter(|transaction| !transaction.is_whole()) {
             for place in &transaction.places {
-                self.refuse_taken(*place, lasts(RefusalCode::Transaction, INCOMPLETE));
+                self.refuse_taken(*place, lasts(RefusalCode::Transaction, INCOMPLETE), false);
             }
         }
         // Lasting refusals first: where both reach a change, no retry can help it.
@@ -476,21 +484,22 @@ impl<'a> Judging<'a> {
                 let beside = tx.map(|(key, _)| take_beside(&mut transactions, key)).unwrap_or_default();
                 for place in below {
                     let fate = if lasting { depends_on_refused() } else { passes(code, BELOW_NOT_TAKEN) };
-                    if self.refuse_taken(place, fate) {
+                    if self.refuse_taken(place, fate, false) {
                         open.push(place);
                     }
                 }
+                // Of one author none is ever taken where another is refused for good, what only waits neither: who
+                // has all of it from a feed that was lost, and were told of the others alone, would be left with half.
+                // Nobody does that to another's transaction: only its author, or who vouches for them, has a
+                // change of it refused for good.
+                let all = lasting && tx.is_some_and(|((_, device), _)| device.is_some());
                 for place in beside {
-                    let (fate, refused) = if lasting {
-                        let fate = lasts(RefusalCode::Transaction, BESIDE_REFUSED);
-                        (fate, self.is_passing_member(place, tx))
+                    let fate = if lasting {
+                        lasts(RefusalCode::Transaction, BESIDE_REFUSED)
                     } else {
-                        (passes(code, BESIDE_NOT_TAKEN), false)
+                        passes(code, BESIDE_NOT_TAKEN)
                     };
-                    if refused {
-                        self.items[place].fate = fate;
-                        open.push(place);
-                    } else if self.refuse_taken(place, fate) {
+                    if self.refuse_taken(place, fate, all) {
                         open.push(place);
                     }
                 }
@@ -498,31 +507,14 @@ impl<'a> Judging<'a> {
         }
     }
 
-    /// Whether a member of a transaction waits for what can come yet. Where another is refused for good none
-    /// of it is ever taken; told of the others alone, who has all of it from a feed that was lost would be left
-    /// with half. Nobody can do that to another's transaction: only its author, or who vouches for them, has a
-    /// change of it refused for good.
-    fn is_passing_member(&self, place: usize, tx: Option<(TxKey, TxMark)>) -> bool {
-        let item = &self.items[place];
-        let of_author =
-            |tx: Option<(TxKey, TxMark)>| tx.map(|(key, _)| key).filter(|(_, device)| device.is_some());
-        let same = of_author(tx).is_some() && of_author(tx) == of_author(item.tx);
-        let waits = |code| {
-            matches!(
-                code,
-                RefusalCode::MissingDependency | RefusalCode::ClockAhead | RefusalCode::UnknownField
-            )
-        };
-        same && matches!(&item.fate, Fate::Refused(refusal, Standing::Passes) if waits(refusal.code))
-    }
-
-    fn refuse_taken(&mut self, place: usize, fate: Fate) -> bool {
+    /// Refuses what would be taken, and what `waits_too` for something that can come yet.
+    fn refuse_taken(&mut self, place: usize, fate: Fate, waits_too: bool) -> bool {
         let item = &mut self.items[place];
-        let taken = matches!(item.fate, Fate::Taken);
-        if taken {
+        let refused = matches!(item.fate, Fate::Taken) || waits_too && item.fate.waits();
+        if refused {
             item.fate = fate;
         }
-        taken
+        refused
     }
 
     fn transactions(&self) -> BTreeMap<TxKey, Transaction> {
