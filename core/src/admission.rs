@@ -243,14 +243,23 @@ fn identity(change: &Change, context: &Context<'_>) -> Result<Author, Refusal> {
             return refuse(RefusalCode::MissingDependency, "the actor's first change is not known");
         }
     };
-    let expected = author.actor(context.workspace, context.entity);
-    if base_actor(change.actor()) != Some(expected.to_bytes()) {
+    if !is_actor_of(change.actor(), author, context.workspace, context.entity) {
         return refuse(
             RefusalCode::ForgedActor,
             "the actor is not the one that this device has in this entity",
         );
     }
     Ok(author)
+}
+
+/// Whether an actor is the one that an author has in an entity, or derived from it.
+pub(crate) fn is_actor_of(
+    actor: &ActorId,
+    author: Author,
+    workspace: &WorkspaceId,
+    entity: &EntityKey,
+) -> bool {
+    base_actor(actor) == Some(author.actor(workspace, entity).to_bytes())
 }
 
 /// The actor that Automerge derives for an isolated edit while `level` others are not covered

@@ -362,7 +362,7 @@ impl Editor {
             wall: WallMs(START.0 + self.tick),
             spread: 0,
             tx: None,
-            origin: None,
+            again: None,
             based_on,
             checked: true,
         };

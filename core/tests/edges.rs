@@ -4,6 +4,8 @@
 // In a test a panic is the report.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/phone.rs"]
+mod phone;
 // Not every helper is needed here.
 #[allow(dead_code)]
 mod support;
@@ -13,98 +15,16 @@ use std::sync::Arc;
 use anabranch_core::admission::RefusalCode;
 use anabranch_core::change::Change;
 use anabranch_core::genesis::GenesisKind;
-use anabranch_core::id::DeviceId;
 use anabranch_core::intent::Intent;
-use anabranch_core::relay::{ConnId, Input, Output, RelayConfig};
-use anabranch_core::replica::{self, Edit, Expect, Replica, ReplicaConfig, WriteError};
-use anabranch_core::rows::{RowRecord, Rows};
-use anabranch_core::schema::Schema;
+use anabranch_core::relay::{Input, Output, RelayConfig};
+use anabranch_core::replica::{self, Edit, WriteError};
 use anabranch_core::store::{Keyspace, Store, View};
 use anabranch_core::wire::*;
 use automerge::ChangeHash;
-use serde_json::{Value as Json, json};
+use automerge::legacy::OpId;
+use phone::*;
+use serde_json::json;
 use support::*;
-
-/// A device as an engine drives it.
-struct Phone {
-    store: Arc<MemoryStore>,
-    replica: Replica,
-    schema: Arc<Schema>,
-    device: Device,
-    conn: ConnId,
-}
-
-impl Phone {
-    fn new(number: u8, source: &str) -> Self {
-        let store = Arc::new(MemoryStore::default());
-        let schema = Arc::new(Schema::parse(source, "test.toml").unwrap());
-        let config = ReplicaConfig {
-            workspace: home(),
-            device: DeviceId([number; 32]),
-            device_name: "phone".into(),
-            platform: "test".into(),
-            schema: schema.clone(),
-            schema_source: source.to_owned(),
-            assumed_role: Some(GrantRole::Writer),
-            store_life: 0,
-            seed: [number; 32],
-        };
-        let replica = Replica::open(store.clone(), config).unwrap();
-        Self { store, replica, schema, device: Device::new(number), conn: ConnId(0) }
-    }
-
-    fn join(&mut self, world: &mut World, role: &str) {
-        self.conn = world.greet(&self.device);
-        self.replica.disconnect();
-        self.replica.connect(1, Some(token(role)));
-        self.talk(world);
-    }
-
-    /// Says all that there is to say and hears all of it.
-    fn talk(&mut self, world: &mut World) {
-        loop {
-            self.replica.durable(self.store.flush()).unwrap();
-            while let Some(output) = self.replica.poll_output() {
-                if let replica::Output::Send(bytes) = output {
-                    world.handle(Input::Received { conn: self.conn, bytes });
-                }
-            }
-            let told = world.settle(self.conn);
-            if told.is_empty() {
-                return;
-            }
-            for message in told.into_iter().filter(|message| !matches!(message, Message::Welcome(_))) {
-                assert!(!matches!(message, Message::Fault(_)), "{message:?}");
-                self.replica.receive(world.now, message).unwrap();
-            }
-        }
-    }
-
-    fn hear(&mut self, world: &World, message: impl Into<Message>) {
-        self.replica.receive(world.now, message.into()).unwrap();
-        self.replica.durable(self.store.flush()).unwrap();
-    }
-
-    fn write(&mut self, world: &World, edits: &[Edit]) -> Result<replica::Written, WriteError> {
-        self.replica.write(world.now, edits, true)
-    }
-
-    fn rows(&self) -> Rows {
-        Rows::new(self.store.clone(), self.schema.clone(), &home())
-    }
-
-    fn row(&self, id: &str) -> Option<RowRecord> {
-        self.rows().get(&key("note", id)).unwrap()
-    }
-}
-
-fn edit(id: &str, intents: Vec<Intent>) -> Edit {
-    Edit { key: key("note", id), intents, based_on: None, expect: Expect::Any }
-}
-
-fn set(field: &str, value: Json) -> Intent {
-    Intent::Set { field: field.into(), value }
-}
 
 /// A message whose body is zeros: few bytes of the wire.
 fn zeros(kind: u8, length: usize) -> Vec<u8> {
@@ -337,6 +257,40 @@ fn a_field_that_was_named_a_container_is_what_the_schema_says() {
     assert_eq!(phone.row("n1").unwrap().fields["title"], json!("theirs"));
     assert_eq!(later.replica.held().unwrap(), None);
     assert_eq!(phone.replica.held().unwrap(), None);
+}
+
+/// What is no part of the container is looked at as if nobody had named one.
+#[test]
+fn writes_beside_a_named_container_are_looked_at_as_ever() {
+    let mut world = World::lenient();
+    let mut hostile = Device::new(1);
+    let other = world.join(&hostile, "writer");
+    let named = |part: EntityChanges| EntityChanges {
+        genesis: vec![("title".into(), GenesisKind::Counter.code())],
+        ..part
+    };
+    let change = hostile.write("n1", Draft { increments: Some("title"), ..Draft::default() });
+    assert_eq!(world.submit(other, unit([named(of("n1", &[&change]))])).refused, []);
+    // While there is no schema, it is what it was named, and nothing is put in its place.
+    let early = Device::new(2).edit("n1");
+    let conn = world.join(&Device::new(2), "writer");
+    assert_eq!(codes(&world.submit(conn, unit([of("n1", &[&early])]))), [RefusalCode::BadShape]);
+
+    let admin = world.join(&Device::new(9), "admin");
+    world.send(admin, PushSchema { channel: 1, source: SCHEMA.into() });
+    // Who never heard of it writes the field.
+    let mut honest = Device::new(3);
+    let conn = world.join(&honest, "writer");
+    let first = honest.edit("n1");
+    assert_eq!(world.submit(conn, unit([of("n1", &[&first])])).refused, []);
+    // Who has not seen that does not replace it.
+    let mut blind = Device::new(4);
+    let conn = world.join(&blind, "writer");
+    let replaced = OpId::new(first.start_op(), first.actor());
+    let blindly = blind.write("n1", Draft { replaces: vec![replaced.clone()], ..Draft::default() });
+    let ack = world.submit(conn, unit([of("n1", &[&blindly])]));
+    assert_eq!(codes(&ack), [RefusalCode::BadShape]);
+    assert!(ack.refused[0].message.contains("can't have seen"), "{}", ack.refused[0].message);
 }
 
 /// Nor does a device judge by its older schema what the relay admitted by a newer one.
@@ -624,4 +578,33 @@ fn a_copied_id_of_a_transaction_tears_nothing_at_a_device() {
     phone.hear(&world, Feed { channel: 1, entries: vec![FeedEntry { seq: 1, body }], end: 1 });
     assert!(phone.row("a").is_some() && phone.row("b").is_some(), "it is whole");
     assert_eq!(phone.row("c"), None, "it waits for its other half");
+}
+
+/// Whoever names another's transaction in a change of its own, or speaks in its name, has that other's change
+/// refused with it only if it may speak for the other.
+#[test]
+fn a_transaction_that_waits_is_not_ended_by_somebody_else() {
+    let mut world = World::with_schema();
+    let mut hostile = Device::new(1);
+    let conn = world.join(&hostile, "writer");
+    let refused = hostile.write("f", Draft { field: "nothing", ..Draft::default() });
+    assert_eq!(codes(&world.submit(conn, unit([of("f", &[&refused])]))), [RefusalCode::UnknownField]);
+    let mut honest = Device::new(2);
+    let lost = honest.edit("e");
+    let waits = honest.write("e", in_tx(8, 1));
+
+    // It begins the other's actor as its own, or in the other's name.
+    let actor = honest.author.actor(&home(), &key("note", "e"));
+    let own = hostile.write("e", Draft { actor: Some(actor), ..Draft::default() });
+    let beside = hostile.write("f", Draft { field: "nothing", ..in_tx(8, 1) });
+    let mut mask = Device::new(2);
+    let forged = mask.write("e", Draft { title: "forged".into(), ..Draft::default() });
+    let below = mask.write("f", Draft { onto: vec![(refused.hash(), 1)], ..in_tx(8, 1) });
+    for (begins, beside) in [(&own, &beside), (&forged, &below)] {
+        let ack = world.submit(conn, unit([of("e", &[begins, &waits]), of("f", &[beside])]));
+        let told = ack.refused.iter().find(|refused| refused.hash == waits.hash().0).unwrap();
+        assert_ne!(told.code, RefusalCode::Transaction as u16);
+    }
+    let other = world.join(&honest, "writer");
+    assert_eq!(world.submit(other, unit([of("e", &[&lost, &waits])])).refused, []);
 }

@@ -105,7 +105,7 @@ impl Writer {
             wall: self.wall,
             spread: 0,
             tx: None,
-            origin: None,
+            again: None,
             based_on: None,
             checked: true,
         };

@@ -160,7 +160,7 @@ impl World {
             wall,
             spread: 0,
             tx: None,
-            origin: None,
+            again: None,
             based_on: base,
             checked: true,
         };

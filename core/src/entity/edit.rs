@@ -16,7 +16,7 @@ use crate::clock::{Hlc, WallMs};
 use crate::columns;
 use crate::genesis::{Genesis, GenesisKind};
 use crate::header::{DEVICE_ACTORS_MAX, Header};
-use crate::id::{Author, EntityKey};
+use crate::id::{Author, DeviceId, EntityKey};
 use crate::intent::Intent;
 use crate::schema::{EntityType, Field, FieldKind, Policy, Tie};
 use crate::shape::{self, RootKey, TOMBSTONE};
@@ -40,13 +40,22 @@ pub struct EditContext<'a> {
     /// The transaction.
     pub tx: Option<TxMark>,
     /// The edit that is made again; none is a new one.
-    pub origin: Option<Origin>,
+    pub again: Option<Again>,
     /// The version that the user saw; none is the present, an empty one is the entity before
     /// its first change.
     pub based_on: Option<&'a [ChangeHash]>,
     /// Whether rules of the schema and the role are checked. Off only in tests that prove the
     /// relay's own check.
     pub checked: bool,
+}
+
+/// An edit that is made again.
+#[derive(Clone, Copy, Debug)]
+pub struct Again {
+    /// Which edit it is.
+    pub origin: Origin,
+    /// The date of the device's last edit before it.
+    pub after: Hlc,
 }
 
 /// A change that was made, and what it means.
@@ -166,7 +175,12 @@ impl Entity {
             ));
         }
         let revives = intents.iter().any(|intent| matches!(intent, Intent::Revive));
-        let note = Note { role: context.role, revives, tx: context.tx, origin: context.origin };
+        let note = Note {
+            role: context.role,
+            revives,
+            tx: context.tx,
+            origin: context.again.map(|again| again.origin),
+        };
         let change = self.commit(context.author, isolated.as_deref(), note, time, steps)?;
         self.headers.push(&change, context.author, false);
         self.weight += change.bytes().len();
@@ -181,12 +195,18 @@ impl Entity {
             .fold(Hlc::ZERO, Hlc::max);
         // What this device says later counts as later, whatever version it is based on: edits of earlier versions
         // have actors of their own.
-        let actors =
-            self.headers.actors().iter().filter(|entry| entry.author.device == context.author.device);
-        for own in actors.filter_map(|entry| self.headers.get(entry.newest()?)) {
-            after = after.max(own.time);
-        }
+        after = after.max(match &context.again {
+            Some(again) => again.after,
+            None => self.newest_of_device(context.author.device),
+        });
         Hlc::at_least(context.wall, after).later_by(context.spread)
+    }
+
+    /// The date of a device's last edit.
+    fn newest_of_device(&self, device: DeviceId) -> Hlc {
+        let actors = self.headers.actors().iter().filter(|entry| entry.author.device == device);
+        let newest = actors.filter_map(|entry| self.headers.get(entry.newest()?));
+        newest.map(|header| header.time).fold(Hlc::ZERO, Hlc::max)
     }
 
     /// The newest change of the author's first actor.

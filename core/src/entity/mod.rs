@@ -25,7 +25,7 @@ use crate::wire::EntityChanges;
 
 #[cfg(feature = "light")]
 pub use document::light::set as set_light_bodies;
-pub use edit::{EditContext, EditError, Edited};
+pub use edit::{Again, EditContext, EditError, Edited};
 pub use rebuild::{Pending, Rebuilt, Rewritten};
 pub use resolve::{Conflict, ConflictKind, Row, Side, WHOLE_ENTITY};
 

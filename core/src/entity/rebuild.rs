@@ -11,9 +11,9 @@ use automerge::ChangeHash;
 use automerge::legacy::{Key, ObjectId, OpId, OpType};
 
 use super::document::Document;
-use super::{EditContext, Entity, LoadError};
+use super::{Again, EditContext, Entity, LoadError};
 use crate::change::{Change, Origin, Role, TxMark};
-use crate::clock::WallMs;
+use crate::clock::{Hlc, WallMs};
 use crate::id::Author;
 use crate::intent::Intent;
 use crate::schema::{EntityType, FieldKind};
@@ -90,6 +90,12 @@ impl Entity {
         let gone = self.headers.descendants(&roots);
         let mut entity = self.without(&gone)?;
         let mut results = Vec::with_capacity(pending.len());
+        // An edit that is made again stays between those that the device made before and after it.
+        let own =
+            entity.headers.headers().iter().filter(|header| entity.headers.device(header) == author.device);
+        let mut kept: Vec<Hlc> = own.map(|header| header.time).collect();
+        kept.sort_unstable();
+        let mut newest_again = Hlc::ZERO;
         // Where each change that is gone has its place in the new document.
         let mut stands_for: BTreeMap<ChangeHash, Vec<ChangeHash>> = BTreeMap::new();
         let mut ids: BTreeMap<(u64, Vec<u8>), OpId> = BTreeMap::new();
@@ -123,6 +129,8 @@ impl Entity {
                 continue;
             }
             let intents = self.moved(&own.intents, ty, &old_base, &entity, &new_base, &ids);
+            let before = kept.partition_point(|time| *time <= header.time);
+            let before = before.checked_sub(1).map_or(Hlc::ZERO, |last| kept[last]);
             let context = EditContext {
                 ty,
                 author,
@@ -131,7 +139,7 @@ impl Entity {
                 // The same in every life of the device.
                 spread: 0,
                 tx: own.tx,
-                origin: Some(own.origin),
+                again: Some(Again { origin: own.origin, after: before.max(newest_again) }),
                 based_on: Some(&new_base),
                 checked: true,
             };
@@ -140,6 +148,7 @@ impl Entity {
                     if let Some(old) = old_raw {
                         pair_inserts(&old, edited.change.raw(), &mut ids);
                     }
+                    newest_again = newest_again.max(edited.change.time());
                     stands_for.insert(own.hash, vec![edited.change.hash()]);
                     results.push(Rewritten::Again {
                         old: own.hash,

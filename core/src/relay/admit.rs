@@ -25,7 +25,7 @@ use crate::clock::WallMs;
 use crate::codec;
 use crate::genesis::Genesis;
 use crate::header::DEVICE_ACTORS_MAX;
-use crate::id::{Author, DeviceId, EntityHash, EntityKey};
+use crate::id::{Author, DeviceId, EntityHash, EntityKey, WorkspaceId};
 use crate::schema::EntityType;
 use crate::store::{Keyspace, Store, StoreError, View};
 use crate::targets::ChangeTargets;
@@ -114,6 +114,15 @@ fn same_id((id, _): TxKey) -> RangeInclusive<TxKey> {
     (id, None)..=(id, Some(DeviceId([u8::MAX; 32])))
 }
 
+/// For whose changes a session speaks.
+fn vouches(role: GrantRole) -> Vouches {
+    match role {
+        GrantRole::Authority => Vouches::Anyone,
+        GrantRole::Admin => Vouches::Devices,
+        GrantRole::Writer | GrantRole::Reader => Vouches::Own,
+    }
+}
+
 /// One entity of the unit.
 struct Target<'a> {
     entity: Entity,
@@ -124,7 +133,7 @@ struct Target<'a> {
     pushed: Vec<Pushed>,
     /// Containers that the unit names.
     named: Vec<(String, u8)>,
-    /// Who begins which actor in the unit, whatever becomes of that.
+    /// Whose each actor is that begins in the unit, whatever becomes of that.
     begun: BTreeMap<ActorId, DeviceId>,
     signature: Vec<u8>,
 }
@@ -148,8 +157,10 @@ impl Target<'_> {
         }
     }
 
-    fn transaction(&mut self, change: &Change) -> Option<(TxKey, TxMark)> {
-        if let Some(author) = change.author() {
+    fn transaction(&mut self, workspace: &WorkspaceId, change: &Change) -> Option<(TxKey, TxMark)> {
+        if let Some(author) = change.author()
+            && admission::is_actor_of(change.actor(), author, workspace, &self.entity.key)
+        {
             self.begun.entry(change.actor().clone()).or_insert(author.device);
         }
         let tx = change.note().tx?;
@@ -273,7 +284,8 @@ impl<'a> Judging<'a> {
             if self.places.contains_key(&(at, hash)) {
                 continue;
             }
-            let tx = parsed.as_ref().ok().and_then(|change| self.targets[at].transaction(change));
+            let workspace = &self.submission.workspace.id;
+            let tx = parsed.as_ref().ok().and_then(|change| self.targets[at].transaction(workspace, change));
             let fate = match parsed {
                 Ok(change) => match self.judge_change(at, &change)? {
                     Ok((author, marks)) => {
@@ -339,11 +351,7 @@ impl<'a> Judging<'a> {
         }
         let author =
             change.author().or_else(|| target.entity.index.actor(change.actor()).map(|entry| entry.author));
-        let vouches = match role {
-            GrantRole::Authority => Vouches::Anyone,
-            GrantRole::Admin => Vouches::Devices,
-            GrantRole::Writer | GrantRole::Reader => Vouches::Own,
-        };
+        let vouches = vouches(role);
         if vouches == Vouches::Own && author.is_some_and(|author| author.device != device) {
             return refuse(
                 RefusalCode::ForgedAuthor,
@@ -490,9 +498,9 @@ impl<'a> Judging<'a> {
                 }
                 // Of one author none is ever taken where another is refused for good, what only waits neither: who
                 // has all of it from a feed that was lost, and were told of the others alone, would be left with half.
-                // Nobody does that to another's transaction: only its author, or who vouches for them, has a
-                // change of it refused for good.
-                let all = lasting && tx.is_some_and(|((_, device), _)| device.is_some());
+                // Nobody does that to another's transaction but who vouches for it.
+                let all = lasting
+                    && tx.is_some_and(|((_, device), _)| device.is_some_and(|of| self.speaks_for(of)));
                 for place in beside {
                     let fate = if lasting {
                         lasts(RefusalCode::Transaction, BESIDE_REFUSED)
@@ -505,6 +513,10 @@ impl<'a> Judging<'a> {
                 }
             }
         }
+    }
+
+    fn speaks_for(&self, device: DeviceId) -> bool {
+        device == self.submission.device || vouches(self.submission.role) != Vouches::Own
     }
 
     /// Refuses what would be taken, and what `waits_too` for something that can come yet.

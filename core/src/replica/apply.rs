@@ -288,8 +288,14 @@ impl Replica {
         for (hash, (key, accepted, denied)) in by_entity {
             self.load(&key)?;
             self.admitted(&mut batch, hash, &accepted, &mut touched)?;
-            if !denied.is_empty() {
-                self.refuse(&mut batch, now, hash, denied, &condemned, &mut touched)?;
+            let mut settled = Vec::with_capacity(denied.len());
+            for refusal in denied {
+                if !self.refused_again(&mut batch, hash, &refusal, &mut touched)? {
+                    settled.push(refusal);
+                }
+            }
+            if !settled.is_empty() {
+                self.refuse(&mut batch, now, hash, settled, &condemned, &mut touched)?;
             }
         }
         self.finish(batch, now, touched)
@@ -389,21 +395,18 @@ impl Replica {
                 _ => false,
             }
         };
-        // What is refused for good leaves the outbox, so only rounds without that could go on
-        // for ever.
+        // What is refused for good leaves the outbox, and what waits for another change is not made again, so
+        // only rounds without that could go on for ever.
         let settles = denied.iter().any(|refusal| !curable(self, refusal));
+        let stalls = |refusal: &Refused| refusal.code == RefusalCode::MissingDependency as u16;
         let remakes = self.channel.remakes.entry(hash).or_default();
-        *remakes = if settles { 0 } else { *remakes + 1 };
+        *remakes = if settles { 0 } else { *remakes + u32::from(!denied.iter().all(stalls)) };
         let exhausted = *remakes > REMAKES_MAX;
         let mut remake = Remake { new_incarnation: true, ..Remake::default() };
         let mut clock_ahead = false;
         for refusal in denied {
             let change = ChangeHash(refusal.hash);
             let code = RefusalCode::from_u16(refusal.code);
-            if self.refused_again(batch, hash, &change, code)? {
-                touched.entry(hash).or_default();
-                continue;
-            }
             // What it builds on is not at the relay now. It may be later.
             if code == Some(RefusalCode::MissingDependency) {
                 reached!(AckStalled);

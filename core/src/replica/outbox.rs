@@ -12,7 +12,7 @@ use automerge::ChangeHash;
 use serde_json::Value as Json;
 
 use super::layout::{RowRecord, from_json};
-use super::{Output, Replica, SKEW_TOLERATED_MS};
+use super::{Output, PendingRef, Replica, SKEW_TOLERATED_MS};
 use crate::clock::{MonoMs, Now, WallMs};
 use crate::id::{EntityHash, EntityKey, Incarnation};
 use crate::schema::{FieldType, ScalarType};
@@ -760,11 +760,15 @@ impl Replica {
 
     /// The entities of the transaction that a pending change belongs to, its own included.
     pub(super) fn members(&self, number: u64) -> impl Iterator<Item = EntityHash> {
+        self.beside(number).map(|(_, pending)| pending.entity)
+    }
+
+    /// The transaction that a pending change belongs to, with itself.
+    pub(super) fn beside(&self, number: u64) -> impl Iterator<Item = (&u64, &PendingRef)> {
         let tx = self.outbox.get(&number).and_then(|pending| pending.tx);
-        let same = move |entry: &(&u64, &super::PendingRef)| tx.is_some() && entry.1.tx == tx;
+        let same = move |entry: &(&u64, &PendingRef)| tx.is_some() && entry.1.tx == tx;
         let before = self.outbox.range(..number).rev().take_while(same);
-        let after = self.outbox.range(number..).take_while(same);
-        before.chain(after).map(|(_, pending)| pending.entity)
+        before.chain(self.outbox.range(number..).take_while(same))
     }
 
     /// The entities that one refers to and the relay does not know.

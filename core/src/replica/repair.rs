@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use automerge::ChangeHash;
 
+use super::apply::Touched;
 use super::layout::{EntityRecord, OutboxRecord};
 use super::{Output, PendingRef, Replica, for_each};
 use crate::admission::{RefusalCode, Vouches};
@@ -26,7 +27,7 @@ use crate::codec::{self, HeaderRecord};
 use crate::header::Header;
 use crate::id::{Author, DeviceId, EntityHash, EntityKey};
 use crate::store::{Batch, CommitNo, Keyspace, StoreError, View};
-use crate::wire::GrantRole;
+use crate::wire::{GrantRole, Refused};
 
 /// Entities read from the store at once.
 const PAGE: usize = 256;
@@ -102,31 +103,44 @@ impl Replica {
         self.pending.get(&hash)?.iter().find(is_it).copied()
     }
 
-    /// Deals with the refusal of a change that was offered again, where it is not for good.
+    /// Deals with the answer that a change which was offered again is refused, where that is not for good. What
+    /// is for good the feed tells, whatever the answer.
     pub(super) fn refused_again(
         &mut self,
         batch: &mut Batch,
         hash: EntityHash,
-        change: &ChangeHash,
-        code: Option<RefusalCode>,
+        refusal: &Refused,
+        touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<bool, StoreError> {
-        let Some(number) = self.number_again(hash, change) else { return Ok(false) };
-        match code {
+        let change = ChangeHash(refusal.hash);
+        let Some(number) = self.number_again(hash, &change) else { return Ok(false) };
+        let headers = self.loaded(hash)?.entity.headers();
+        let author = headers.by_hash(&change).map(|header| headers.device(header));
+        match RefusalCode::from_u16(refusal.code) {
+            // What its author brings is refused for good; others may have come before the schema did.
+            Some(RefusalCode::UnknownField) if author == Some(self.config.device) => return Ok(false),
             // Who has what it builds on, or the schema that it was written by, may bring that yet; a clock may be
             // set right.
             Some(RefusalCode::MissingDependency | RefusalCode::ClockAhead | RefusalCode::UnknownField) => {
                 self.channel.stalled.insert(hash);
-                Ok(true)
+                touched.entry(hash).or_default();
             }
-            // This device lost the right to speak for it. Others may have it.
+            // This device lost the right to speak for it, and for what goes with it. Others may have it.
             Some(RefusalCode::ForgedAuthor | RefusalCode::ForgedRole) => {
-                self.delete_outbox(batch, number)?;
-                self.lacking.insert(hash);
-                batch.put(Keyspace::META, self.keys.lacking(hash), []);
-                Ok(true)
+                let beside =
+                    self.beside(number).filter(|(_, pending)| pending.again).map(|(number, _)| *number);
+                let gone: BTreeSet<u64> = beside.chain([number]).collect();
+                for number in gone {
+                    let Some(pending) = self.delete_outbox(batch, number)? else { continue };
+                    self.load(&pending.key)?;
+                    self.lacking.insert(pending.entity);
+                    batch.put(Keyspace::META, self.keys.lacking(pending.entity), []);
+                    touched.entry(pending.entity).or_default();
+                }
             }
-            _ => Ok(false),
+            _ => return Ok(false),
         }
+        Ok(true)
     }
 
     /// The relay has more of an entity: what waited for that is tried again, with what travels

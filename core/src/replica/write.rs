@@ -249,7 +249,7 @@ impl Replica {
             wall,
             spread,
             tx,
-            origin: None,
+            again: None,
             based_on: edit.based_on.as_deref(),
             checked,
         };

@@ -17,7 +17,7 @@ use anabranch_core::store::{
     Batch, CommitNo, DurableHook, Entry, Keyspace, Op, Store, StoreError, StoreStats, View,
 };
 use anabranch_core::wire::*;
-use automerge::legacy::{Key, ObjectId, Op as RawOp, OpType, SortedVec};
+use automerge::legacy::{Key, ObjectId, Op as RawOp, OpId, OpType, SortedVec};
 use automerge::{Change as RawChange, ChangeHash, ExpandedChange, ScalarValue};
 
 /// A store in memory. Commits become durable when [`MemoryStore::flush`] is called, and a
@@ -76,6 +76,13 @@ impl MemoryStore {
         let inner = self.lock();
         let published = inner.published.clone();
         Self { inner: Mutex::new(Inner { latest: published.clone(), published, ..Inner::default() }) }
+    }
+
+    /// Whether all that was committed is durable.
+    // Not every story needs it.
+    #[allow(dead_code)]
+    pub fn is_flushed(&self) -> bool {
+        self.lock().queued.is_empty()
     }
 
     /// How many batches were committed.
@@ -468,6 +475,8 @@ pub struct Draft {
     pub actor: Option<automerge::ActorId>,
     pub ahead_ms: u64,
     pub field: &'static str,
+    /// The operations whose values the title takes the place of.
+    pub replaces: Vec<OpId>,
 }
 
 impl Default for Draft {
@@ -480,6 +489,7 @@ impl Default for Draft {
             actor: None,
             ahead_ms: 0,
             field: "title",
+            replaces: Vec::new(),
         }
     }
 }
@@ -536,7 +546,7 @@ impl Device {
             deps.push(*hash);
             start_op = start_op.max(op + 1);
         }
-        let mut pred = SortedVec::new();
+        let mut pred = SortedVec::from(draft.replaces);
         let action = match draft.increments {
             None => OpType::Put(ScalarValue::Str(draft.title.as_str().into())),
             Some(field) => {

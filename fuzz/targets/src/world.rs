@@ -114,7 +114,7 @@ fn make_history() -> Vec<Made> {
                 wall: WallMs(wall),
                 spread: 0,
                 tx: None,
-                origin: None,
+                again: None,
                 based_on: None,
                 checked: true,
             };

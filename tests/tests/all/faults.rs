@@ -126,7 +126,7 @@ fn an_entity_with_a_thousand_writers_is_kept() {
             wall: START.wall,
             spread: 0,
             tx: None,
-            origin: None,
+            again: None,
             based_on: None,
             checked: true,
         };

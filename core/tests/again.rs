@@ -1,0 +1,194 @@
+//! Changes that are made or offered again, because what they built on was refused or the relay lost them.
+
+// In a test a panic is the report.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/phone.rs"]
+mod phone;
+// Not every helper is needed here.
+#[allow(dead_code)]
+mod support;
+
+use std::sync::Arc;
+
+use anabranch_core::admission::RefusalCode;
+use anabranch_core::change::Change;
+use anabranch_core::genesis::GenesisKind;
+use anabranch_core::relay::{Input, RelayConfig};
+use anabranch_core::replica::{self, Edit, Held};
+use anabranch_core::wire::*;
+use phone::*;
+use serde_json::json;
+use support::*;
+
+/// One field more than the relay's.
+const NEWER: &str = r#"
+[note]
+version = 2
+[note.fields]
+title = { type = "string" }
+stars = { type = "int", merge = "counter" }
+more = { type = "string" }
+
+[country]
+version = 1
+merge = "server_only"
+[country.fields]
+name = { type = "string" }
+visits = { type = "int", merge = "counter" }
+"#;
+
+/// Goes on until a phone sends changes, which are to be answered by hand.
+fn asked(phone: &mut Phone, world: &mut World) -> Changes {
+    for _ in 0..100 {
+        phone.replica.durable(phone.store.flush()).unwrap();
+        while let Some(output) = phone.replica.poll_output() {
+            let replica::Output::Send(bytes) = output else { continue };
+            if let Ok(Some(Message::Changes(changes))) = Message::decode(&bytes) {
+                return changes;
+            }
+            world.handle(Input::Received { conn: phone.conn, bytes });
+        }
+        let told = world.settle(phone.conn);
+        for message in told.into_iter().filter(|message| !matches!(message, Message::Welcome(_))) {
+            phone.hear(world, message);
+        }
+    }
+    panic!("it sends no changes");
+}
+
+/// An answer that refuses the first change of each entity that is named.
+fn refusing(asked: &Changes, refusals: &[(&str, RefusalCode)]) -> Ack {
+    let refused = refusals.iter().map(|(id, code)| {
+        let part = asked.unit.entities.iter().find(|part| part.id == *id).unwrap();
+        Refused {
+            type_name: part.type_name.clone(),
+            id: part.id.clone(),
+            hash: Change::parse(&part.changes[0]).unwrap().hash().0,
+            code: *code as u16,
+            message: "no".into(),
+        }
+    });
+    Ack { channel: 1, unit_id: asked.unit_id, seq: 0, refused: refused.collect() }
+}
+
+/// What is dated anew lies where it lay among the edits of its device.
+#[test]
+fn an_edit_that_is_made_again_does_not_overtake_a_later_one() {
+    let mut world = World::with_schema();
+    let mut phone = Phone::new(1, NEWER);
+    phone.join(&mut world, "writer");
+    phone.write(&world, &[edit("n1", vec![set("title", json!("base"))])]).unwrap();
+    phone.talk(&mut world);
+    let read = replica::parse_version(&phone.row("n1").unwrap().version).unwrap();
+    for (field, value) in [("more", "refused"), ("title", "first")] {
+        world.pass(10);
+        phone.write(&world, &[edit("n1", vec![set(field, json!(value))])]).unwrap();
+    }
+    world.pass(10);
+    // Of a form that was opened before the others were written.
+    let second = Edit { based_on: Some(read), ..edit("n1", vec![set("title", json!("second"))]) };
+    phone.write(&world, &[second]).unwrap();
+    phone.store.flush();
+    assert_eq!(phone.row("n1").unwrap().fields["title"], json!("second"));
+    phone.talk(&mut world);
+    let status = phone.replica.status();
+    assert_eq!((status.pending, phone.rows().refused().unwrap().len()), (0, 1));
+    assert_eq!(phone.row("n1").unwrap().fields["title"], json!("second"));
+    // And what it says next comes after all of that.
+    phone.write(&world, &[edit("n1", vec![set("title", json!("third"))])]).unwrap();
+    phone.talk(&mut world);
+    assert_eq!(phone.row("n1").unwrap().fields["title"], json!("third"));
+}
+
+/// An empty relay gets a schema that lacks a field. What its author is told, the others are told too.
+#[test]
+fn what_is_refused_for_good_when_it_comes_back_goes_everywhere() {
+    let mut world = World::strict();
+    let mut author = Phone::new(1, NEWER);
+    let mut authority = Phone::new(2, NEWER);
+    let mut third = Phone::new(3, NEWER);
+    authority.join(&mut world, "authority");
+    author.join(&mut world, "writer");
+    author.write(&world, &[edit("n1", vec![set("more", json!("x"))])]).unwrap();
+    author.talk(&mut world);
+    authority.talk(&mut world);
+    third.join(&mut world, "writer");
+    assert!(authority.row("n1").is_some() && third.row("n1").is_some());
+
+    world.store = Arc::default();
+    world.crash(RelayConfig::default());
+    let admin = world.join(&Device::new(99), "admin");
+    world.send(admin, PushSchema { channel: 1, source: SCHEMA.into() });
+    world.settle(admin);
+    authority.join(&mut world, "authority");
+    assert!(matches!(authority.replica.held().unwrap(), Some(Held::MissingAtRelay { .. })));
+    author.join(&mut world, "writer");
+    let refused = author.rows().refused().unwrap();
+    assert_eq!(refused.len(), 1);
+    authority.talk(&mut world);
+    third.join(&mut world, "writer");
+    for phone in [&author, &authority, &third] {
+        assert_eq!((phone.row("n1"), phone.replica.held().unwrap()), (None, None));
+        assert_eq!(phone.replica.status().pending, 0);
+    }
+}
+
+/// To wait for what a change builds on is not to make it again, of which there is an end.
+#[test]
+fn an_edit_may_wait_for_others_as_often_as_it_must() {
+    let mut world = World::with_schema();
+    let mut phone = Phone::new(1, SCHEMA);
+    phone.join(&mut world, "writer");
+    phone.write(&world, &[edit("n1", vec![set("title", json!("base"))])]).unwrap();
+    phone.talk(&mut world);
+    let mut other = Device::new(2);
+    let conn = world.join(&other, "writer");
+    phone.talk(&mut world);
+    phone.write(&world, &[edit("n1", vec![set("title", json!("mine"))])]).unwrap();
+    for _ in 0..10 {
+        let ack = refusing(&asked(&mut phone, &mut world), &[("n1", RefusalCode::MissingDependency)]);
+        phone.hear(&world, ack);
+        let change = other.write("n1", Draft { increments: Some("stars"), ..Draft::default() });
+        let genesis = vec![("stars".into(), GenesisKind::Counter.code())];
+        let part = EntityChanges { genesis, ..of("n1", &[&change]) };
+        assert_eq!(world.submit(conn, unit([part])).refused, []);
+        for message in world.settle(phone.conn) {
+            phone.hear(&world, message);
+        }
+    }
+    let ack = refusing(&asked(&mut phone, &mut world), &[("n1", RefusalCode::ClockAhead)]);
+    phone.hear(&world, ack);
+    assert_eq!((phone.replica.status().pending, phone.rows().refused().unwrap().len()), (1, 0));
+}
+
+/// An authority brings back a transaction that the relay lost, and is none any more when it is answered: one half
+/// alone would be refused for good.
+#[test]
+fn what_one_may_not_offer_any_more_goes_with_its_transaction() {
+    let mut world = World::strict();
+    let mut authority = Phone::new(1, SCHEMA);
+    authority.join(&mut world, "authority");
+    let mut author = Device::new(2);
+    let conn = world.join(&author, "writer");
+    let parts = ["c", "d"].map(|id| of(id, &[&author.write(id, in_tx(7, 2))]));
+    assert_eq!(world.submit(conn, unit(parts)).refused, []);
+    authority.talk(&mut world);
+
+    world.store = Arc::default();
+    world.crash(RelayConfig::default());
+    let admin = world.join(&Device::new(99), "admin");
+    world.send(admin, PushSchema { channel: 1, source: SCHEMA.into() });
+    world.settle(admin);
+    authority.conn = world.greet(&authority.device);
+    authority.replica.disconnect();
+    authority.replica.connect(1, Some(token("authority")));
+    let changes = asked(&mut authority, &mut world);
+    assert_eq!(changes.unit.entities.len(), 2);
+    let halves = [("c", RefusalCode::MissingDependency), ("d", RefusalCode::ForgedAuthor)];
+    authority.hear(&world, refusing(&changes, &halves));
+    assert_eq!((authority.replica.status().pending, authority.rows().refused().unwrap()), (0, vec![]));
+    for id in ["c", "d"] {
+        assert!(authority.row(id).is_some(), "{id} is kept");
+    }
+}
