@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use anabranch_core::admission::RefusalCode;
 use anabranch_core::change::Change;
-use anabranch_core::genesis::GenesisKind;
+use anabranch_core::genesis::{Genesis, GenesisKind};
 use anabranch_core::intent::Intent;
 use anabranch_core::relay::{Input, Output, RelayConfig};
 use anabranch_core::replica::{self, Edit, WriteError};
@@ -286,11 +286,17 @@ fn writes_beside_a_named_container_are_looked_at_as_ever() {
     // Who has not seen that does not replace it.
     let mut blind = Device::new(4);
     let conn = world.join(&blind, "writer");
-    let replaced = OpId::new(first.start_op(), first.actor());
-    let blindly = blind.write("n1", Draft { replaces: vec![replaced.clone()], ..Draft::default() });
-    let ack = world.submit(conn, unit([of("n1", &[&blindly])]));
-    assert_eq!(codes(&ack), [RefusalCode::BadShape]);
-    assert!(ack.refused[0].message.contains("can't have seen"), "{}", ack.refused[0].message);
+    let container = Genesis::new("note", "title", GenesisKind::Counter);
+    for (replaced, why) in [
+        (OpId::new(first.start_op(), first.actor()), "can't have seen"),
+        (container.op_id(), "had not begun where its author was"),
+    ] {
+        let blindly = blind.write("n1", Draft { replaces: vec![replaced], ..Draft::default() });
+        let ack = world.submit(conn, unit([of("n1", &[&blindly])]));
+        assert_eq!(codes(&ack), [RefusalCode::BadShape]);
+        assert!(ack.refused[0].message.contains(why), "{}", ack.refused[0].message);
+        blind = Device::new(4);
+    }
 }
 
 /// Nor does a device judge by its older schema what the relay admitted by a newer one.

@@ -42,7 +42,7 @@ impl Line {
         self.replica.receive(self.now, message.into()).unwrap();
     }
 
-    fn refused(&mut self, code: FaultCode) {
+    pub(crate) fn refused(&mut self, code: FaultCode) {
         self.receive(Fault { channel: Some(1), code: code as u16, message: "no".into() });
     }
 

@@ -122,22 +122,29 @@ fn a_cursor_that_jumps_is_no_end_of_the_feed() {
     keeps_its_edit(line);
 }
 
-/// While the feed is read anew, what was asked for before may still come.
+/// While the feed is read anew, what was asked for before may still come, after another sign-in too.
 #[test]
 fn entries_of_an_earlier_request_are_no_gap() {
-    let mut line = listening();
-    line.receive(page((1..=3).map(|seq| (seq, someone()))));
-    line.sent();
-    line.receive(caught_up(3, [9; 32]));
-    assert_eq!(opens(&line.sent()).iter().map(|open| open.cursor).collect::<Vec<_>>(), [0]);
-    line.receive(page([(4, someone())]));
-    line.receive(caught_up(4, [9; 32]));
-    assert!(matches!(line.replica.channel_state(), ChannelState::CatchingUp { .. }));
-    // With its first entry the new answer has begun.
-    line.receive(page((1..=2).map(|seq| (seq, someone()))));
-    line.receive(page([(4, someone())]));
-    says(&line, "entry 3 has not come");
-    keeps_its_edit(line);
+    for signs_in_again in [false, true] {
+        let mut line = listening();
+        line.receive(page((1..=3).map(|seq| (seq, someone()))));
+        line.sent();
+        line.receive(caught_up(3, [9; 32]));
+        assert_eq!(opens(&line.sent()).iter().map(|open| open.cursor).collect::<Vec<_>>(), [0]);
+        if signs_in_again {
+            line.refused(FaultCode::TokenExpired);
+            line.replica.refresh("new".into());
+            line.receive(granted());
+        }
+        line.receive(page([(4, someone())]));
+        line.receive(caught_up(4, [9; 32]));
+        assert!(matches!(line.replica.channel_state(), ChannelState::CatchingUp { .. }));
+        // With its first entry the new answer has begun.
+        line.receive(page((1..=2).map(|seq| (seq, someone()))));
+        line.receive(page([(4, someone())]));
+        says(&line, "entry 3 has not come");
+        keeps_its_edit(line);
+    }
 }
 
 #[test]
