@@ -677,4 +677,28 @@ mod tests {
         }
         assert_eq!(ConflictKind::from_name("lost"), None);
     }
+
+    #[test]
+    fn equal_values_are_alike_and_others_are_not() {
+        let scalars = [
+            ScalarValue::Null,
+            ScalarValue::Boolean(false),
+            ScalarValue::Boolean(true),
+            ScalarValue::Int(0),
+            ScalarValue::Uint(0),
+            ScalarValue::Int(1),
+            ScalarValue::F64(0.0),
+            // No device writes it, and anyone can.
+            ScalarValue::F64(-0.0),
+            ScalarValue::F64(1.0),
+            ScalarValue::Timestamp(0),
+            ScalarValue::Str("0".into()),
+            ScalarValue::Bytes(b"0".to_vec()),
+        ];
+        for a in &scalars {
+            for b in &scalars {
+                assert_eq!(a == b, likeness(a) == likeness(b), "{a:?} {b:?}");
+            }
+        }
+    }
 }

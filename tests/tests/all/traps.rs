@@ -127,11 +127,6 @@ fn equal_values_are_one_candidate() {
     world.edit(CAT, &[set("ask", json!("y"))]);
     world.settle(2);
     assert!(world.row(ANN).conflicts.is_empty(), "nor is an edit after the other");
-    let mut world = World::of(&fields("ask = { type = \"float\", merge = \"manual\" }"), 2);
-    world.edit(ANN, &[set("ask", json!(0.0))]);
-    world.edit(BEN, &[set("ask", json!(-0.0))]);
-    world.settle(1);
-    assert!(world.row(ANN).conflicts.is_empty(), "the zeros are equal");
 }
 
 #[test]
