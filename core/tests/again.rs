@@ -72,33 +72,54 @@ fn refusing(asked: &Changes, refusals: &[(&str, RefusalCode)]) -> Ack {
     Ack { channel: 1, unit_id: asked.unit_id, seq: 0, refused: refused.collect() }
 }
 
-/// What is dated anew lies where it lay among the edits of its device.
+/// What is dated anew lies where it lay among the edits of its device, whatever has become of the clock.
 #[test]
 fn an_edit_that_is_made_again_does_not_overtake_a_later_one() {
-    let mut world = World::with_schema();
-    let mut phone = Phone::new(1, NEWER);
-    phone.join(&mut world, "writer");
-    phone.write(&world, &[edit("n1", vec![set("title", json!("base"))])]).unwrap();
-    phone.talk(&mut world);
-    let read = replica::parse_version(&phone.row("n1").unwrap().version).unwrap();
-    for (field, value) in [("more", "refused"), ("title", "first")] {
+    for set_back_ms in [0, 120_000] {
+        let mut world = World::with_schema();
+        let mut phone = Phone::new(1, NEWER);
+        phone.join(&mut world, "writer");
+        phone.write(&world, &[edit("n1", vec![set("title", json!("base"))])]).unwrap();
+        phone.talk(&mut world);
+        let read = replica::parse_version(&phone.row("n1").unwrap().version).unwrap();
+        for (field, value) in [("more", "refused"), ("title", "first")] {
+            world.pass(10);
+            phone.write(&world, &[edit("n1", vec![set(field, json!(value))])]).unwrap();
+        }
         world.pass(10);
-        phone.write(&world, &[edit("n1", vec![set(field, json!(value))])]).unwrap();
+        // Of a form that was opened before the others were written.
+        let second = Edit { based_on: Some(read), ..edit("n1", vec![set("title", json!("second"))]) };
+        phone.write(&world, &[second]).unwrap();
+        phone.store.flush();
+        assert_eq!(phone.row("n1").unwrap().fields["title"], json!("second"));
+        asked(&mut phone, &mut world);
+        world.pass(10);
+        phone.conn = world.greet(&phone.device);
+        phone.replica.disconnect();
+        phone.replica.relay_clock_is(world.now, set_back_ms);
+        phone.replica.connect(1, Some(token("writer")));
+        phone.talk(&mut world);
+        let status = phone.replica.status();
+        assert_eq!((status.pending, phone.rows().refused().unwrap().len()), (0, 1));
+        assert_eq!(phone.row("n1").unwrap().fields["title"], json!("second"));
+        // And what it says next comes after all of that.
+        phone.write(&world, &[edit("n1", vec![set("title", json!("third"))])]).unwrap();
+        phone.talk(&mut world);
+        assert_eq!(phone.row("n1").unwrap().fields["title"], json!("third"));
     }
-    world.pass(10);
-    // Of a form that was opened before the others were written.
-    let second = Edit { based_on: Some(read), ..edit("n1", vec![set("title", json!("second"))]) };
-    phone.write(&world, &[second]).unwrap();
-    phone.store.flush();
-    assert_eq!(phone.row("n1").unwrap().fields["title"], json!("second"));
-    phone.talk(&mut world);
-    let status = phone.replica.status();
-    assert_eq!((status.pending, phone.rows().refused().unwrap().len()), (0, 1));
-    assert_eq!(phone.row("n1").unwrap().fields["title"], json!("second"));
-    // And what it says next comes after all of that.
-    phone.write(&world, &[edit("n1", vec![set("title", json!("third"))])]).unwrap();
-    phone.talk(&mut world);
-    assert_eq!(phone.row("n1").unwrap().fields["title"], json!("third"));
+}
+
+/// The relay has lost everything, and an admin has given it this schema.
+fn lose_all(world: &mut World, source: &str) {
+    world.store = Arc::default();
+    world.crash(RelayConfig::default());
+    give_schema(world, source);
+}
+
+fn give_schema(world: &mut World, source: &str) {
+    let admin = world.join(&Device::new(99), "admin");
+    world.send(admin, PushSchema { channel: 1, source: source.into() });
+    world.settle(admin);
 }
 
 /// An empty relay gets a schema that lacks a field. What its author is told, the others are told too.
@@ -116,11 +137,7 @@ fn what_is_refused_for_good_when_it_comes_back_goes_everywhere() {
     third.join(&mut world, "writer");
     assert!(authority.row("n1").is_some() && third.row("n1").is_some());
 
-    world.store = Arc::default();
-    world.crash(RelayConfig::default());
-    let admin = world.join(&Device::new(99), "admin");
-    world.send(admin, PushSchema { channel: 1, source: SCHEMA.into() });
-    world.settle(admin);
+    lose_all(&mut world, SCHEMA);
     authority.join(&mut world, "authority");
     assert!(matches!(authority.replica.held().unwrap(), Some(Held::MissingAtRelay { .. })));
     author.join(&mut world, "writer");
@@ -166,29 +183,125 @@ fn an_edit_may_wait_for_others_as_often_as_it_must() {
 /// alone would be refused for good.
 #[test]
 fn what_one_may_not_offer_any_more_goes_with_its_transaction() {
-    let mut world = World::strict();
-    let mut authority = Phone::new(1, SCHEMA);
-    authority.join(&mut world, "authority");
-    let mut author = Device::new(2);
-    let conn = world.join(&author, "writer");
-    let parts = ["c", "d"].map(|id| of(id, &[&author.write(id, in_tx(7, 2))]));
-    assert_eq!(world.submit(conn, unit(parts)).refused, []);
-    authority.talk(&mut world);
+    for first in [RefusalCode::MissingDependency, RefusalCode::ForgedAuthor] {
+        let mut world = World::strict();
+        let mut authority = Phone::new(1, SCHEMA);
+        authority.join(&mut world, "authority");
+        let mut author = Device::new(2);
+        let conn = world.join(&author, "writer");
+        let parts = ["c", "d"].map(|id| of(id, &[&author.write(id, in_tx(7, 2))]));
+        assert_eq!(world.submit(conn, unit(parts)).refused, []);
+        authority.talk(&mut world);
 
-    world.store = Arc::default();
-    world.crash(RelayConfig::default());
-    let admin = world.join(&Device::new(99), "admin");
-    world.send(admin, PushSchema { channel: 1, source: SCHEMA.into() });
-    world.settle(admin);
-    authority.conn = world.greet(&authority.device);
-    authority.replica.disconnect();
-    authority.replica.connect(1, Some(token("authority")));
-    let changes = asked(&mut authority, &mut world);
-    assert_eq!(changes.unit.entities.len(), 2);
-    let halves = [("c", RefusalCode::MissingDependency), ("d", RefusalCode::ForgedAuthor)];
-    authority.hear(&world, refusing(&changes, &halves));
-    assert_eq!((authority.replica.status().pending, authority.rows().refused().unwrap()), (0, vec![]));
-    for id in ["c", "d"] {
-        assert!(authority.row(id).is_some(), "{id} is kept");
+        lose_all(&mut world, SCHEMA);
+        authority.conn = world.greet(&authority.device);
+        authority.replica.disconnect();
+        authority.replica.connect(1, Some(token("authority")));
+        let changes = asked(&mut authority, &mut world);
+        assert_eq!(changes.unit.entities.len(), 2);
+        let halves = [("c", first), ("d", RefusalCode::ForgedAuthor)];
+        authority.hear(&world, refusing(&changes, &halves));
+        let status = authority.replica.status();
+        assert_eq!((status.pending, status.lacking), (0, 2));
+        assert_eq!(authority.rows().refused().unwrap(), []);
+        for id in ["c", "d"] {
+            assert!(authority.row(id).is_some(), "{id} is kept");
+        }
     }
+}
+
+/// Only what names the field is refused, and that may pass, so what builds on it is not refused for good.
+#[test]
+fn what_builds_on_a_field_that_the_relay_lacks_waits_with_it() {
+    let mut world = World::strict();
+    let mut author = Phone::new(1, NEWER);
+    let mut authority = Phone::new(2, NEWER);
+    authority.join(&mut world, "authority");
+    author.join(&mut world, "writer");
+    author.write(&world, &[edit("n1", vec![set("more", json!("x"))])]).unwrap();
+    author.talk(&mut world);
+    authority.talk(&mut world);
+    authority.write(&world, &[edit("n1", vec![set("title", json!("mine"))])]).unwrap();
+    authority.talk(&mut world);
+    assert_eq!(authority.replica.status().pending, 0);
+
+    lose_all(&mut world, SCHEMA);
+    authority.join(&mut world, "authority");
+    assert_eq!(authority.rows().refused().unwrap(), []);
+    give_schema(&mut world, NEWER);
+    authority.join(&mut world, "authority");
+    let fields = authority.row("n1").unwrap().fields;
+    assert_eq!((&fields["more"], &fields["title"]), (&json!("x"), &json!("mine")));
+    assert_eq!(authority.replica.status().pending, 0);
+}
+
+/// Titles are shorter than they were.
+const NARROW: &str = r#"
+[note]
+version = 1
+[note.fields]
+title = { type = "string", max_bytes = 3 }
+stars = { type = "int", merge = "counter" }
+"#;
+
+/// What is refused for good takes with it what builds on it, and that the rest of its transaction.
+#[test]
+fn what_is_refused_for_good_when_it_comes_back_leaves_no_half_of_a_transaction() {
+    for (field, source) in [("more", SCHEMA), ("title", NARROW)] {
+        let mut world = World::strict();
+        let mut first = Phone::new(1, NEWER);
+        let mut second = Phone::new(2, NEWER);
+        let mut third = Phone::new(3, NEWER);
+        Phone::new(4, NEWER).join(&mut world, "authority");
+        first.join(&mut world, "writer");
+        second.join(&mut world, "writer");
+        first.write(&world, &[edit("n1", vec![set(field, json!("long"))])]).unwrap();
+        first.talk(&mut world);
+        second.talk(&mut world);
+        let both = ["n1", "n2"].map(|id| edit(id, vec![set("title", json!("b"))]));
+        second.write(&world, &both).unwrap();
+        second.talk(&mut world);
+        first.talk(&mut world);
+        third.join(&mut world, "writer");
+        assert!(first.row("n2").is_some() && third.row("n2").is_some());
+
+        lose_all(&mut world, source);
+        for _ in 0..2 {
+            for phone in [&mut first, &mut second, &mut third] {
+                phone.join(&mut world, "writer");
+            }
+        }
+        for phone in [&first, &second, &third] {
+            assert_eq!((phone.row("n1"), phone.row("n2")), (None, None), "{field}");
+            assert_eq!((phone.replica.status().lacking, phone.replica.held().unwrap()), (0, None));
+        }
+        // Whoever wrote what is gone is told.
+        assert_eq!(first.rows().refused().unwrap().len(), 1);
+        assert_eq!(second.rows().refused().unwrap().len(), 2);
+        assert_eq!(third.rows().refused().unwrap(), []);
+    }
+}
+
+/// Somebody else has brought it back, and the author, who hears of that first, has nothing under way.
+#[test]
+fn an_author_is_told_of_a_refusal_of_what_another_brought_back() {
+    let mut world = World::strict();
+    let mut author = Phone::new(1, SCHEMA);
+    let mut authority = Phone::new(2, SCHEMA);
+    authority.join(&mut world, "authority");
+    author.join(&mut world, "writer");
+    author.write(&world, &[edit("n1", vec![set("title", json!("long title"))])]).unwrap();
+    author.talk(&mut world);
+    authority.talk(&mut world);
+    lose_all(&mut world, NARROW);
+    authority.join(&mut world, "authority");
+    assert_eq!((authority.row("n1"), authority.rows().refused().unwrap()), (None, vec![]));
+    author.join(&mut world, "writer");
+    assert_eq!(author.row("n1"), None);
+    let refused = author.rows().refused().unwrap();
+    assert_eq!(refused.len(), 1);
+    assert_eq!(refused[0].1.code, RefusalCode::Validation.name());
+    // What it meant was forgotten when it was admitted.
+    let again = author.replica.retry_refused(world.now, &refused[0].1).unwrap_err();
+    assert!(again.to_string().contains("write it anew"), "{again}");
 }

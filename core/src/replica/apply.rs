@@ -290,10 +290,15 @@ impl Replica {
             self.admitted(&mut batch, hash, &accepted, &mut touched)?;
             let mut settled = Vec::with_capacity(denied.len());
             for refusal in denied {
-                if !self.refused_again(&mut batch, hash, &refusal, &mut touched)? {
+                let change = ChangeHash(refusal.hash);
+                if !self.offers_again(hash, &change) {
                     settled.push(refusal);
+                } else if !self.refused_again(&mut batch, hash, &refusal, &mut touched)? {
+                    self.refuse_held(&mut batch, now, hash, refusal, &mut touched)?;
                 }
             }
+            // Some of them may have gone with others.
+            settled.retain(|refusal| self.is_pending(hash, &ChangeHash(refusal.hash)));
             if !settled.is_empty() {
                 self.refuse(&mut batch, now, hash, settled, &condemned, &mut touched)?;
             }
@@ -312,15 +317,28 @@ impl Replica {
     ) -> Result<(), StoreError> {
         let Ok(key) = EntityKey::new(refused.type_name.clone(), refused.id.clone()) else { return Ok(()) };
         let hash = self.load(&key)?;
+        if self.loaded(hash)?.entity.headers().contains(&ChangeHash(refused.hash)) {
+            self.refuse_held(batch, now, hash, refused, touched)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a refused change out of an entity, with what goes with it elsewhere if it is not this device's to send.
+    fn refuse_held(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        hash: EntityHash,
+        refused: Refused,
+        touched: &mut BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
         let change = ChangeHash(refused.hash);
-        if self.loaded(hash)?.entity.headers().contains(&change) {
-            let beside = self.held_beside(hash, change)?;
-            let condemned = self.condemned(std::iter::once((hash, &refused)));
-            self.refuse(batch, now, hash, vec![refused], &condemned, touched)?;
-            let is_left = |loaded: &super::Loaded| loaded.entity.headers().contains(&change);
-            if !self.cache.get(&hash).is_some_and(is_left) {
-                self.take_out_beside(batch, now, beside, touched)?;
-            }
+        let beside = self.held_beside(hash, change)?;
+        let condemned = self.condemned(std::iter::once((hash, &refused)));
+        self.refuse(batch, now, hash, vec![refused], &condemned, touched)?;
+        let is_left = |loaded: &super::Loaded| loaded.entity.headers().contains(&change);
+        if !self.cache.get(&hash).is_some_and(is_left) {
+            self.take_out_beside(batch, now, beside, touched)?;
         }
         Ok(())
     }
@@ -434,7 +452,9 @@ impl Replica {
             return Ok(());
         }
         remake.wall = clock_ahead.then(|| self.relay_clock(now));
+        let held = self.held_of_own(hash)?;
         self.rebuild(batch, now, hash, &remake)?;
+        self.tell_of_lost(batch, now, hash, held, &remake.reasons)?;
         if self.cache.contains_key(&hash) {
             touched.entry(hash).or_default().rewritten = true;
         }
@@ -481,7 +501,8 @@ impl Replica {
             if headers.by_hash(&change).is_some_and(|header| headers.device(header) != device) {
                 others.insert(change);
             }
-            let off = correction - record.skew_ms;
+            // What was sent was dated by a clock that had been measured.
+            let off = if record.sent { 0 } else { correction - record.skew_ms };
             pending.push(Pending {
                 hash: change,
                 intents: record.intents.clone(),

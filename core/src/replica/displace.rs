@@ -12,6 +12,7 @@ use std::sync::Arc;
 use automerge::ChangeHash;
 
 use super::apply::{Remake, Touched};
+use super::layout::RefusedRecord;
 use super::whole::Part;
 use super::{Replica, for_each};
 use crate::admission::RefusalCode;
@@ -265,8 +266,52 @@ impl Replica {
                     "what is left of a refused transaction is taken out"
                 );
                 let why = (RefusalCode::Transaction, "another member of its transaction was refused");
+                let reason = (why.0.name().to_owned(), why.1.to_owned());
+                let reasons = gone.iter().map(|change| (*change, reason.clone())).collect();
+                let held = self.held_of_own(entity)?;
                 self.take_out(batch, now, entity, (gone, BTreeSet::new()), why, touched)?;
+                self.tell_of_lost(batch, now, entity, held, &reasons)?;
             }
+        }
+        Ok(())
+    }
+
+    /// What this device wrote that the relay had and has lost, and that waits for no answer.
+    pub(super) fn held_of_own(&mut self, hash: EntityHash) -> Result<Vec<ChangeHash>, StoreError> {
+        let pending = self.pending_of(hash);
+        let device = self.config.device;
+        let headers = self.loaded(hash)?.entity.headers();
+        let held = headers.headers().iter().filter(|header| {
+            !header.admitted && headers.device(header) == device && !pending.contains(&header.hash)
+        });
+        Ok(held.map(|header| header.hash).collect())
+    }
+
+    /// Tells the user what of that is gone now. What it meant was forgotten when the relay had it.
+    pub(super) fn tell_of_lost(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        hash: EntityHash,
+        held: Vec<ChangeHash>,
+        reasons: &BTreeMap<ChangeHash, (String, String)>,
+    ) -> Result<(), StoreError> {
+        let entity = &self.loaded(hash)?.entity;
+        let key = entity.key().clone();
+        let lost: Vec<ChangeHash> =
+            held.into_iter().filter(|change| !entity.headers().contains(change)).collect();
+        for change in lost {
+            let depends = || (RefusalCode::DependsOnRefused.name().to_owned(), String::new());
+            let (code, message) = reasons.get(&change).cloned().unwrap_or_else(depends);
+            let refused = RefusedRecord {
+                type_name: key.type_name().to_owned(),
+                id: key.id().to_owned(),
+                code,
+                message,
+                intents: Vec::new(),
+                time_ms: self.corrected(now).0,
+            };
+            self.put_refused(batch, &refused)?;
         }
         Ok(())
     }

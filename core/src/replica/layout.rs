@@ -508,7 +508,8 @@ pub struct RefusedRecord {
     pub code: String,
     /// For people.
     pub message: String,
-    /// What the user had meant: show it, edit it, send it again.
+    /// What the user had meant: show it, edit it, send it again. Empty where the relay had it and lost it: that was
+    /// forgotten when it was admitted.
     pub intents: Vec<Intent>,
     /// When it was refused, milliseconds since 1970.
     pub time_ms: u64,

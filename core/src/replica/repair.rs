@@ -96,10 +96,17 @@ impl Replica {
         self.number_again(hash, change).is_some()
     }
 
+    pub(super) fn is_pending(&self, hash: EntityHash, change: &ChangeHash) -> bool {
+        self.pending_number(hash, change).is_some()
+    }
+
     fn number_again(&self, hash: EntityHash, change: &ChangeHash) -> Option<u64> {
-        let is_it = |number: &&u64| {
-            self.outbox.get(number).is_some_and(|pending| pending.again && pending.hash == *change)
-        };
+        let number = self.pending_number(hash, change);
+        number.filter(|number| self.is_offered_again(*number))
+    }
+
+    fn pending_number(&self, hash: EntityHash, change: &ChangeHash) -> Option<u64> {
+        let is_it = |number: &&u64| self.outbox.get(number).is_some_and(|pending| pending.hash == *change);
         self.pending.get(&hash)?.iter().find(is_it).copied()
     }
 
@@ -114,11 +121,7 @@ impl Replica {
     ) -> Result<bool, StoreError> {
         let change = ChangeHash(refusal.hash);
         let Some(number) = self.number_again(hash, &change) else { return Ok(false) };
-        let headers = self.loaded(hash)?.entity.headers();
-        let author = headers.by_hash(&change).map(|header| headers.device(header));
         match RefusalCode::from_u16(refusal.code) {
-            // What its author brings is refused for good; others may have come before the schema did.
-            Some(RefusalCode::UnknownField) if author == Some(self.config.device) => return Ok(false),
             // Who has what it builds on, or the schema that it was written by, may bring that yet; a clock may be
             // set right.
             Some(RefusalCode::MissingDependency | RefusalCode::ClockAhead | RefusalCode::UnknownField) => {
@@ -170,7 +173,7 @@ impl Replica {
         }
     }
 
-    fn pending_of(&self, hash: EntityHash) -> BTreeSet<ChangeHash> {
+    pub(super) fn pending_of(&self, hash: EntityHash) -> BTreeSet<ChangeHash> {
         let numbers = self.pending.get(&hash).into_iter().flatten();
         numbers.filter_map(|number| self.outbox.get(number)).map(|pending| pending.hash).collect()
     }

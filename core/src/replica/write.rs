@@ -371,6 +371,12 @@ impl Replica {
     pub fn retry_refused(&mut self, now: Now, record: &RefusedRecord) -> Result<Written, WriteError> {
         let key = EntityKey::new(record.type_name.clone(), record.id.clone())
             .map_err(|error| EditError::Validation(error.to_string()))?;
+        if record.intents.is_empty() {
+            let message = format!(
+                "what was refused of {key} was forgotten here when the relay had it: write it anew, and dismiss this"
+            );
+            return Err(EditError::Validation(message).into());
+        }
         let edit = Edit { key, intents: record.intents.clone(), based_on: None, expect: Expect::Any };
         self.write(now, &[edit], true)
     }
