@@ -22,21 +22,13 @@ use serde_json::json;
 use support::*;
 
 /// One field more than the relay's.
-const NEWER: &str = r#"
-[note]
-version = 2
-[note.fields]
-title = { type = "string" }
-stars = { type = "int", merge = "counter" }
-more = { type = "string" }
-
-[country]
-version = 1
-merge = "server_only"
-[country.fields]
-name = { type = "string" }
-visits = { type = "int", merge = "counter" }
-"#;
+fn newer() -> String {
+    SCHEMA.replacen(
+        "version = 1\n[note.fields]",
+        "version = 2\n[note.fields]\nmore = { type = \"string\" }",
+        1,
+    )
+}
 
 /// Goes on until a phone sends changes, which are to be answered by hand.
 fn asked(phone: &mut Phone, world: &mut World) -> Changes {
@@ -77,7 +69,7 @@ fn refusing(asked: &Changes, refusals: &[(&str, RefusalCode)]) -> Ack {
 fn an_edit_that_is_made_again_does_not_overtake_a_later_one() {
     for set_back_ms in [0, 120_000] {
         let mut world = World::with_schema();
-        let mut phone = Phone::new(1, NEWER);
+        let mut phone = Phone::new(1, &newer());
         phone.join(&mut world, "writer");
         phone.write(&world, &[edit("n1", vec![set("title", json!("base"))])]).unwrap();
         phone.talk(&mut world);
@@ -126,9 +118,9 @@ fn give_schema(world: &mut World, source: &str) {
 #[test]
 fn what_is_refused_for_good_when_it_comes_back_goes_everywhere() {
     let mut world = World::strict();
-    let mut author = Phone::new(1, NEWER);
-    let mut authority = Phone::new(2, NEWER);
-    let mut third = Phone::new(3, NEWER);
+    let mut author = Phone::new(1, &newer());
+    let mut authority = Phone::new(2, &newer());
+    let mut third = Phone::new(3, &newer());
     authority.join(&mut world, "authority");
     author.join(&mut world, "writer");
     author.write(&world, &[edit("n1", vec![set("more", json!("x"))])]).unwrap();
@@ -214,8 +206,8 @@ fn what_one_may_not_offer_any_more_goes_with_its_transaction() {
 #[test]
 fn what_builds_on_a_field_that_the_relay_lacks_waits_with_it() {
     let mut world = World::strict();
-    let mut author = Phone::new(1, NEWER);
-    let mut authority = Phone::new(2, NEWER);
+    let mut author = Phone::new(1, &newer());
+    let mut authority = Phone::new(2, &newer());
     authority.join(&mut world, "authority");
     author.join(&mut world, "writer");
     author.write(&world, &[edit("n1", vec![set("more", json!("x"))])]).unwrap();
@@ -228,7 +220,7 @@ fn what_builds_on_a_field_that_the_relay_lacks_waits_with_it() {
     lose_all(&mut world, SCHEMA);
     authority.join(&mut world, "authority");
     assert_eq!(authority.rows().refused().unwrap(), []);
-    give_schema(&mut world, NEWER);
+    give_schema(&mut world, &newer());
     authority.join(&mut world, "authority");
     let fields = authority.row("n1").unwrap().fields;
     assert_eq!((&fields["more"], &fields["title"]), (&json!("x"), &json!("mine")));
@@ -249,10 +241,10 @@ stars = { type = "int", merge = "counter" }
 fn what_is_refused_for_good_when_it_comes_back_leaves_no_half_of_a_transaction() {
     for (field, source) in [("more", SCHEMA), ("title", NARROW)] {
         let mut world = World::strict();
-        let mut first = Phone::new(1, NEWER);
-        let mut second = Phone::new(2, NEWER);
-        let mut third = Phone::new(3, NEWER);
-        Phone::new(4, NEWER).join(&mut world, "authority");
+        let mut first = Phone::new(1, &newer());
+        let mut second = Phone::new(2, &newer());
+        let mut third = Phone::new(3, &newer());
+        Phone::new(4, &newer()).join(&mut world, "authority");
         first.join(&mut world, "writer");
         second.join(&mut world, "writer");
         first.write(&world, &[edit("n1", vec![set(field, json!("long"))])]).unwrap();
@@ -304,4 +296,21 @@ fn an_author_is_told_of_a_refusal_of_what_another_brought_back() {
     // What it meant was forgotten when it was admitted.
     let again = author.replica.retry_refused(world.now, &refused[0].1).unwrap_err();
     assert!(again.to_string().contains("write it anew"), "{again}");
+}
+
+/// The answer comes before the feed, which says that it is for good: what is written next waits for nothing.
+#[test]
+fn what_waited_for_a_change_that_is_refused_for_good_goes_on() {
+    let mut world = World::strict();
+    Phone::new(2, &newer()).join(&mut world, "authority");
+    let mut author = Phone::new(1, &newer());
+    author.join(&mut world, "writer");
+    author.write(&world, &[edit("n1", vec![set("more", json!("x"))])]).unwrap();
+    author.talk(&mut world);
+    lose_all(&mut world, SCHEMA);
+    author.join(&mut world, "writer");
+    assert_eq!((author.row("n1"), author.replica.status().pending), (None, 0));
+    author.write(&world, &[edit("n1", vec![set("title", json!("next"))])]).unwrap();
+    author.talk(&mut world);
+    assert_eq!((author.replica.status().pending, author.replica.held().unwrap()), (0, None));
 }

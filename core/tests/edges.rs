@@ -220,16 +220,17 @@ fn no_transaction_is_written_that_the_relay_would_never_take() {
     assert_eq!(world.whole_feed().len(), notes.min(1) + 4, "as one entry");
 }
 
+/// Says of a note's title that it is a counter.
+fn named(part: EntityChanges) -> EntityChanges {
+    EntityChanges { genesis: vec![("title".into(), GenesisKind::Counter.code())], ..part }
+}
+
 /// Without a schema a relay believes what it is told of fields. With it, those are what it says.
 #[test]
 fn a_field_that_was_named_a_container_is_what_the_schema_says() {
     let mut world = World::lenient();
     let mut hostile = Device::new(1);
     let other = world.join(&hostile, "writer");
-    let named = |part: EntityChanges| EntityChanges {
-        genesis: vec![("title".into(), GenesisKind::Counter.code())],
-        ..part
-    };
     let counted = || Draft { increments: Some("title"), ..Draft::default() };
     let change = hostile.write("n1", counted());
     assert_eq!(world.submit(other, unit([named(of("n1", &[&change]))])).refused, []);
@@ -265,10 +266,6 @@ fn writes_beside_a_named_container_are_looked_at_as_ever() {
     let mut world = World::lenient();
     let mut hostile = Device::new(1);
     let other = world.join(&hostile, "writer");
-    let named = |part: EntityChanges| EntityChanges {
-        genesis: vec![("title".into(), GenesisKind::Counter.code())],
-        ..part
-    };
     let change = hostile.write("n1", Draft { increments: Some("title"), ..Draft::default() });
     assert_eq!(world.submit(other, unit([named(of("n1", &[&change]))])).refused, []);
     // While there is no schema, it is what it was named, and nothing is put in its place.
@@ -308,10 +305,6 @@ version = 1
 [note.fields]
 stars = { type = "int", merge = "counter" }
 "#;
-    let named = |part: EntityChanges| EntityChanges {
-        genesis: vec![("title".into(), GenesisKind::Counter.code())],
-        ..part
-    };
     let counted = || Draft { increments: Some("title"), ..Draft::default() };
     {
         let mut world = World::lenient();

@@ -338,6 +338,8 @@ impl Replica {
         self.refuse(batch, now, hash, vec![refused], &condemned, touched)?;
         let is_left = |loaded: &super::Loaded| loaded.entity.headers().contains(&change);
         if !self.cache.get(&hash).is_some_and(is_left) {
+            // What waited for it waits for nothing.
+            self.unstall(hash);
             self.take_out_beside(batch, now, beside, touched)?;
         }
         Ok(())

@@ -78,13 +78,6 @@ impl MemoryStore {
         Self { inner: Mutex::new(Inner { latest: published.clone(), published, ..Inner::default() }) }
     }
 
-    /// Whether all that was committed is durable.
-    // Not every story needs it.
-    #[allow(dead_code)]
-    pub fn is_flushed(&self) -> bool {
-        self.lock().queued.is_empty()
-    }
-
     /// How many batches were committed.
     pub fn commits(&self) -> u64 {
         self.lock().next

@@ -10,6 +10,7 @@ use anabranch_core::relay::{ConnId, Input};
 use anabranch_core::replica::{self, Edit, Expect, Replica, ReplicaConfig, WriteError};
 use anabranch_core::rows::{RowRecord, Rows};
 use anabranch_core::schema::Schema;
+use anabranch_core::store::Store;
 use anabranch_core::wire::{GrantRole, Message};
 use serde_json::Value as Json;
 
@@ -60,7 +61,7 @@ impl Phone {
                 }
             }
             let told = world.settle(self.conn);
-            if told.is_empty() && self.store.is_flushed() {
+            if told.is_empty() && self.store.durable().unwrap() == self.replica.last_commit() {
                 return;
             }
             for message in told.into_iter().filter(|message| !matches!(message, Message::Welcome(_))) {
