@@ -46,6 +46,7 @@ pub(crate) struct Sled {
 
 impl Sled {
     pub(crate) fn open(dir: &Path, options: &StoreOptions) -> Result<Sled, StoreError> {
+        remove_unfinished(dir).map_err(io_error("remove what an earlier opening left"))?;
         let db = open_db(dir, options)?;
         // sled may have recovered what was written but never synced, and has perhaps just made
         // its files.
@@ -69,6 +70,20 @@ impl Sled {
             syncs: options.syncs,
         })
     }
+}
+
+/// sled writes a snapshot of what it has recovered while it opens, and renames it when it is whole. If
+/// it was stopped before that it takes the half for the newest, and finds it damaged
+/// (spacejam/sled, issue 1527). What the half was made from is still there.
+fn remove_unfinished(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with("snap.") && name.ends_with(".generating")) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn open_db(dir: &Path, options: &StoreOptions) -> Result<sled::Db, StoreError> {

@@ -194,6 +194,30 @@ fn a_store_that_was_never_finished_is_made_again() {
     }
 }
 
+/// sled writes what it has recovered beside what it recovered before, then renames it. What a
+/// kill leaves half written it would take for the newest.
+#[test]
+fn an_opening_of_sled_that_was_cut_short_is_done_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = StoreOptions::default().backend(BackendKind::Sled);
+    let open = || DiskStore::open(dir.path(), options.clone()).unwrap();
+    write(&open(), 0, 10);
+    write(&open(), 10, 20);
+    let snapshots = || -> Vec<_> {
+        let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter_map(|name| name.into_string().ok()).filter(|name| name.starts_with("snap.")).collect()
+    };
+    let whole = fs::read(dir.path().join(&snapshots()[0])).unwrap();
+    for cut in [0, 1, whole.len() / 2, whole.len() - 1, whole.len()] {
+        fs::write(dir.path().join("snap.00000000FFFFFFFF.generating"), &whole[..cut]).unwrap();
+        let store = open();
+        assert_eq!(count(&store), 20, "{cut} of {} bytes", whole.len());
+        assert!(!store.rolled_back());
+        assert_eq!(snapshots().len(), 1, "{cut} of {} bytes: leftovers", whole.len());
+        store.shut_down().unwrap();
+    }
+}
+
 #[test]
 fn commits_are_refused_while_space_is_short_and_reads_go_on() {
     for (_, options) in kinds() {
