@@ -64,6 +64,14 @@ fn refusing(asked: &Changes, refusals: &[(&str, RefusalCode)]) -> Ack {
     Ack { channel: 1, unit_id: asked.unit_id, seq: 0, refused: refused.collect() }
 }
 
+/// Signs in over a new link, by which the relay's clock is found to be so far ahead.
+fn sign_in(phone: &mut Phone, world: &mut World, ahead_ms: i64) {
+    phone.conn = world.greet(&phone.device);
+    phone.replica.disconnect();
+    phone.replica.relay_clock_is(world.now, ahead_ms);
+    phone.replica.connect(1, Some(token("writer")));
+}
+
 /// What is dated anew lies where it lay among the edits of its device, whatever has become of the clock.
 #[test]
 fn an_edit_that_is_made_again_does_not_overtake_a_later_one() {
@@ -86,10 +94,7 @@ fn an_edit_that_is_made_again_does_not_overtake_a_later_one() {
         assert_eq!(phone.row("n1").unwrap().fields["title"], json!("second"));
         asked(&mut phone, &mut world);
         world.pass(10);
-        phone.conn = world.greet(&phone.device);
-        phone.replica.disconnect();
-        phone.replica.relay_clock_is(world.now, set_back_ms);
-        phone.replica.connect(1, Some(token("writer")));
+        sign_in(&mut phone, &mut world, set_back_ms);
         phone.talk(&mut world);
         let status = phone.replica.status();
         assert_eq!((status.pending, phone.rows().refused().unwrap().len()), (0, 1));
@@ -98,6 +103,37 @@ fn an_edit_that_is_made_again_does_not_overtake_a_later_one() {
         phone.write(&world, &[edit("n1", vec![set("title", json!("third"))])]).unwrap();
         phone.talk(&mut world);
         assert_eq!(phone.row("n1").unwrap().fields["title"], json!("third"));
+    }
+}
+
+/// The clock is set while an answer is under way. What was sent had been dated by a clock that was measured, so
+/// what is made of it later is not dated by what is measured then.
+#[test]
+fn an_edit_that_was_sent_once_keeps_its_date_though_the_clock_is_set() {
+    for (refused, before_ms, after_ms) in [(0, 0, 120_000), (1, 120_000, 0)] {
+        let mut world = World::with_schema();
+        let mut phone = Phone::new(1, SCHEMA);
+        sign_in(&mut phone, &mut world, before_ms);
+        phone.talk(&mut world);
+        phone.write(&world, &[edit("n1", vec![set("title", json!("base"))])]).unwrap();
+        phone.talk(&mut world);
+        let read = replica::parse_version(&phone.row("n1").unwrap().version).unwrap();
+        for value in ["first", "second"] {
+            world.pass(10);
+            let edit = edit("n1", vec![set("title", json!(value))]);
+            phone.write(&world, &[Edit { based_on: Some(read.clone()), ..edit }]).unwrap();
+        }
+        let changes = asked(&mut phone, &mut world);
+        let sent = &changes.unit.entities[0].changes;
+        assert_eq!(sent.len(), 2);
+        let mut ack = refusing(&changes, &[("n1", RefusalCode::BadSequence)]);
+        ack.refused[0].hash = Change::parse(&sent[refused]).unwrap().hash().0;
+        world.now.wall.0 = world.now.wall.0 + before_ms as u64 - after_ms as u64;
+        phone.hear(&world, ack);
+        world.pass(10);
+        sign_in(&mut phone, &mut world, after_ms);
+        asked(&mut phone, &mut world);
+        assert_eq!(phone.row("n1").unwrap().fields["title"], json!("second"), "{after_ms}");
     }
 }
 
@@ -227,6 +263,45 @@ fn what_builds_on_a_field_that_the_relay_lacks_waits_with_it() {
     assert_eq!(authority.replica.status().pending, 0);
 }
 
+/// Nor is what was not sent yet, whatever keeps the relay from taking what it builds on.
+#[test]
+fn a_new_edit_waits_for_what_it_builds_on_and_what_the_relay_does_not_take_now() {
+    for (schema, role) in [(SCHEMA.to_owned(), "admin"), (newer(), "writer")] {
+        let mut world = World::strict();
+        let mut author = Phone::new(1, &newer());
+        let mut other = Phone::new(2, &newer());
+        other.join(&mut world, "admin");
+        author.join(&mut world, "writer");
+        author.write(&world, &[edit("n1", vec![set("more", json!("x"))])]).unwrap();
+        author.talk(&mut world);
+        other.talk(&mut world);
+
+        lose_all(&mut world, &schema);
+        // It has put what is lost into its outbox, and both are marked as sent, but it hears no answer.
+        let mine = edit("n1", vec![set("title", json!("mine"))]);
+        for edits in [&[][..], &[mine]] {
+            other.conn = world.greet(&other.device);
+            other.replica.disconnect();
+            other.write(&world, edits).unwrap();
+            other.replica.connect(1, Some(token("admin")));
+            asked(&mut other, &mut world);
+        }
+        other.join(&mut world, role);
+        assert_eq!(other.rows().refused().unwrap(), [], "{role}");
+        assert!(matches!(other.replica.held().unwrap(), Some(Held::MissingAtRelay { .. })), "{role}");
+
+        give_schema(&mut world, &newer());
+        author.join(&mut world, "writer");
+        other.join(&mut world, role);
+        author.talk(&mut world);
+        for phone in [&author, &other] {
+            let fields = phone.row("n1").unwrap().fields;
+            assert_eq!((&fields["more"], &fields["title"]), (&json!("x"), &json!("mine")), "{role}");
+            assert_eq!((phone.replica.status().pending, phone.replica.held().unwrap()), (0, None));
+        }
+    }
+}
+
 /// Titles are shorter than they were.
 const NARROW: &str = r#"
 [note]
@@ -313,4 +388,88 @@ fn what_waited_for_a_change_that_is_refused_for_good_goes_on() {
     author.write(&world, &[edit("n1", vec![set("title", json!("next"))])]).unwrap();
     author.talk(&mut world);
     assert_eq!((author.replica.status().pending, author.replica.held().unwrap()), (0, None));
+}
+
+/// A relay that lost what this device wrote has what another life of its store wrote in the same place. What
+/// goes with that was acknowledged once; only what is the same edit by another name is not lost.
+#[test]
+fn an_author_is_told_of_what_another_life_of_its_own_took_the_place_of() {
+    for is_made_again in [true, false] {
+        let mut world = World::with_schema();
+        let mut phone = Phone::new(1, SCHEMA);
+        phone.join(&mut world, "writer");
+        let mut places = Vec::new();
+        for (title, ids) in [("x", &["n1", "n2"][..]), ("y", &["n1"])] {
+            let edits: Vec<Edit> = ids.iter().map(|id| edit(id, vec![set("title", json!(title))])).collect();
+            phone.write(&world, &edits).unwrap();
+            let changes = asked(&mut phone, &mut world);
+            places.push(changes.unit.entities.iter().map(|part| part.changes[0].clone()).collect::<Vec<_>>());
+            world.handle(Input::Received { conn: phone.conn, bytes: Message::from(changes).encode() });
+            phone.talk(&mut world);
+        }
+        assert_eq!(phone.replica.status().pending, 0);
+
+        lose_all(&mut world, SCHEMA);
+        let mut life = Device::new(1);
+        let conn = world.join(&life, "writer");
+        let parts = ["n1", "n2"].iter().zip(&places[0]).map(|(id, was)| {
+            let mut draft = in_tx(9, 2);
+            draft.note.origin = is_made_again.then(|| Change::parse(was).unwrap().origin());
+            of(id, &[&life.write(id, draft)])
+        });
+        let parts: Vec<_> = parts.collect();
+        assert_eq!(world.submit(conn, unit(parts)).refused, []);
+        phone.join(&mut world, "writer");
+        for id in ["n1", "n2"] {
+            assert_eq!(phone.row(id).unwrap().fields["title"], json!("hello"));
+        }
+        let refused = phone.rows().refused().unwrap();
+        let told: Vec<&str> = refused.iter().map(|(_, record)| record.id.as_str()).collect();
+        let lost = if is_made_again { vec!["n1"] } else { vec!["n1", "n1", "n2"] };
+        assert_eq!(told, lost);
+        assert!(refused.iter().all(|(_, record)| record.intents.is_empty()));
+    }
+}
+
+/// The relay has the edit by another name, so nothing was refused that the user meant.
+#[test]
+fn nobody_is_told_of_an_edit_that_the_relay_has_by_another_name() {
+    let mut world = World::with_schema();
+    let mut phone = Phone::new(1, SCHEMA);
+    phone.join(&mut world, "writer");
+    phone.write(&world, &[edit("n1", vec![set("title", json!("x"))])]).unwrap();
+    phone.talk(&mut world);
+    lose_all(&mut world, SCHEMA);
+    sign_in(&mut phone, &mut world, 0);
+    let changes = asked(&mut phone, &mut world);
+    phone.hear(&world, refusing(&changes, &[("n1", RefusalCode::Superseded)]));
+    assert_eq!((phone.replica.status().pending, phone.rows().refused().unwrap()), (0, vec![]));
+}
+
+/// What is offered again is not made again, so it does not count among what is.
+#[test]
+fn what_can_not_be_offered_again_leaves_a_new_edit_its_tries() {
+    let mut world = World::with_schema();
+    let mut phone = Phone::new(1, SCHEMA);
+    phone.join(&mut world, "writer");
+    for n in 0..5 {
+        phone.write(&world, &[edit("n1", vec![set("title", json!(n.to_string()))])]).unwrap();
+        phone.talk(&mut world);
+    }
+    lose_all(&mut world, SCHEMA);
+    sign_in(&mut phone, &mut world, 0);
+    let mut changes = asked(&mut phone, &mut world);
+    assert_eq!(changes.unit.entities[0].changes.len(), 5);
+    phone.write(&world, &[edit("n1", vec![set("title", json!("new"))])]).unwrap();
+    let mut ack = refusing(&changes, &[("n1", RefusalCode::BadSequence)]);
+    for bytes in &changes.unit.entities[0].changes[1..] {
+        ack.refused.push(Refused { hash: Change::parse(bytes).unwrap().hash().0, ..ack.refused[0].clone() });
+    }
+    phone.hear(&world, ack);
+    assert_eq!(phone.rows().refused().unwrap().len(), 5);
+    for _ in 0..3 {
+        changes = asked(&mut phone, &mut world);
+        phone.hear(&world, refusing(&changes, &[("n1", RefusalCode::BadSequence)]));
+    }
+    assert_eq!((phone.replica.status().pending, phone.rows().refused().unwrap().len()), (1, 5));
 }

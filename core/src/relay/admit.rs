@@ -343,7 +343,7 @@ impl<'a> Judging<'a> {
         let mut missing = None;
         for dep in change.deps().iter().filter(|dep| !target.knows(dep)) {
             match self.places.get(&(at, *dep)).map(|place| &self.items[*place].fate) {
-                Some(Fate::Refused(cause, Standing::Passes)) => missing = Some(cause.code),
+                Some(Fate::Refused(cause, Standing::Passes)) => missing = Some(below_not_taken(cause.code)),
                 Some(Fate::Refused(..)) => return Ok(Err(depends_on_refused())),
                 _ if self.stored_refusal(target, dep)?.is_some() => return Ok(Err(depends_on_refused())),
                 _ => missing = missing.or(Some(RefusalCode::MissingDependency)),
@@ -352,10 +352,19 @@ impl<'a> Judging<'a> {
         let author =
             change.author().or_else(|| target.entity.index.actor(change.actor()).map(|entry| entry.author));
         let vouches = vouches(role);
-        if vouches == Vouches::Own && author.is_some_and(|author| author.device != device) {
+        let writer = author.map(|author| author.device).or_else(|| target.begun.get(change.actor()).copied());
+        if vouches == Vouches::Own && writer.is_some_and(|writer| writer != device) {
             return refuse(
                 RefusalCode::ForgedAuthor,
                 "the change was written by another device than the one that sent it",
+                Standing::Passes,
+            );
+        }
+        // What it builds on may never come, and whoever brings this is not to wait for that in vain.
+        if vouches != Vouches::Anyone && change.note().role == Role::Authority {
+            return refuse(
+                RefusalCode::ForgedRole,
+                "the change claims a role that its device does not have",
                 Standing::Passes,
             );
         }
@@ -491,7 +500,11 @@ impl<'a> Judging<'a> {
                 let below = dependants.remove(&(item.target, item.hash)).unwrap_or_default();
                 let beside = tx.map(|(key, _)| take_beside(&mut transactions, key)).unwrap_or_default();
                 for place in below {
-                    let fate = if lasting { depends_on_refused() } else { passes(code, BELOW_NOT_TAKEN) };
+                    let fate = if lasting {
+                        depends_on_refused()
+                    } else {
+                        passes(below_not_taken(code), BELOW_NOT_TAKEN)
+                    };
                     if self.refuse_taken(place, fate, false) {
                         open.push(place);
                     }
@@ -689,6 +702,17 @@ fn passes(code: RefusalCode, text: &str) -> Fate {
 
 fn depends_on_refused() -> Fate {
     lasts(RefusalCode::DependsOnRefused, "it depends on a refused change")
+}
+
+/// What is said of a change that builds on one which is not taken now. What speaks against that one itself, or
+/// against who brings it, does not speak against this: somebody else may bring that, or it later.
+fn below_not_taken(cause: RefusalCode) -> RefusalCode {
+    match cause {
+        RefusalCode::UnknownField | RefusalCode::ForgedAuthor | RefusalCode::ForgedRole => {
+            RefusalCode::MissingDependency
+        }
+        other => other,
+    }
 }
 
 /// The hash of a change that is well-formed to Automerge, if not to us.

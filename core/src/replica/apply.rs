@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use automerge::ChangeHash;
 
-use super::layout::{PendingTx, RefusedRecord};
+use super::layout::PendingTx;
 use super::outbox::{ChannelState, REMAKES_MAX};
-use super::whole::Part;
+use super::whole::{Edits, Part};
 use super::{Output, Replica};
 use crate::admission::{Judge, RefusalCode};
 use crate::change::{Change, Origin, Role, TxMark};
 use crate::clock::{Now, WallMs};
-use crate::entity::{Pending, Rewritten};
+use crate::entity::{Entity, Pending, Rewritten};
+use crate::header::Header;
 use crate::id::{EntityHash, EntityKey};
 use crate::store::{Batch, Keyspace, StoreError};
 use crate::wire::{Ack, CaughtUp, Feed, FeedBody, Refused};
@@ -33,8 +34,28 @@ pub(super) struct Remake {
     pub(super) wall: Option<WallMs>,
     /// Code and message of what is refused.
     pub(super) reasons: BTreeMap<ChangeHash, (String, String)>,
+    /// Edits of this device that the relay has by other names: they are not lost.
+    pub(super) here: BTreeSet<Origin>,
     /// Some of it may have left the device.
     pub(super) new_incarnation: bool,
+}
+
+impl Remake {
+    /// Changes that may have left the device go, all for one reason.
+    pub(super) fn without(gone: BTreeSet<ChangeHash>, code: RefusalCode, why: &str) -> Self {
+        let reason = (code.name().to_owned(), why.to_owned());
+        let reasons = gone.iter().map(|change| (*change, reason.clone())).collect();
+        Self { gone, reasons, new_incarnation: true, ..Self::default() }
+    }
+}
+
+/// What came by the feed for one entity.
+pub(super) struct Came<'a> {
+    pub(super) origins: Vec<(Origin, ChangeHash)>,
+    /// What of it is new here.
+    pub(super) applied: Vec<ChangeHash>,
+    /// The edits that its unit has of this device.
+    pub(super) edits: &'a Edits,
 }
 
 /// What a page of the feed did to one entity.
@@ -73,8 +94,9 @@ impl Replica {
                         went_back = true;
                         break;
                     }
+                    let edits = self.own_edits(&parts)?;
                     for part in parts {
-                        self.take_changes(&mut batch, now, part, &mut touched)?;
+                        self.take_changes(&mut batch, now, part, &edits, &mut touched)?;
                     }
                 }
                 FeedBody::Own(list) => {
@@ -186,6 +208,7 @@ impl Replica {
         batch: &mut Batch,
         now: Now,
         part: Part,
+        edits: &Edits,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
         let Part { key, genesis, changes: parsed } = part;
@@ -195,7 +218,7 @@ impl Replica {
             parsed.iter().map(|change| (change.origin(), change.hash())).collect();
         let mut by_hash: BTreeMap<ChangeHash, Change> =
             parsed.iter().map(|change| (change.hash(), change.clone())).collect();
-        self.make_room(batch, now, hash, &parsed, touched)?;
+        self.make_room(batch, now, hash, &parsed, edits, touched)?;
         let entity = &mut self.loaded(hash)?.entity;
         entity.name_containers(&genesis);
         let received = entity.receive(parsed, ty.as_ref(), Judge::Admitted, true);
@@ -210,7 +233,7 @@ impl Replica {
         }
         // In a full feed own changes come back whole: those that were pending are admitted.
         self.admitted(batch, hash, &received.known, touched)?;
-        self.replace_twins(batch, now, hash, &origins, &received.applied, touched)
+        self.replace_twins(batch, now, hash, &Came { origins, applied: received.applied, edits }, touched)
     }
 
     /// Own changes that the relay admitted. `false` if one of them is not known here.
@@ -400,8 +423,11 @@ impl Replica {
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
         let curable = |replica: &Self, refusal: &Refused| {
-            let tx = replica.transaction_of(hash, &ChangeHash(refusal.hash)).map(|(_, tx)| tx);
+            let change = ChangeHash(refusal.hash);
+            let tx = replica.transaction_of(hash, &change).map(|(_, tx)| tx);
             match RefusalCode::from_u16(refusal.code) {
+                // It goes as it is or not at all.
+                _ if replica.offers_again(hash, &change) => false,
                 Some(
                     RefusalCode::MissingDependency
                     | RefusalCode::ClockAhead
@@ -424,22 +450,27 @@ impl Replica {
         let exhausted = *remakes > REMAKES_MAX;
         let mut remake = Remake { new_incarnation: true, ..Remake::default() };
         let mut clock_ahead = false;
+        let mut waiting = Vec::new();
         for refusal in denied {
             let change = ChangeHash(refusal.hash);
             let code = RefusalCode::from_u16(refusal.code);
-            // What it builds on is not at the relay now. It may be later.
-            if code == Some(RefusalCode::MissingDependency) {
-                reached!(AckStalled);
-                self.channel.stalled.insert(hash);
-                continue;
+            match code {
+                // What it builds on is not at the relay now. It may be later.
+                Some(RefusalCode::MissingDependency) => {
+                    reached!(AckStalled);
+                    waiting.push(change);
+                    continue;
+                }
+                // The other change comes by the feed and takes its place.
+                Some(RefusalCode::Superseded) if curable(self, &refusal) => {
+                    reached!(AckSuperseded);
+                    waiting.push(change);
+                    continue;
+                }
+                Some(RefusalCode::Superseded) => remake.here.extend(self.origin_of(hash, &change)?),
+                _ => {}
             }
-            // The other change comes by the feed and takes its place.
-            if code == Some(RefusalCode::Superseded) && !self.offers_again(hash, &change) {
-                reached!(AckSuperseded);
-                self.channel.stalled.insert(hash);
-                continue;
-            }
-            if !exhausted && curable(self, &refusal) && !self.offers_again(hash, &change) {
+            if !exhausted && curable(self, &refusal) {
                 clock_ahead |= code == Some(RefusalCode::ClockAhead);
                 reached!(AckAgain);
                 remake.again.insert(change);
@@ -450,15 +481,16 @@ impl Replica {
             let name = code.map_or("unknown", RefusalCode::name).to_owned();
             remake.reasons.insert(change, (name, refusal.message));
         }
-        if remake.gone.is_empty() && remake.again.is_empty() {
-            return Ok(());
+        if !remake.gone.is_empty() || !remake.again.is_empty() {
+            remake.wall = clock_ahead.then(|| self.relay_clock(now));
+            self.rebuild(batch, now, hash, &remake)?;
+            if self.cache.contains_key(&hash) {
+                touched.entry(hash).or_default().rewritten = true;
+            }
         }
-        remake.wall = clock_ahead.then(|| self.relay_clock(now));
-        let held = self.held_of_own(hash)?;
-        self.rebuild(batch, now, hash, &remake)?;
-        self.tell_of_lost(batch, now, hash, held, &remake.reasons)?;
-        if self.cache.contains_key(&hash) {
-            touched.entry(hash).or_default().rewritten = true;
+        // What is still what it was.
+        if waiting.iter().any(|change| self.is_pending(hash, change)) {
+            self.channel.stalled.insert(hash);
         }
         Ok(())
     }
@@ -493,18 +525,14 @@ impl Replica {
         let numbers: Vec<u64> = self.pending.get(&hash).cloned().unwrap_or_default().into_iter().collect();
         let mut records = Vec::with_capacity(numbers.len());
         let mut pending = Vec::with_capacity(numbers.len());
-        let mut others = BTreeSet::new();
-        let device = self.config.device;
         for number in &numbers {
-            let record = self.read_outbox(*number)?;
+            let mut record = self.read_outbox(*number)?;
             let change = ChangeHash(record.hash);
             let header_wall = self.loaded(hash)?.entity.headers().by_hash(&change).map(|h| h.time.wall());
-            let headers = self.loaded(hash)?.entity.headers();
-            if headers.by_hash(&change).is_some_and(|header| headers.device(header) != device) {
-                others.insert(change);
-            }
-            // What was sent was dated by a clock that had been measured.
-            let off = if record.sent { 0 } else { correction - record.skew_ms };
+            let off = if record.sent || record.dated { 0 } else { correction - record.skew_ms };
+            // A date that the relay found too late was none of a clock that had been measured.
+            let too_late = remake.wall.zip(header_wall).is_some_and(|(wall, written)| written > wall);
+            record.dated = (record.sent || record.dated) && !too_late;
             pending.push(Pending {
                 hash: change,
                 intents: record.intents.clone(),
@@ -531,8 +559,7 @@ impl Replica {
         if pending.is_empty() {
             // No type is needed to take out what others wrote.
             let left = self.loaded(hash)?.entity.without_all_of(&remake.gone)?;
-            self.loaded(hash)?.entity = left;
-            return Ok(());
+            return self.replace_entity(batch, now, hash, left, remake);
         }
         let author = self.author(&record);
         let Some(ty) = self.ty(key.type_name()).cloned() else {
@@ -540,7 +567,7 @@ impl Replica {
         };
         let rebuilt =
             self.loaded(hash)?.entity.rebuild(&remake.gone, &remake.again, &pending, &ty, author)?;
-        self.loaded(hash)?.entity = rebuilt.entity;
+        self.replace_entity(batch, now, hash, rebuilt.entity, remake)?;
         for ((number, mut record), result) in numbers.into_iter().zip(records).zip(rebuilt.pending) {
             match result {
                 Rewritten::Kept(_) => {}
@@ -569,31 +596,61 @@ impl Replica {
                         pending.commit = commit;
                     }
                 }
-                Rewritten::Gone { old, why } => {
-                    let (code, message) = match (remake.reasons.get(&old), why) {
-                        (Some((code, message)), _) => (code.clone(), message.clone()),
-                        (None, Some(why)) => (RefusalCode::DependsOnRefused.name().to_owned(), why),
-                        (None, None) => (RefusalCode::DependsOnRefused.name().to_owned(), String::new()),
-                    };
+                Rewritten::Gone { .. } if record.again => {
                     self.delete_outbox(batch, number)?;
-                    if others.contains(&old) {
-                        tracing::warn!(entity = %key, %old, code, "what another device wrote is refused now");
-                        continue;
-                    }
+                }
+                Rewritten::Gone { old, why } => {
+                    let depends = || depends_on_refused(why.unwrap_or_default());
+                    let reason = remake.reasons.get(&old).cloned().unwrap_or_else(depends);
+                    self.delete_outbox(batch, number)?;
                     self.broke(record.tx);
-                    let refused = RefusedRecord {
-                        type_name: record.type_name,
-                        id: record.id,
-                        code,
-                        message,
-                        intents: record.intents,
-                        time_ms: self.corrected(now).0,
-                    };
-                    self.put_refused(batch, &refused)?;
+                    self.put_refused(batch, now, &key, reason, record.intents)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Puts an entity without some of its changes in the place of what it was. Whoever wrote them is told of those
+    /// that the relay had once and that are not pending: what they meant was forgotten when it had them.
+    fn replace_entity(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        hash: EntityHash,
+        entity: Entity,
+        remake: &Remake,
+    ) -> Result<(), StoreError> {
+        let own = self.to_send(hash);
+        let device = self.config.device;
+        let before = std::mem::replace(&mut self.loaded(hash)?.entity, entity);
+        let wrote = |entity: &Entity, which: &dyn Fn(&Header) -> bool| {
+            let headers = entity.headers();
+            let wrote = headers.headers().iter().filter(|header| headers.device(header) == device);
+            let hashes = wrote.filter(|header| which(header)).map(|header| header.hash).collect();
+            entity.changes(&hashes)
+        };
+        let entity = &self.loaded(hash)?.entity;
+        let lost = wrote(&before, &|header| {
+            !header.admitted && !own.contains(&header.hash) && !entity.headers().contains(&header.hash)
+        });
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let mut here: BTreeSet<Origin> = wrote(entity, &|_| true).iter().map(Change::origin).collect();
+        here.extend(&remake.here);
+        for change in lost.iter().filter(|change| !here.contains(&change.origin())) {
+            let depends = || depends_on_refused(String::new());
+            let reason = remake.reasons.get(&change.hash()).cloned().unwrap_or_else(depends);
+            self.put_refused(batch, now, before.key(), reason, Vec::new())?;
+        }
+        Ok(())
+    }
+
+    /// The edit that a change of an entity makes.
+    fn origin_of(&mut self, hash: EntityHash, change: &ChangeHash) -> Result<Option<Origin>, StoreError> {
+        let changes = self.loaded(hash)?.entity.changes(&BTreeSet::from([*change]));
+        Ok(changes.first().map(Change::origin))
     }
 
     pub(super) fn on_caught_up(&mut self, now: Now, caught_up: CaughtUp) -> Result<(), StoreError> {
@@ -676,4 +733,8 @@ impl Replica {
         self.outputs.push_back(Output::Status);
         Ok(())
     }
+}
+
+fn depends_on_refused(message: String) -> (String, String) {
+    (RefusalCode::DependsOnRefused.name().to_owned(), message)
 }

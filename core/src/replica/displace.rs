@@ -11,9 +11,8 @@ use std::sync::Arc;
 
 use automerge::ChangeHash;
 
-use super::apply::{Remake, Touched};
-use super::layout::RefusedRecord;
-use super::whole::Part;
+use super::apply::{Came, Remake, Touched};
+use super::whole::{Edits, Part, authors};
 use super::{Replica, for_each};
 use crate::admission::RefusalCode;
 use crate::change::{Change, Origin};
@@ -53,6 +52,7 @@ impl Replica {
         now: Now,
         hash: EntityHash,
         coming: &[Change],
+        edits: &Edits,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
         let went_back = self.recovering || self.repair.generation > 0;
@@ -74,7 +74,7 @@ impl Replica {
             !header.admitted && taken.get(&header.actor).is_some_and(|seq| header.seq >= *seq)
         };
         let occupants = headers.headers().iter().filter(in_place).map(|header| header.hash).collect();
-        self.displace(batch, now, hash, occupants, touched)
+        self.displace(batch, now, hash, occupants, edits, touched)
     }
 
     /// The relay learns of a life when a device signs in, so a life that was lost before it did so again
@@ -82,11 +82,9 @@ impl Replica {
     fn meet_own_lives(&mut self, hash: EntityHash, coming: &[Change]) -> Result<(), StoreError> {
         let device = self.config.device;
         let headers = self.loaded(hash)?.entity.headers();
-        let unknown = coming.iter().filter(|change| !headers.contains(&change.hash()));
-        let authors = unknown.filter_map(|change| {
-            change.author().or_else(|| headers.actor(change.actor()).map(|entry| entry.author))
-        });
-        let lives = authors.filter(|author| author.device == device);
+        let authors = coming.iter().zip(authors(coming, headers));
+        let unknown = authors.filter(|(change, _)| !headers.contains(&change.hash()));
+        let lives = unknown.filter_map(|(_, author)| author).filter(|author| author.device == device);
         let newest = lives.map(|author| author.incarnation.store()).max();
         let newer = newest.filter(|newest| *newest >= self.state.incarnation && !mutated!(ReuseIncarnation));
         if let Some(newest) = newer {
@@ -108,16 +106,15 @@ impl Replica {
         batch: &mut Batch,
         now: Now,
         hash: EntityHash,
-        origins: &[(Origin, ChangeHash)],
-        applied: &[ChangeHash],
+        came: &Came<'_>,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
-        self.replace_own_twins(batch, now, hash, origins, touched)?;
-        if self.repair.generation == 0 || applied.is_empty() {
+        self.replace_own_twins(batch, now, hash, came, touched)?;
+        if self.repair.generation == 0 || came.applied.is_empty() {
             return Ok(());
         }
-        let new = |(_, change): &&(Origin, ChangeHash)| applied.contains(change);
-        let origins: Vec<(Origin, ChangeHash)> = origins.iter().filter(new).copied().collect();
+        let new = |(_, change): &&(Origin, ChangeHash)| came.applied.contains(change);
+        let origins: Vec<(Origin, ChangeHash)> = came.origins.iter().filter(new).copied().collect();
         let headers = self.loaded(hash)?.entity.headers();
         let left = headers.headers().iter().filter(|header| !header.admitted).map(|header| header.hash);
         let left: BTreeSet<ChangeHash> = left.collect();
@@ -134,7 +131,7 @@ impl Replica {
             })
         });
         let replaced = replaced.map(|change| change.hash()).collect();
-        self.displace(batch, now, hash, replaced, touched)
+        self.displace(batch, now, hash, replaced, came.edits, touched)
     }
 
     /// What of that is pending has to be followed by what builds on it.
@@ -143,7 +140,7 @@ impl Replica {
         batch: &mut Batch,
         now: Now,
         hash: EntityHash,
-        origins: &[(Origin, ChangeHash)],
+        came: &Came<'_>,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
         let Some(numbers) = self.pending.get(&hash) else { return Ok(()) };
@@ -154,10 +151,10 @@ impl Replica {
             .collect();
         let device = self.config.device;
         let headers = self.loaded(hash)?.entity.headers();
-        let mut remake = Remake::default();
+        let mut remake = Remake { here: edits_of(came.edits, hash), ..Remake::default() };
         for (origin, own, sent) in pending {
             remake.new_incarnation |= sent;
-            let twin = origins.iter().find(|(other, twin)| *other == origin && *twin != own);
+            let twin = came.origins.iter().find(|(other, twin)| *other == origin && *twin != own);
             let Some((_, twin)) = twin else { continue };
             // Nobody else has a say in what this device meant.
             if headers.by_hash(twin).is_none_or(|header| headers.device(header) != device) {
@@ -178,20 +175,22 @@ impl Replica {
         Ok(())
     }
 
-    /// Takes `roots` out of an entity. What of them is this device's to send is written again.
+    /// Takes `roots` out of an entity, where other changes have come; `edits` came with them. What of the roots is
+    /// this device's to send is written again.
     fn displace(
         &mut self,
         batch: &mut Batch,
         now: Now,
         hash: EntityHash,
         roots: BTreeSet<ChangeHash>,
+        edits: &Edits,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
         if roots.is_empty() {
             return Ok(());
         }
         let own = self.to_send(hash);
-        let (again, gone): (BTreeSet<ChangeHash>, BTreeSet<ChangeHash>) =
+        let (mut again, gone): (BTreeSet<ChangeHash>, BTreeSet<ChangeHash>) =
             roots.into_iter().partition(|change| own.contains(change));
         let mut displaced = self.with_transactions(hash, gone)?;
         displaced.entry(hash).or_default();
@@ -201,9 +200,13 @@ impl Replica {
                 changes = gone.len(),
                 "another change has come in the place of what is here"
             );
-            let why = (RefusalCode::BadSequence, "the relay has another change in its place");
-            let again = if entity == hash { again.clone() } else { BTreeSet::new() };
-            self.take_out(batch, now, entity, (gone, again), why, touched)?;
+            let (code, why) = match entity == hash {
+                true => (RefusalCode::BadSequence, "the relay has another change in its place"),
+                false => (RefusalCode::Transaction, "the relay has another change in the place of a member"),
+            };
+            let again = if entity == hash { std::mem::take(&mut again) } else { BTreeSet::new() };
+            let remake = Remake { again, here: edits_of(edits, entity), ..Remake::without(gone, code, why) };
+            self.take_out(batch, now, entity, &remake, touched)?;
         }
         Ok(())
     }
@@ -214,14 +217,10 @@ impl Replica {
         batch: &mut Batch,
         now: Now,
         hash: EntityHash,
-        (gone, again): (BTreeSet<ChangeHash>, BTreeSet<ChangeHash>),
-        (code, why): (RefusalCode, &str),
+        remake: &Remake,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
-        let reason = (code.name().to_owned(), why.to_owned());
-        let reasons = gone.iter().map(|change| (*change, reason.clone())).collect();
-        let remake = Remake { gone, again, reasons, new_incarnation: true, ..Remake::default() };
-        self.rebuild(batch, now, hash, &remake)?;
+        self.rebuild(batch, now, hash, remake)?;
         if self.cache.contains_key(&hash) {
             touched.entry(hash).or_default().rewritten = true;
         }
@@ -265,59 +264,16 @@ impl Replica {
                     changes = gone.len(),
                     "what is left of a refused transaction is taken out"
                 );
-                let why = (RefusalCode::Transaction, "another member of its transaction was refused");
-                let reason = (why.0.name().to_owned(), why.1.to_owned());
-                let reasons = gone.iter().map(|change| (*change, reason.clone())).collect();
-                let held = self.held_of_own(entity)?;
-                self.take_out(batch, now, entity, (gone, BTreeSet::new()), why, touched)?;
-                self.tell_of_lost(batch, now, entity, held, &reasons)?;
+                let why = "another member of its transaction was refused";
+                let remake = Remake::without(gone, RefusalCode::Transaction, why);
+                self.take_out(batch, now, entity, &remake, touched)?;
             }
         }
         Ok(())
     }
 
-    /// What this device wrote that the relay had and has lost, and that waits for no answer.
-    pub(super) fn held_of_own(&mut self, hash: EntityHash) -> Result<Vec<ChangeHash>, StoreError> {
-        let pending = self.pending_of(hash);
-        let device = self.config.device;
-        let headers = self.loaded(hash)?.entity.headers();
-        let held = headers.headers().iter().filter(|header| {
-            !header.admitted && headers.device(header) == device && !pending.contains(&header.hash)
-        });
-        Ok(held.map(|header| header.hash).collect())
-    }
-
-    /// Tells the user what of that is gone now. What it meant was forgotten when the relay had it.
-    pub(super) fn tell_of_lost(
-        &mut self,
-        batch: &mut Batch,
-        now: Now,
-        hash: EntityHash,
-        held: Vec<ChangeHash>,
-        reasons: &BTreeMap<ChangeHash, (String, String)>,
-    ) -> Result<(), StoreError> {
-        let entity = &self.loaded(hash)?.entity;
-        let key = entity.key().clone();
-        let lost: Vec<ChangeHash> =
-            held.into_iter().filter(|change| !entity.headers().contains(change)).collect();
-        for change in lost {
-            let depends = || (RefusalCode::DependsOnRefused.name().to_owned(), String::new());
-            let (code, message) = reasons.get(&change).cloned().unwrap_or_else(depends);
-            let refused = RefusedRecord {
-                type_name: key.type_name().to_owned(),
-                id: key.id().to_owned(),
-                code,
-                message,
-                intents: Vec::new(),
-                time_ms: self.corrected(now).0,
-            };
-            self.put_refused(batch, &refused)?;
-        }
-        Ok(())
-    }
-
     /// What this device wrote and is yet to send, or to hear of.
-    fn to_send(&self, hash: EntityHash) -> BTreeSet<ChangeHash> {
+    pub(super) fn to_send(&self, hash: EntityHash) -> BTreeSet<ChangeHash> {
         let numbers = self.pending.get(&hash).into_iter().flatten();
         let pending = numbers.filter_map(|number| self.outbox.get(number));
         pending.filter(|pending| !pending.again).map(|pending| pending.hash).collect()
@@ -395,4 +351,8 @@ impl Replica {
             }
         }
     }
+}
+
+fn edits_of(edits: &Edits, entity: EntityHash) -> BTreeSet<Origin> {
+    edits.get(&entity).cloned().unwrap_or_default()
 }

@@ -475,6 +475,10 @@ pub(crate) struct OutboxRecord {
     pub(crate) skew_ms: i64,
     /// Whether it may have left the device.
     pub(crate) sent: bool,
+    /// The edit left the device once, as another change, and keeps the date that it had: what leaves is dated by a
+    /// clock that was measured.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) dated: bool,
     /// What the change [weighs](crate::change::Change::weight), in bytes.
     pub(crate) bytes: u32,
     /// The relay had admitted it and lost it: it goes as it is or not at all.

@@ -30,6 +30,7 @@ use crate::digest::Digest;
 use crate::entity::{Entity, LoadError};
 use crate::header::{Header, HeaderIndex};
 use crate::id::{Author, DeviceId, EntityHash, EntityKey, Incarnation, WorkspaceId};
+use crate::intent::Intent;
 use crate::rows::{INDEX_FORM, index_keys};
 use crate::schema::{EntityType, Schema};
 use crate::store::{Batch, CommitNo, Keyspace, Store, StoreError, View};
@@ -895,17 +896,31 @@ impl Replica {
         Ok(self.untrack(number))
     }
 
-    fn put_refused(&mut self, batch: &mut Batch, record: &RefusedRecord) -> Result<(), StoreError> {
+    /// Tells the user of a refused edit, by its code and message and what it meant.
+    fn put_refused(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        key: &EntityKey,
+        (code, message): (String, String),
+        intents: Vec<Intent>,
+    ) -> Result<(), StoreError> {
+        let record = RefusedRecord {
+            type_name: key.type_name().to_owned(),
+            id: key.id().to_owned(),
+            code,
+            message,
+            intents,
+            time_ms: self.corrected(now).0,
+        };
         let store = Arc::clone(&self.store);
         let number = self.state.refused_next;
         self.state.refused_next += 1;
         let mut spills = self.state.spills;
         let place = self.keys.number(number);
-        self.keys.put(&*store, batch, &mut spills, Keyspace::REFUSED, place, &to_json(record))?;
+        self.keys.put(&*store, batch, &mut spills, Keyspace::REFUSED, place, &to_json(&record))?;
         self.state.spills = spills;
-        if let Ok(key) = EntityKey::new(record.type_name.clone(), record.id.clone()) {
-            *self.refused.entry(key).or_default() += 1;
-        }
+        *self.refused.entry(key.clone()).or_default() += 1;
         Ok(())
     }
 

@@ -564,7 +564,7 @@ impl Replica {
             if !pending.sent || mutated!(ApplyTwice) {
                 let record = self.read_outbox(*number)?;
                 let off = (correction - record.skew_ms).unsigned_abs() > SKEW_TOLERATED_MS;
-                if off || went_back || mutated!(ApplyTwice) {
+                if (off && !record.dated) || went_back || mutated!(ApplyTwice) {
                     entities.insert(pending.entity);
                 }
             }

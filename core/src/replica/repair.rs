@@ -383,6 +383,7 @@ impl Replica {
             tx,
             origin: None,
             skew_ms: self.correction_ms(),
+            dated: false,
             // It left the device long ago, and is counted among what was sent.
             sent: true,
             bytes: bytes as u32,

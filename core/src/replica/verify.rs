@@ -8,7 +8,7 @@ use std::sync::Arc;
 use automerge::ChangeHash;
 
 use super::apply::Remake;
-use super::layout::{EntityRecord, RefusedRecord, RowRecord, from_json};
+use super::layout::{EntityRecord, RowRecord, from_json};
 use super::{Output, Replica};
 use crate::admission::RefusalCode;
 use crate::clock::Now;
@@ -355,17 +355,8 @@ impl Replica {
                 self.delete_outbox(batch, number)?;
                 continue;
             }
-            self.put_refused(
-                batch,
-                &RefusedRecord {
-                    type_name: pending.type_name,
-                    id: pending.id,
-                    code: "damaged".into(),
-                    message: "the stored document was damaged before this was sent; send it again".into(),
-                    intents: pending.intents,
-                    time_ms: now.wall.0,
-                },
-            )?;
+            let why = "the stored document was damaged before this was sent; send it again";
+            self.put_refused(batch, now, key, ("damaged".into(), why.into()), pending.intents)?;
             self.delete_outbox(batch, number)?;
         }
         let touched = self.give_up_siblings(batch, now, siblings)?;
@@ -400,10 +391,7 @@ impl Replica {
                 Err(StoreError::Damaged { .. }) => continue,
                 Err(error) => return Err(error),
             }
-            let code = RefusalCode::Transaction.name().to_owned();
-            let reasons = gone.iter().map(|change| (*change, (code.clone(), why.to_owned()))).collect();
-            let remake = Remake { gone, reasons, new_incarnation: true, ..Remake::default() };
-            self.rebuild(batch, now, hash, &remake)?;
+            self.rebuild(batch, now, hash, &Remake::without(gone, RefusalCode::Transaction, why))?;
             self.persist(batch, hash, &[], &[], true, false)?;
             touched.push(key);
         }

@@ -12,10 +12,10 @@ use automerge::{ActorId, ChangeHash};
 use super::Replica;
 use super::apply::Remake;
 use crate::admission::RefusalCode;
-use crate::change::Change;
+use crate::change::{Change, Origin};
 use crate::clock::Now;
 use crate::header::HeaderIndex;
-use crate::id::{DeviceId, EntityHash, EntityKey};
+use crate::id::{Author, DeviceId, EntityHash, EntityKey};
 use crate::store::{Batch, StoreError};
 use crate::wire::{EntityChanges, Unit};
 
@@ -55,20 +55,27 @@ impl Part {
 
     /// The transaction of each change, in their order.
     fn transactions(&self, headers: &HeaderIndex) -> Vec<Option<Transaction>> {
-        let mut begun: BTreeMap<&ActorId, DeviceId> = BTreeMap::new();
-        self.changes
-            .iter()
-            .map(|change| {
-                if let Some(author) = change.author() {
-                    begun.insert(change.actor(), author.device);
-                }
-                let known = headers.actor(change.actor()).map(|entry| entry.author.device);
-                let device = known.or_else(|| begun.get(change.actor()).copied());
-                change.note().tx.map(|tx| (device, tx.id))
-            })
-            .collect()
+        let authors = authors(&self.changes, headers).into_iter();
+        let transaction = |(change, author): (&Change, Option<Author>)| {
+            Some((author.map(|author| author.device), change.note().tx?.id))
+        };
+        self.changes.iter().zip(authors).map(transaction).collect()
     }
 }
+
+/// Who wrote each change, in their order, where that is known: an actor's first change says it.
+pub(super) fn authors(changes: &[Change], headers: &HeaderIndex) -> Vec<Option<Author>> {
+    let mut begun: BTreeMap<&ActorId, Author> = BTreeMap::new();
+    let author = |change| {
+        begun.extend(Change::author(change).map(|author| (change.actor(), author)));
+        let known = headers.actor(change.actor()).map(|entry| entry.author);
+        known.or_else(|| begun.get(change.actor()).copied())
+    };
+    changes.iter().map(author).collect()
+}
+
+/// Edits, by entity, that this device made.
+pub(super) type Edits = BTreeMap<EntityHash, BTreeSet<Origin>>;
 
 impl Replica {
     /// A unit of the feed without the transactions of which a member builds on what is not here.
@@ -87,6 +94,20 @@ impl Replica {
             }
         }
         Ok(parts)
+    }
+
+    /// The edits that came of this device, by whatever names.
+    pub(super) fn own_edits(&mut self, parts: &[Part]) -> Result<Edits, StoreError> {
+        let device = self.config.device;
+        let mut edits = Edits::new();
+        for part in parts {
+            let hash = self.load(&part.key)?;
+            let authors = authors(&part.changes, self.loaded(hash)?.entity.headers());
+            let changes = part.changes.iter().zip(authors);
+            let own = changes.filter(|(_, author)| author.is_some_and(|author| author.device == device));
+            edits.entry(hash).or_default().extend(own.map(|(change, _)| change.origin()));
+        }
+        Ok(edits)
     }
 
     /// Adds transactions of which a member builds on what is not here, or on one of `torn`. Whether there were
@@ -134,12 +155,11 @@ impl Replica {
             for (hash, (key, gone)) in left {
                 self.load(&key)?;
                 let why = "another member of its transaction was refused";
-                let reason = (RefusalCode::Transaction.name().to_owned(), why.to_owned());
-                let reasons = gone.iter().map(|change| (*change, reason.clone())).collect();
                 let numbers = self.pending.get(&hash).into_iter().flatten();
                 let new_incarnation =
                     numbers.filter_map(|number| self.outbox.get(number)).any(|pending| pending.sent);
-                let remake = Remake { gone, reasons, new_incarnation, ..Remake::default() };
+                let remake =
+                    Remake { new_incarnation, ..Remake::without(gone, RefusalCode::Transaction, why) };
                 self.rebuild(batch, now, hash, &remake)?;
                 self.unstall(hash);
                 rebuilt.insert(hash);
