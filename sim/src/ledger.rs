@@ -89,6 +89,8 @@ pub(crate) struct Ledger {
     offered: BTreeSet<(usize, u64)>,
     /// Devices that ever got an older backup.
     pub(crate) restored: BTreeSet<usize>,
+    /// The commits with which devices told their users that an edit is lost which had been acknowledged.
+    pub(crate) told_lost: BTreeMap<(usize, EntityKey), Vec<CommitNo>>,
     /// Changes that left a device.
     pub(crate) sent: BTreeMap<ChangeHash, (EntityKey, Change)>,
     /// Changes of devices that the relay has answered for good.
@@ -114,11 +116,15 @@ impl Ledger {
                 Noted::Settled { number, .. } if self.offered.remove(&(device, number)) => {}
                 Noted::Settled { commit, number } => {
                     let fate = match noted.peek() {
-                        Some(Noted::Refused { commit: with, record }) if *with == commit => Fate::Refused {
-                            code: record["code"].as_str().unwrap_or_default().to_owned(),
-                            message: record["message"].as_str().unwrap_or_default().to_owned(),
-                            intents: intents(record),
-                        },
+                        Some(Noted::Refused { commit: with, record })
+                            if *with == commit && !intents(record).is_empty() =>
+                        {
+                            Fate::Refused {
+                                code: text(record, "code"),
+                                message: text(record, "message"),
+                                intents: intents(record),
+                            }
+                        }
                         _ if writing.is_some() => Fate::Forgotten,
                         _ => Fate::Admitted,
                     };
@@ -127,6 +133,13 @@ impl Ledger {
                         None => {
                             self.wrong.push(format!("device {device} settles {number}, which is not pending"))
                         }
+                    }
+                }
+                // It was admitted once, and what it meant was forgotten.
+                Noted::Refused { commit, record } if intents(&record).is_empty() => {
+                    match EntityKey::new(text(&record, "type_name"), text(&record, "id")) {
+                        Ok(key) => self.told_lost.entry((device, key)).or_default().push(commit),
+                        Err(_) => self.wrong.push(format!("device {device} tells of a loss in nothing")),
                     }
                 }
                 Noted::Refused { .. } => {}
@@ -211,6 +224,9 @@ impl Ledger {
                 promise.fate = None;
             }
         }
+        for ((other, _), told) in &mut self.told_lost {
+            told.retain(|commit| *other != device || *commit <= durable);
+        }
         self.find(device, outbox);
     }
 
@@ -264,6 +280,10 @@ impl Ledger {
 
 fn intents(record: &Json) -> Vec<Intent> {
     serde_json::from_value(record["intents"].clone()).unwrap_or_default()
+}
+
+fn text(record: &Json, field: &str) -> String {
+    record[field].as_str().unwrap_or_default().to_owned()
 }
 
 fn name(record: &Json) -> Option<(EntityKey, ChangeHash)> {

@@ -356,6 +356,7 @@ impl Cluster {
         let tainted = self.tainted(&displaced);
         let mut wrong = Vec::new();
         let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
+        let mut lost: BTreeMap<(usize, &EntityKey), usize> = BTreeMap::new();
         for promise in &self.ledger.promises {
             let Promise { device, key, fate, void, excused, .. } = promise;
             // One that a backup brought back may be written down twice.
@@ -401,11 +402,23 @@ impl Cluster {
                     count("edits lost by the relay and by their author")
                 }
                 Some((Fate::Admitted, _)) if !hashes.is_disjoint(&displaced) => {
-                    count("edits lost with what they built on")
+                    count("edits lost with what they built on");
+                    *lost.entry((*device, key)).or_default() += 1;
                 }
                 Some((Fate::Admitted, _)) => wrong
                     .push(format!("{told} was acknowledged, and is not in the feed: {:?}", promise.changes)),
                 None => wrong.push(format!("{told} is lost: {:?}", promise.changes)),
+            }
+        }
+        // Who never went back knows of each edit what became of it.
+        for ((device, key), commits) in &self.ledger.told_lost {
+            lost.entry((*device, key)).or_default();
+            *counts.entry("tellings of a loss").or_default() += commits.len() as u64;
+        }
+        for ((device, key), times) in lost {
+            let told = self.ledger.told_lost.get(&(device, key.clone())).map_or(0, Vec::len);
+            if told != times && !self.ledger.restored.contains(&device) {
+                wrong.push(format!("device {device} lost {times} edits of {key} and told of {told}"));
             }
         }
         self.ledger.wrong.extend(wrong);
