@@ -12,10 +12,13 @@ mod support;
 use std::sync::Arc;
 
 use anabranch_core::admission::RefusalCode;
-use anabranch_core::change::Change;
+use anabranch_core::change::{Change, Note};
+use anabranch_core::clock::Hlc;
 use anabranch_core::genesis::GenesisKind;
+use anabranch_core::id::Incarnation;
 use anabranch_core::relay::{Input, RelayConfig};
 use anabranch_core::replica::{self, Edit, Held};
+use anabranch_core::store::Keyspace;
 use anabranch_core::wire::*;
 use phone::*;
 use serde_json::json;
@@ -65,11 +68,43 @@ fn refusing(asked: &Changes, refusals: &[(&str, RefusalCode)]) -> Ack {
 }
 
 /// Signs in over a new link, by which the relay's clock is found to be so far ahead.
-fn sign_in(phone: &mut Phone, world: &mut World, ahead_ms: i64) {
+fn sign_in(phone: &mut Phone, world: &mut World, role: &str, ahead_ms: i64) {
     phone.conn = world.greet(&phone.device);
     phone.replica.disconnect();
     phone.replica.relay_clock_is(world.now, ahead_ms);
-    phone.replica.connect(1, Some(token("writer")));
+    phone.replica.connect(1, Some(token(role)));
+}
+
+/// Signs in and sends changes, which are to be answered by hand.
+fn offers(phone: &mut Phone, world: &mut World, role: &str) -> Changes {
+    sign_in(phone, world, role, 0);
+    asked(phone, world)
+}
+
+/// Of which entities the user is told that an edit was refused or is lost.
+fn told(phone: &Phone) -> Vec<String> {
+    let refused = phone.rows().refused().unwrap();
+    let mut told: Vec<_> = refused.into_iter().map(|(_, record)| record.id).collect();
+    told.sort();
+    told
+}
+
+fn change_of(changes: &Changes, id: &str, place: usize) -> Change {
+    let part = changes.unit.entities.iter().find(|part| part.id == id).unwrap();
+    Change::parse(&part.changes[place]).unwrap()
+}
+
+/// The same edit as another change.
+fn made_again(of: &Change) -> Draft {
+    let note = Note { tx: of.note().tx, origin: Some(of.origin()), ..Note::default() };
+    Draft { note, ..Draft::default() }
+}
+
+/// Another life of a device's store.
+fn other_life(number: u8, incarnation: Incarnation) -> Device {
+    let mut life = Device::new(number);
+    life.author.incarnation = incarnation;
+    life
 }
 
 /// What is dated anew lies where it lay among the edits of its device, whatever has become of the clock.
@@ -94,7 +129,7 @@ fn an_edit_that_is_made_again_does_not_overtake_a_later_one() {
         assert_eq!(phone.row("n1").unwrap().fields["title"], json!("second"));
         asked(&mut phone, &mut world);
         world.pass(10);
-        sign_in(&mut phone, &mut world, set_back_ms);
+        sign_in(&mut phone, &mut world, "writer", set_back_ms);
         phone.talk(&mut world);
         let status = phone.replica.status();
         assert_eq!((status.pending, phone.rows().refused().unwrap().len()), (0, 1));
@@ -113,7 +148,7 @@ fn an_edit_that_was_sent_once_keeps_its_date_though_the_clock_is_set() {
     for (refused, before_ms, after_ms) in [(0, 0, 120_000), (1, 120_000, 0)] {
         let mut world = World::with_schema();
         let mut phone = Phone::new(1, SCHEMA);
-        sign_in(&mut phone, &mut world, before_ms);
+        sign_in(&mut phone, &mut world, "writer", before_ms);
         phone.talk(&mut world);
         phone.write(&world, &[edit("n1", vec![set("title", json!("base"))])]).unwrap();
         phone.talk(&mut world);
@@ -131,7 +166,7 @@ fn an_edit_that_was_sent_once_keeps_its_date_though_the_clock_is_set() {
         world.now.wall.0 = world.now.wall.0 + before_ms as u64 - after_ms as u64;
         phone.hear(&world, ack);
         world.pass(10);
-        sign_in(&mut phone, &mut world, after_ms);
+        sign_in(&mut phone, &mut world, "writer", after_ms);
         asked(&mut phone, &mut world);
         assert_eq!(phone.row("n1").unwrap().fields["title"], json!("second"), "{after_ms}");
     }
@@ -440,7 +475,7 @@ fn nobody_is_told_of_an_edit_that_the_relay_has_by_another_name() {
     phone.write(&world, &[edit("n1", vec![set("title", json!("x"))])]).unwrap();
     phone.talk(&mut world);
     lose_all(&mut world, SCHEMA);
-    sign_in(&mut phone, &mut world, 0);
+    sign_in(&mut phone, &mut world, "writer", 0);
     let changes = asked(&mut phone, &mut world);
     phone.hear(&world, refusing(&changes, &[("n1", RefusalCode::Superseded)]));
     assert_eq!((phone.replica.status().pending, phone.rows().refused().unwrap()), (0, vec![]));
@@ -457,7 +492,7 @@ fn what_can_not_be_offered_again_leaves_a_new_edit_its_tries() {
         phone.talk(&mut world);
     }
     lose_all(&mut world, SCHEMA);
-    sign_in(&mut phone, &mut world, 0);
+    sign_in(&mut phone, &mut world, "writer", 0);
     let mut changes = asked(&mut phone, &mut world);
     assert_eq!(changes.unit.entities[0].changes.len(), 5);
     phone.write(&world, &[edit("n1", vec![set("title", json!("new"))])]).unwrap();
@@ -472,4 +507,251 @@ fn what_can_not_be_offered_again_leaves_a_new_edit_its_tries() {
         phone.hear(&world, refusing(&changes, &[("n1", RefusalCode::BadSequence)]));
     }
     assert_eq!((phone.replica.status().pending, phone.rows().refused().unwrap().len()), (1, 5));
+}
+
+/// The relay has a whole transaction by other names.
+#[test]
+fn nobody_is_told_of_a_transaction_that_the_relay_has_by_another_name() {
+    let mut world = World::with_schema();
+    let mut phone = Phone::new(1, SCHEMA);
+    phone.join(&mut world, "writer");
+    phone.write(&world, &["n1", "n2"].map(|id| edit(id, vec![set("title", json!("x"))]))).unwrap();
+    phone.talk(&mut world);
+    lose_all(&mut world, SCHEMA);
+    let changes = offers(&mut phone, &mut world, "writer");
+    // Another life of its store was faster.
+    let mut life = other_life(1, Incarnation::new(7, 0));
+    let conn = world.join(&life, "writer");
+    let parts: Vec<_> =
+        ["n1", "n2"].map(|id| of(id, &[&life.write(id, made_again(&change_of(&changes, id, 0)))])).into();
+    assert_eq!(world.submit(conn, unit(parts)).refused, []);
+    world.handle(Input::Received { conn: phone.conn, bytes: Message::from(changes).encode() });
+    phone.talk(&mut world);
+    for id in ["n1", "n2"] {
+        assert_eq!(phone.row(id).unwrap().fields["title"], json!("hello"));
+    }
+    assert_eq!((phone.replica.status().pending, told(&phone)), (0, vec![]));
+}
+
+/// Two edits, one on the other, both there by other names.
+#[test]
+fn nobody_is_told_of_a_chain_that_the_relay_has_by_another_name() {
+    let mut world = World::with_schema();
+    let mut phone = Phone::new(1, SCHEMA);
+    phone.join(&mut world, "writer");
+    for title in ["x", "y"] {
+        phone.write(&world, &[edit("n1", vec![set("title", json!(title))])]).unwrap();
+        phone.talk(&mut world);
+    }
+    lose_all(&mut world, SCHEMA);
+    let changes = offers(&mut phone, &mut world, "writer");
+    let mut life = other_life(1, Incarnation::new(7, 0));
+    let conn = world.join(&life, "writer");
+    let again = [0, 1].map(|place| life.write("n1", made_again(&change_of(&changes, "n1", place))));
+    assert_eq!(world.submit(conn, unit([of("n1", &[&again[0], &again[1]])])).refused, []);
+    world.handle(Input::Received { conn: phone.conn, bytes: Message::from(changes).encode() });
+    phone.talk(&mut world);
+    assert_eq!((phone.replica.status().pending, told(&phone)), (0, vec![]));
+}
+
+/// An admin's transaction builds on what the relay has by another name now: all of it is lost, and the admin is to
+/// be told of each of its halves.
+#[test]
+fn an_author_is_told_of_both_halves_that_go_with_a_superseded_change() {
+    for below in ["n1", "n2"] {
+        let mut world = World::with_schema();
+        let mut writer = Device::new(1);
+        let conn = world.join(&writer, "writer");
+        let mut admin = Phone::new(2, SCHEMA);
+        admin.join(&mut world, "admin");
+        let first = writer.edit(below);
+        assert_eq!(world.submit(conn, unit([of(below, &[&first])])).refused, []);
+        admin.talk(&mut world);
+        admin.write(&world, &["n1", "n2"].map(|id| edit(id, vec![set("title", json!("both"))]))).unwrap();
+        admin.talk(&mut world);
+        assert_eq!(admin.replica.status().pending, 0);
+
+        lose_all(&mut world, SCHEMA);
+        let changes = offers(&mut admin, &mut world, "admin");
+        assert_eq!(changes.unit.entities.iter().map(|part| part.changes.len()).sum::<usize>(), 3);
+        let mut life = other_life(1, Incarnation::new(7, 0));
+        let conn = world.join(&life, "writer");
+        let again = life.write(below, made_again(&first));
+        // Neither is durable when both have been judged.
+        let again = Changes { channel: 1, unit_id: 1, sent: 0, unit: unit([of(below, &[&again])]) };
+        world.send(conn, again);
+        world.handle(Input::Received { conn: admin.conn, bytes: Message::from(changes).encode() });
+        admin.talk(&mut world);
+        assert_eq!(told(&admin), ["n1", "n2"], "{below}");
+    }
+}
+
+/// A writer becomes a reader while it brings back what the relay lost. An admin brings it.
+#[test]
+fn a_reader_is_not_told_that_what_it_wrote_is_lost() {
+    let mut world = World::with_schema();
+    let mut author = Phone::new(1, SCHEMA);
+    let mut admin = Phone::new(2, SCHEMA);
+    author.join(&mut world, "writer");
+    admin.join(&mut world, "admin");
+    author.write(&world, &[edit("n1", vec![set("title", json!("x"))])]).unwrap();
+    author.talk(&mut world);
+    admin.talk(&mut world);
+    lose_all(&mut world, SCHEMA);
+    offers(&mut author, &mut world, "writer");
+    author.join(&mut world, "reader");
+    admin.join(&mut world, "admin");
+    author.talk(&mut world);
+    assert_eq!(author.row("n1").unwrap().fields["title"], json!("x"));
+    assert!(told(&author).is_empty());
+}
+
+/// Nor does it lose the only copy there is of what others wrote.
+#[test]
+fn a_reader_keeps_what_others_have_to_bring() {
+    let mut world = World::with_schema();
+    let mut author = Phone::new(1, SCHEMA);
+    let mut admin = Phone::new(2, SCHEMA);
+    author.join(&mut world, "writer");
+    admin.join(&mut world, "admin");
+    author.write(&world, &[edit("n1", vec![set("title", json!("x"))])]).unwrap();
+    author.talk(&mut world);
+    admin.talk(&mut world);
+    lose_all(&mut world, SCHEMA);
+    offers(&mut admin, &mut world, "admin");
+    admin.join(&mut world, "reader");
+    assert!(admin.row("n1").is_some());
+    assert_eq!(admin.replica.status().lacking, 1);
+}
+
+/// What builds on a change that is dated too late for the relay waits with that.
+#[test]
+fn a_new_edit_waits_for_what_the_relay_finds_too_late() {
+    let mut world = World::with_schema();
+    let mut phone = Phone::new(1, SCHEMA);
+    phone.join(&mut world, "writer");
+    phone.write(&world, &[edit("n1", vec![set("title", json!("x"))])]).unwrap();
+    phone.talk(&mut world);
+    lose_all(&mut world, SCHEMA);
+    // The new machine's clock is behind.
+    world.now.wall.0 -= 20 * 60 * 1000;
+    sign_in(&mut phone, &mut world, "writer", 0);
+    phone.talk(&mut world);
+    assert_eq!(phone.replica.status().pending, 1);
+    phone.write(&world, &[edit("n1", vec![set("title", json!("new"))])]).unwrap();
+    phone.talk(&mut world);
+    assert!(told(&phone).is_empty());
+    let mut other = Device::new(2);
+    other.clock = Hlc::from_wall(world.now.wall);
+    let conn = world.join(&other, "writer");
+    phone.talk(&mut world);
+    for n in 0..16 {
+        let change = other.write("n1", Draft { field: "title", ..Draft::default() });
+        let ack = world.submit(conn, unit([of("n1", &[&change])]));
+        assert_eq!(ack.refused, []);
+        phone.talk(&mut world);
+        assert!(told(&phone).is_empty(), "{n}");
+    }
+}
+
+/// The edits of another life come in two units.
+#[test]
+fn nobody_is_told_of_an_edit_that_the_next_entry_brings() {
+    let mut world = World::with_schema();
+    let mut phone = Phone::new(1, SCHEMA);
+    phone.join(&mut world, "writer");
+    let mut was = Vec::new();
+    for title in ["x", "y"] {
+        phone.write(&world, &[edit("n1", vec![set("title", json!(title))])]).unwrap();
+        let changes = asked(&mut phone, &mut world);
+        was.push(change_of(&changes, "n1", 0));
+        world.handle(Input::Received { conn: phone.conn, bytes: Message::from(changes).encode() });
+        phone.talk(&mut world);
+    }
+    lose_all(&mut world, SCHEMA);
+    let mut life = Device::new(1);
+    let conn = world.join(&life, "writer");
+    for was in &was {
+        let again = life.write("n1", made_again(was));
+        assert_eq!(world.submit(conn, unit([of("n1", &[&again])])).refused, []);
+    }
+    phone.join(&mut world, "writer");
+    assert_eq!((phone.replica.status().pending, told(&phone)), (0, vec![]));
+}
+
+/// One half of a transaction was made again, the other came as it was: what builds on that is not lost.
+#[test]
+fn what_builds_on_the_half_that_came_as_it_was_is_kept() {
+    for order in [["n1", "n2"], ["n2", "n1"]] {
+        let mut world = World::with_schema();
+        let mut phone = Phone::new(1, SCHEMA);
+        phone.join(&mut world, "writer");
+        phone.write(&world, &["n1", "n2"].map(|id| edit(id, vec![set("title", json!("x"))]))).unwrap();
+        let changes = asked(&mut phone, &mut world);
+        let was = ["n1", "n2"].map(|id| change_of(&changes, id, 0));
+        world.handle(Input::Received { conn: phone.conn, bytes: Message::from(changes).encode() });
+        phone.talk(&mut world);
+        phone.write(&world, &[edit("n2", vec![set("title", json!("y"))])]).unwrap();
+        phone.talk(&mut world);
+        lose_all(&mut world, SCHEMA);
+        let mut life = other_life(1, Incarnation::new(0, 1));
+        let conn = world.join(&life, "writer");
+        let again = life.write("n1", made_again(&was[0]));
+        let part = |id: &str| if id == "n1" { of(id, &[&again]) } else { of(id, &[&was[1]]) };
+        assert_eq!(world.submit(conn, unit(order.map(part))).refused, []);
+        phone.join(&mut world, "writer");
+        assert_eq!(phone.row("n2").unwrap().fields["title"], json!("y"), "{order:?}");
+        assert_eq!((phone.replica.status().pending, told(&phone)), (0, vec![]), "{order:?}");
+    }
+}
+
+/// What was dated by a measured clock and waits keeps its date too, though it has not been sent.
+#[test]
+fn an_edit_that_waits_keeps_its_date_though_the_clock_is_set() {
+    let mut world = World::with_schema();
+    give_schema(&mut world, &newer());
+    let mut phone = Phone::new(1, &newer());
+    sign_in(&mut phone, &mut world, "writer", 0);
+    phone.talk(&mut world);
+    phone.write(&world, &[edit("n1", vec![set("title", json!("base"))])]).unwrap();
+    phone.talk(&mut world);
+    let read = replica::parse_version(&phone.row("n1").unwrap().version).unwrap();
+    lose_all(&mut world, SCHEMA);
+    phone.replica.disconnect();
+    world.pass(1000);
+    phone.write(&world, &[edit("n1", vec![set("title", json!("first"))])]).unwrap();
+    world.pass(1000);
+    // Its clock is right, and nothing is sent.
+    sign_in(&mut phone, &mut world, "writer", 0);
+    phone.talk(&mut world);
+    assert_eq!(phone.replica.held().unwrap(), Some(Held::SchemaLost));
+    world.pass(1000);
+    let second = edit("n1", vec![set("title", json!("second"))]);
+    phone.write(&world, &[Edit { based_on: Some(read), ..second }]).unwrap();
+    phone.store.flush();
+    assert_eq!(phone.row("n1").unwrap().fields["title"], json!("second"));
+    world.pass(10_000);
+    world.now.wall.0 -= 120_000;
+    sign_in(&mut phone, &mut world, "writer", 120_000);
+    phone.talk(&mut world);
+    assert_eq!(phone.row("n1").unwrap().fields["title"], json!("second"));
+}
+
+/// The only copy of what the relay lost is damaged: its author is told.
+#[test]
+fn an_author_is_told_that_the_only_copy_is_damaged() {
+    let mut world = World::with_schema();
+    let mut phone = Phone::new(1, SCHEMA);
+    phone.join(&mut world, "writer");
+    phone.write(&world, &[edit("n1", vec![set("title", json!("x"))])]).unwrap();
+    phone.talk(&mut world);
+    lose_all(&mut world, SCHEMA);
+    offers(&mut phone, &mut world, "writer");
+    phone.store.damage(Keyspace::DOC);
+    phone.restart(SCHEMA);
+    let verified = phone.replica.verify(world.now, 1000, true).unwrap();
+    assert_eq!(verified.faults.len(), 1, "{verified:?}");
+    phone.join(&mut world, "writer");
+    assert_eq!((phone.row("n1"), phone.replica.status().pending), (None, 0));
+    assert_eq!(told(&phone).len(), 1);
 }

@@ -267,11 +267,13 @@ impl Cluster {
 
     pub(crate) fn dismiss(&mut self, device: usize, number: u64) {
         let Some(replica) = &mut self.devices[device].replica else { return };
+        self.ledger.dismissed = Some((device, number));
         match replica.dismiss(number) {
             Ok(_) | Err(StoreError::NoSpace { .. }) => {}
             Err(error) => self.wrong(format!("device {device} can't dismiss {number}: {error}")),
         }
         self.settle(device, None);
+        self.ledger.dismissed = None;
     }
 
     // ── Faults ────────────────────────────────────────────────────────────────────────────

@@ -20,7 +20,9 @@ pub(crate) enum Noted {
     /// A pending change that is pending no more.
     Settled { commit: CommitNo, number: u64 },
     /// A change that was refused.
-    Refused { commit: CommitNo, record: serde_json::Value },
+    Refused { commit: CommitNo, number: u64, record: serde_json::Value },
+    /// A refused change that the user has let go of, or that came back.
+    Withdrawn { commit: CommitNo, number: u64 },
     /// A commit left this many of a transaction's members.
     Half { commit: CommitNo, found: usize, members: u32 },
 }
@@ -154,7 +156,10 @@ impl Disk {
                 Some(Noted::Pending { commit, number: number(key)?, record: json(value)? })
             }
             Op::Delete(Keyspace::OUTBOX, key) => Some(Noted::Settled { commit, number: number(key)? }),
-            Op::Put(Keyspace::REFUSED, _, value) => Some(Noted::Refused { commit, record: json(value)? }),
+            Op::Put(Keyspace::REFUSED, key, value) => {
+                Some(Noted::Refused { commit, number: number(key)?, record: json(value)? })
+            }
+            Op::Delete(Keyspace::REFUSED, key) => Some(Noted::Withdrawn { commit, number: number(key)? }),
             _ => None,
         });
         let mut noted: Vec<Noted> = noted.collect();

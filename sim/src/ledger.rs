@@ -64,6 +64,17 @@ pub(crate) struct Meant {
     pub(crate) wandered_ms: u64,
 }
 
+/// What a device told its user: an edit is lost that had been acknowledged.
+#[derive(Clone, Debug)]
+pub(crate) struct Told {
+    pub(crate) device: usize,
+    number: u64,
+    pub(crate) key: EntityKey,
+    commit: CommitNo,
+    /// It came back.
+    pub(crate) withdrawn: Option<CommitNo>,
+}
+
 /// A change that some device made.
 #[derive(Clone, Debug)]
 pub(crate) struct Made {
@@ -89,8 +100,10 @@ pub(crate) struct Ledger {
     offered: BTreeSet<(usize, u64)>,
     /// Devices that ever got an older backup.
     pub(crate) restored: BTreeSet<usize>,
-    /// The commits with which devices told their users that an edit is lost which had been acknowledged.
-    pub(crate) told_lost: BTreeMap<(usize, EntityKey), Vec<CommitNo>>,
+    /// What devices told their users is lost though it had been acknowledged.
+    pub(crate) told_lost: Vec<Told>,
+    /// What a user lets go of just now, by device and number.
+    pub(crate) dismissed: Option<(usize, u64)>,
     /// Changes that left a device.
     pub(crate) sent: BTreeMap<ChangeHash, (EntityKey, Change)>,
     /// Changes of devices that the relay has answered for good.
@@ -116,7 +129,7 @@ impl Ledger {
                 Noted::Settled { number, .. } if self.offered.remove(&(device, number)) => {}
                 Noted::Settled { commit, number } => {
                     let fate = match noted.peek() {
-                        Some(Noted::Refused { commit: with, record })
+                        Some(Noted::Refused { commit: with, record, .. })
                             if *with == commit && !intents(record).is_empty() =>
                         {
                             Fate::Refused {
@@ -136,13 +149,20 @@ impl Ledger {
                     }
                 }
                 // It was admitted once, and what it meant was forgotten.
-                Noted::Refused { commit, record } if intents(&record).is_empty() => {
+                Noted::Refused { commit, number, record } if intents(&record).is_empty() => {
                     match EntityKey::new(text(&record, "type_name"), text(&record, "id")) {
-                        Ok(key) => self.told_lost.entry((device, key)).or_default().push(commit),
+                        Ok(key) => self.told_lost.push(Told { device, number, key, commit, withdrawn: None }),
                         Err(_) => self.wrong.push(format!("device {device} tells of a loss in nothing")),
                     }
                 }
                 Noted::Refused { .. } => {}
+                Noted::Withdrawn { commit, number } => {
+                    let mut told = self.told_lost.iter_mut().rev();
+                    let told = told.find(|told| (told.device, told.number) == (device, number));
+                    if let Some(told) = told.filter(|_| self.dismissed != Some((device, number))) {
+                        told.withdrawn = Some(commit);
+                    }
+                }
                 Noted::Half { commit, found, members } => self.wrong.push(format!(
                     "commit {} of device {device} has {found} of a transaction's {members} entities",
                     commit.0
@@ -224,8 +244,9 @@ impl Ledger {
                 promise.fate = None;
             }
         }
-        for ((other, _), told) in &mut self.told_lost {
-            told.retain(|commit| *other != device || *commit <= durable);
+        self.told_lost.retain(|told| told.device != device || told.commit <= durable);
+        for told in self.told_lost.iter_mut().filter(|told| told.device == device) {
+            told.withdrawn = told.withdrawn.filter(|commit| *commit <= durable);
         }
         self.find(device, outbox);
     }
@@ -233,6 +254,7 @@ impl Ledger {
     /// An older backup took the place of what a device had.
     pub(crate) fn restored(&mut self, device: usize, outbox: &[(u64, Json)]) {
         self.restored.insert(device);
+        self.told_lost.retain(|told| told.device != device);
         for promise in self.promises.iter_mut().filter(|promise| promise.device == device) {
             promise.excused |= !matches!(promise.fate, Some((Fate::Admitted, _)));
             promise.commit = CommitNo(0);

@@ -394,12 +394,16 @@ impl Cluster {
                     }
                 }
                 _ if times > 0 => count("edits kept"),
-                _ if *excused => count("edits lost with a restored disk"),
+                _ if *excused => {
+                    count("edits lost with a restored disk");
+                    *lost.entry((*device, key)).or_default() += 1;
+                }
                 Some((Fate::Forgotten, _)) => count("edits forgotten by their author"),
                 _ if self.may_differ && held() => count("edits that wait for what the relay lost"),
                 // Whoever else may bring it would have.
                 Some((Fate::Admitted, _)) if self.may_differ && self.ledger.restored.contains(device) => {
-                    count("edits lost by the relay and by their author")
+                    count("edits lost by the relay and by their author");
+                    *lost.entry((*device, key)).or_default() += 1;
                 }
                 Some((Fate::Admitted, _)) if !hashes.is_disjoint(&displaced) => {
                     count("edits lost with what they built on");
@@ -410,14 +414,21 @@ impl Cluster {
                 None => wrong.push(format!("{told} is lost: {:?}", promise.changes)),
             }
         }
-        // Who never went back knows of each edit what became of it.
-        for ((device, key), commits) in &self.ledger.told_lost {
-            lost.entry((*device, key)).or_default();
-            *counts.entry("tellings of a loss").or_default() += commits.len() as u64;
+        let mut told: BTreeMap<(usize, &EntityKey), usize> = BTreeMap::new();
+        for one in &self.ledger.told_lost {
+            *counts.entry("tellings of a loss").or_default() += 1;
+            match one.withdrawn {
+                Some(_) => *counts.entry("tellings of a loss withdrawn").or_default() += 1,
+                None => *told.entry((one.device, &one.key)).or_default() += 1,
+            }
+        }
+        for place in told.keys() {
+            lost.entry(*place).or_default();
         }
         for ((device, key), times) in lost {
-            let told = self.ledger.told_lost.get(&(device, key.clone())).map_or(0, Vec::len);
-            if told != times && !self.ledger.restored.contains(&device) {
+            let told = told.get(&(device, key)).copied().unwrap_or_default();
+            // Who never went back knows of each edit what became of it.
+            if told > times || told < times && !self.ledger.restored.contains(&device) {
                 wrong.push(format!("device {device} lost {times} edits of {key} and told of {told}"));
             }
         }

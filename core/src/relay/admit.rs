@@ -340,13 +340,13 @@ impl<'a> Judging<'a> {
             // Readers leave no trace, not even refusals: those would be written for all to see.
             return refuse(RefusalCode::Forbidden, "a reader writes nothing", Standing::Passes);
         }
-        let mut missing = None;
+        let mut missing = false;
         for dep in change.deps().iter().filter(|dep| !target.knows(dep)) {
             match self.places.get(&(at, *dep)).map(|place| &self.items[*place].fate) {
-                Some(Fate::Refused(cause, Standing::Passes)) => missing = Some(below_not_taken(cause.code)),
+                Some(Fate::Refused(_, Standing::Passes)) => missing = true,
                 Some(Fate::Refused(..)) => return Ok(Err(depends_on_refused())),
                 _ if self.stored_refusal(target, dep)?.is_some() => return Ok(Err(depends_on_refused())),
-                _ => missing = missing.or(Some(RefusalCode::MissingDependency)),
+                _ => missing = true,
             }
         }
         let author =
@@ -360,7 +360,8 @@ impl<'a> Judging<'a> {
                 Standing::Passes,
             );
         }
-        // What it builds on may never come, and whoever brings this is not to wait for that in vain.
+        // These two come before what it builds on is missed: that may never come, and whoever brings this is not to
+        // wait for it in vain.
         if vouches != Vouches::Anyone && change.note().role == Role::Authority {
             return refuse(
                 RefusalCode::ForgedRole,
@@ -368,8 +369,18 @@ impl<'a> Judging<'a> {
                 Standing::Passes,
             );
         }
-        if let Some(code) = missing {
-            return refuse(code, "it depends on a change that is not known", Standing::Passes);
+        if let Some(writer) = writer
+            && self.has_twin(target, change, writer)?
+        {
+            return refuse(
+                RefusalCode::Superseded,
+                "the edit is here already, as another change",
+                Standing::Passes,
+            );
+        }
+        if missing {
+            let text = "it depends on a change that is not known";
+            return refuse(RefusalCode::MissingDependency, text, Standing::Passes);
         }
         let index = &target.entity.index;
         let new_actor = index.actor(change.actor()).is_none();
@@ -407,15 +418,6 @@ impl<'a> Judging<'a> {
             Some(Ok(ty)) => Some(ty),
             None => None,
         };
-        if let Some(author) = author
-            && self.has_twin(target, change, author.device)?
-        {
-            return refuse(
-                RefusalCode::Superseded,
-                "the edit is here already, as another change",
-                Standing::Passes,
-            );
-        }
         let role = if role == GrantRole::Authority { Role::Authority } else { Role::Device };
         let context = Context {
             workspace: &workspace.id,
@@ -503,7 +505,7 @@ impl<'a> Judging<'a> {
                     let fate = if lasting {
                         depends_on_refused()
                     } else {
-                        passes(below_not_taken(code), BELOW_NOT_TAKEN)
+                        passes(RefusalCode::MissingDependency, BELOW_NOT_TAKEN)
                     };
                     if self.refuse_taken(place, fate, false) {
                         open.push(place);
@@ -518,7 +520,7 @@ impl<'a> Judging<'a> {
                     let fate = if lasting {
                         lasts(RefusalCode::Transaction, BESIDE_REFUSED)
                     } else {
-                        passes(code, BESIDE_NOT_TAKEN)
+                        passes(beside_not_taken(code), BESIDE_NOT_TAKEN)
                     };
                     if self.refuse_taken(place, fate, all) {
                         open.push(place);
@@ -704,13 +706,11 @@ fn depends_on_refused() -> Fate {
     lasts(RefusalCode::DependsOnRefused, "it depends on a refused change")
 }
 
-/// What is said of a change that builds on one which is not taken now. What speaks against that one itself, or
-/// against who brings it, does not speak against this: somebody else may bring that, or it later.
-fn below_not_taken(cause: RefusalCode) -> RefusalCode {
+/// What is said of a member of a transaction of which another is not taken now: what mends that one mends all, but
+/// that an edit is here already is said of that edit alone.
+fn beside_not_taken(cause: RefusalCode) -> RefusalCode {
     match cause {
-        RefusalCode::UnknownField | RefusalCode::ForgedAuthor | RefusalCode::ForgedRole => {
-            RefusalCode::MissingDependency
-        }
+        RefusalCode::Superseded => RefusalCode::MissingDependency,
         other => other,
     }
 }

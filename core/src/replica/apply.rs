@@ -6,8 +6,8 @@ use automerge::ChangeHash;
 
 use super::layout::PendingTx;
 use super::outbox::{ChannelState, REMAKES_MAX};
-use super::whole::{Edits, Part};
-use super::{Output, Replica};
+use super::whole::Part;
+use super::{Output, Replica, Told};
 use crate::admission::{Judge, RefusalCode};
 use crate::change::{Change, Origin, Role, TxMark};
 use crate::clock::{Now, WallMs};
@@ -32,6 +32,8 @@ pub(super) struct Remake {
     pub(super) twins: BTreeMap<ChangeHash, ChangeHash>,
     /// What is made again is not dated later than this.
     pub(super) wall: Option<WallMs>,
+    /// What the relay found to be dated too late: whatever its clock was measured by is wrong.
+    pub(super) late: BTreeSet<ChangeHash>,
     /// Code and message of what is refused.
     pub(super) reasons: BTreeMap<ChangeHash, (String, String)>,
     /// Edits of this device that the relay has by other names: they are not lost.
@@ -49,13 +51,15 @@ impl Remake {
     }
 }
 
-/// What came by the feed for one entity.
-pub(super) struct Came<'a> {
-    pub(super) origins: Vec<(Origin, ChangeHash)>,
-    /// What of it is new here.
-    pub(super) applied: Vec<ChangeHash>,
-    /// The edits that its unit has of this device.
-    pub(super) edits: &'a Edits,
+/// What an answer says besides what becomes of each change.
+#[derive(Default)]
+pub(super) struct Answer {
+    /// Transactions that can't be saved.
+    condemned: BTreeSet<PendingTx>,
+    /// Edits of this device that the relay has by other names, by entity.
+    pub(super) here: BTreeMap<EntityHash, BTreeSet<Origin>>,
+    /// Code and message of what is refused for what it is itself.
+    pub(super) reasons: BTreeMap<ChangeHash, (String, String)>,
 }
 
 /// What a page of the feed did to one entity.
@@ -94,9 +98,13 @@ impl Replica {
                         went_back = true;
                         break;
                     }
+                    self.admit_known(&mut batch, &parts, &mut touched)?;
                     let edits = self.own_edits(&parts)?;
                     for part in parts {
-                        self.take_changes(&mut batch, now, part, &edits, &mut touched)?;
+                        self.take_changes(&mut batch, now, part, &mut touched)?;
+                    }
+                    for (key, edits) in edits {
+                        self.withdraw_refused(&mut batch, &key, &edits)?;
                     }
                 }
                 FeedBody::Own(list) => {
@@ -208,7 +216,6 @@ impl Replica {
         batch: &mut Batch,
         now: Now,
         part: Part,
-        edits: &Edits,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
         let Part { key, genesis, changes: parsed } = part;
@@ -218,7 +225,7 @@ impl Replica {
             parsed.iter().map(|change| (change.origin(), change.hash())).collect();
         let mut by_hash: BTreeMap<ChangeHash, Change> =
             parsed.iter().map(|change| (change.hash(), change.clone())).collect();
-        self.make_room(batch, now, hash, &parsed, edits, touched)?;
+        self.make_room(batch, now, hash, &parsed, touched)?;
         let entity = &mut self.loaded(hash)?.entity;
         entity.name_containers(&genesis);
         let received = entity.receive(parsed, ty.as_ref(), Judge::Admitted, true);
@@ -233,7 +240,7 @@ impl Replica {
         }
         // In a full feed own changes come back whole: those that were pending are admitted.
         self.admitted(batch, hash, &received.known, touched)?;
-        self.replace_twins(batch, now, hash, &Came { origins, applied: received.applied, edits }, touched)
+        self.replace_twins(batch, now, hash, &origins, &received.applied, touched)
     }
 
     /// Own changes that the relay admitted. `false` if one of them is not known here.
@@ -306,6 +313,28 @@ impl Replica {
         let denied =
             by_entity.iter().flat_map(|(hash, (_, _, denied))| denied.iter().map(|one| (*hash, one)));
         let condemned = self.condemned(denied);
+        let mut answer = Answer { condemned, ..Answer::default() };
+        for (hash, (key, _, denied)) in &by_entity {
+            self.load(key)?;
+            for refusal in denied {
+                let change = ChangeHash(refusal.hash);
+                match RefusalCode::from_u16(refusal.code) {
+                    Some(RefusalCode::Superseded) => {
+                        let edit = self.origin_of(*hash, &change)?;
+                        answer.here.entry(*hash).or_default().extend(edit);
+                    }
+                    // It follows from another.
+                    Some(
+                        RefusalCode::Transaction
+                        | RefusalCode::DependsOnRefused
+                        | RefusalCode::MissingDependency,
+                    ) => {}
+                    _ => {
+                        answer.reasons.insert(change, reason(refusal));
+                    }
+                }
+            }
+        }
         let mut batch = Batch::new();
         let mut touched = BTreeMap::new();
         for (hash, (key, accepted, denied)) in by_entity {
@@ -317,13 +346,13 @@ impl Replica {
                 if !self.offers_again(hash, &change) {
                     settled.push(refusal);
                 } else if !self.refused_again(&mut batch, hash, &refusal, &mut touched)? {
-                    self.refuse_held(&mut batch, now, hash, refusal, &mut touched)?;
+                    self.refuse_held(&mut batch, now, hash, refusal, &answer, &mut touched)?;
                 }
             }
             // Some of them may have gone with others.
             settled.retain(|refusal| self.is_pending(hash, &ChangeHash(refusal.hash)));
             if !settled.is_empty() {
-                self.refuse(&mut batch, now, hash, settled, &condemned, &mut touched)?;
+                self.refuse(&mut batch, now, hash, settled, &answer, &mut touched)?;
             }
         }
         self.finish(batch, now, touched)
@@ -341,7 +370,9 @@ impl Replica {
         let Ok(key) = EntityKey::new(refused.type_name.clone(), refused.id.clone()) else { return Ok(()) };
         let hash = self.load(&key)?;
         if self.loaded(hash)?.entity.headers().contains(&ChangeHash(refused.hash)) {
-            self.refuse_held(batch, now, hash, refused, touched)?;
+            let condemned = self.condemned(std::iter::once((hash, &refused)));
+            let answer = Answer { condemned, ..Answer::default() };
+            self.refuse_held(batch, now, hash, refused, &answer, touched)?;
         }
         Ok(())
     }
@@ -353,17 +384,17 @@ impl Replica {
         now: Now,
         hash: EntityHash,
         refused: Refused,
+        answer: &Answer,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
         let change = ChangeHash(refused.hash);
         let beside = self.held_beside(hash, change)?;
-        let condemned = self.condemned(std::iter::once((hash, &refused)));
-        self.refuse(batch, now, hash, vec![refused], &condemned, touched)?;
+        self.refuse(batch, now, hash, vec![refused], answer, touched)?;
         let is_left = |loaded: &super::Loaded| loaded.entity.headers().contains(&change);
         if !self.cache.get(&hash).is_some_and(is_left) {
             // What waited for it waits for nothing.
             self.unstall(hash);
-            self.take_out_beside(batch, now, beside, touched)?;
+            self.take_out_beside(batch, now, beside, answer, touched)?;
         }
         Ok(())
     }
@@ -411,23 +442,25 @@ impl Replica {
         condemned
     }
 
-    /// Takes refused changes out of an entity, and writes again what can be. Of the
-    /// transactions in `condemned` nothing is written again.
+    /// Takes refused changes out of an entity, and writes again what can be. Of condemned transactions nothing is
+    /// written again.
     fn refuse(
         &mut self,
         batch: &mut Batch,
         now: Now,
         hash: EntityHash,
         denied: Vec<Refused>,
-        condemned: &BTreeSet<PendingTx>,
+        answer: &Answer,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
+        let own = self.to_send(hash);
+        let condemned = &answer.condemned;
         let curable = |replica: &Self, refusal: &Refused| {
             let change = ChangeHash(refusal.hash);
             let tx = replica.transaction_of(hash, &change).map(|(_, tx)| tx);
             match RefusalCode::from_u16(refusal.code) {
-                // It goes as it is or not at all.
-                _ if replica.offers_again(hash, &change) => false,
+                // What the relay had once goes as it is or not at all.
+                _ if !own.contains(&change) => false,
                 Some(
                     RefusalCode::MissingDependency
                     | RefusalCode::ClockAhead
@@ -448,8 +481,8 @@ impl Replica {
         let remakes = self.channel.remakes.entry(hash).or_default();
         *remakes = if settles { 0 } else { *remakes + u32::from(!denied.iter().all(stalls)) };
         let exhausted = *remakes > REMAKES_MAX;
-        let mut remake = Remake { new_incarnation: true, ..Remake::default() };
-        let mut clock_ahead = false;
+        let here = answer.here.get(&hash).cloned().unwrap_or_default();
+        let mut remake = Remake { new_incarnation: true, here, ..Remake::default() };
         let mut waiting = Vec::new();
         for refusal in denied {
             let change = ChangeHash(refusal.hash);
@@ -467,22 +500,22 @@ impl Replica {
                     waiting.push(change);
                     continue;
                 }
-                Some(RefusalCode::Superseded) => remake.here.extend(self.origin_of(hash, &change)?),
                 _ => {}
             }
             if !exhausted && curable(self, &refusal) {
-                clock_ahead |= code == Some(RefusalCode::ClockAhead);
                 reached!(AckAgain);
                 remake.again.insert(change);
+                if code == Some(RefusalCode::ClockAhead) {
+                    remake.late.insert(change);
+                }
             } else {
                 reached!(AckGone);
                 remake.gone.insert(change);
             }
-            let name = code.map_or("unknown", RefusalCode::name).to_owned();
-            remake.reasons.insert(change, (name, refusal.message));
+            remake.reasons.insert(change, reason(&refusal));
         }
         if !remake.gone.is_empty() || !remake.again.is_empty() {
-            remake.wall = clock_ahead.then(|| self.relay_clock(now));
+            remake.wall = (!remake.late.is_empty()).then(|| self.relay_clock(now));
             self.rebuild(batch, now, hash, &remake)?;
             if self.cache.contains_key(&hash) {
                 touched.entry(hash).or_default().rewritten = true;
@@ -529,10 +562,14 @@ impl Replica {
             let mut record = self.read_outbox(*number)?;
             let change = ChangeHash(record.hash);
             let header_wall = self.loaded(hash)?.entity.headers().by_hash(&change).map(|h| h.time.wall());
-            let off = if record.sent || record.dated { 0 } else { correction - record.skew_ms };
-            // A date that the relay found too late was none of a clock that had been measured.
-            let too_late = remake.wall.zip(header_wall).is_some_and(|(wall, written)| written > wall);
-            record.dated = (record.sent || record.dated) && !too_late;
+            let dated = self.is_dated(&record);
+            let off = if dated { 0 } else { correction - record.skew_ms };
+            let lowered = remake.wall.zip(header_wall).is_some_and(|(wall, written)| written > wall);
+            if remake.late.contains(&change) || (lowered && self.channel.clock_unsure) {
+                record.unmeasured = Some(self.datings);
+            } else if dated {
+                record.unmeasured = None;
+            }
             pending.push(Pending {
                 hash: change,
                 intents: record.intents.clone(),
@@ -604,15 +641,15 @@ impl Replica {
                     let reason = remake.reasons.get(&old).cloned().unwrap_or_else(depends);
                     self.delete_outbox(batch, number)?;
                     self.broke(record.tx);
-                    self.put_refused(batch, now, &key, reason, record.intents)?;
+                    self.put_refused(batch, now, &key, reason, Told::Refused(record.intents))?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Puts an entity without some of its changes in the place of what it was. Whoever wrote them is told of those
-    /// that the relay had once and that are not pending: what they meant was forgotten when it had them.
+    /// Puts an entity without some of its changes in the place of what it was. The user is told of those that this
+    /// device wrote and the relay had once, unless their edits are here by other names.
     fn replace_entity(
         &mut self,
         batch: &mut Batch,
@@ -621,7 +658,7 @@ impl Replica {
         entity: Entity,
         remake: &Remake,
     ) -> Result<(), StoreError> {
-        let own = self.to_send(hash);
+        let pending = self.to_send(hash);
         let device = self.config.device;
         let before = std::mem::replace(&mut self.loaded(hash)?.entity, entity);
         let wrote = |entity: &Entity, which: &dyn Fn(&Header) -> bool| {
@@ -632,7 +669,7 @@ impl Replica {
         };
         let entity = &self.loaded(hash)?.entity;
         let lost = wrote(&before, &|header| {
-            !header.admitted && !own.contains(&header.hash) && !entity.headers().contains(&header.hash)
+            !header.admitted && !pending.contains(&header.hash) && !entity.headers().contains(&header.hash)
         });
         if lost.is_empty() {
             return Ok(());
@@ -642,7 +679,7 @@ impl Replica {
         for change in lost.iter().filter(|change| !here.contains(&change.origin())) {
             let depends = || depends_on_refused(String::new());
             let reason = remake.reasons.get(&change.hash()).cloned().unwrap_or_else(depends);
-            self.put_refused(batch, now, before.key(), reason, Vec::new())?;
+            self.put_refused(batch, now, before.key(), reason, Told::Lost(change.origin()))?;
         }
         Ok(())
     }
@@ -733,6 +770,12 @@ impl Replica {
         self.outputs.push_back(Output::Status);
         Ok(())
     }
+}
+
+/// The code and the message of a refusal.
+fn reason(refusal: &Refused) -> (String, String) {
+    let code = RefusalCode::from_u16(refusal.code).map_or("unknown", RefusalCode::name);
+    (code.to_owned(), refusal.message.clone())
 }
 
 fn depends_on_refused(message: String) -> (String, String) {

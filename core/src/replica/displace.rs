@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use automerge::ChangeHash;
 
-use super::apply::{Came, Remake, Touched};
-use super::whole::{Edits, Part, authors};
+use super::apply::{Answer, Remake, Touched};
+use super::whole::{Part, authors};
 use super::{Replica, for_each};
 use crate::admission::RefusalCode;
 use crate::change::{Change, Origin};
@@ -45,6 +45,29 @@ impl Replica {
         Ok(false)
     }
 
+    /// Whether an entity may have changes that the relay is not known to have.
+    fn has_unadmitted(&self, hash: EntityHash) -> bool {
+        self.recovering || self.repair.generation > 0 || self.pending.contains_key(&hash)
+    }
+
+    /// What a unit brings that is here already is admitted before anything makes room for the rest of it, and does
+    /// not go with that.
+    pub(super) fn admit_known(
+        &mut self,
+        batch: &mut Batch,
+        parts: &[Part],
+        touched: &mut BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
+        for part in parts {
+            let hash = self.load(&part.key)?;
+            if self.has_unadmitted(hash) {
+                let coming: Vec<ChangeHash> = part.changes.iter().map(Change::hash).collect();
+                self.admitted(batch, hash, &coming, touched)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Frees the places that changes of the feed have in the sequences of their actors.
     pub(super) fn make_room(
         &mut self,
@@ -52,15 +75,11 @@ impl Replica {
         now: Now,
         hash: EntityHash,
         coming: &[Change],
-        edits: &Edits,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
-        let went_back = self.recovering || self.repair.generation > 0;
-        if !went_back && !self.pending.contains_key(&hash) {
+        if !self.has_unadmitted(hash) {
             return Ok(());
         }
-        let known: Vec<ChangeHash> = coming.iter().map(Change::hash).collect();
-        self.admitted(batch, hash, &known, touched)?;
         self.meet_own_lives(hash, coming)?;
         let headers = self.loaded(hash)?.entity.headers();
         let mut taken: BTreeMap<u32, u64> = BTreeMap::new();
@@ -74,7 +93,7 @@ impl Replica {
             !header.admitted && taken.get(&header.actor).is_some_and(|seq| header.seq >= *seq)
         };
         let occupants = headers.headers().iter().filter(in_place).map(|header| header.hash).collect();
-        self.displace(batch, now, hash, occupants, edits, touched)
+        self.displace(batch, now, hash, occupants, touched)
     }
 
     /// The relay learns of a life when a device signs in, so a life that was lost before it did so again
@@ -106,15 +125,16 @@ impl Replica {
         batch: &mut Batch,
         now: Now,
         hash: EntityHash,
-        came: &Came<'_>,
+        origins: &[(Origin, ChangeHash)],
+        applied: &[ChangeHash],
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
-        self.replace_own_twins(batch, now, hash, came, touched)?;
-        if self.repair.generation == 0 || came.applied.is_empty() {
+        self.replace_own_twins(batch, now, hash, origins, touched)?;
+        if self.repair.generation == 0 || applied.is_empty() {
             return Ok(());
         }
-        let new = |(_, change): &&(Origin, ChangeHash)| came.applied.contains(change);
-        let origins: Vec<(Origin, ChangeHash)> = came.origins.iter().filter(new).copied().collect();
+        let new = |(_, change): &&(Origin, ChangeHash)| applied.contains(change);
+        let origins: Vec<(Origin, ChangeHash)> = origins.iter().filter(new).copied().collect();
         let headers = self.loaded(hash)?.entity.headers();
         let left = headers.headers().iter().filter(|header| !header.admitted).map(|header| header.hash);
         let left: BTreeSet<ChangeHash> = left.collect();
@@ -131,7 +151,7 @@ impl Replica {
             })
         });
         let replaced = replaced.map(|change| change.hash()).collect();
-        self.displace(batch, now, hash, replaced, came.edits, touched)
+        self.displace(batch, now, hash, replaced, touched)
     }
 
     /// What of that is pending has to be followed by what builds on it.
@@ -140,7 +160,7 @@ impl Replica {
         batch: &mut Batch,
         now: Now,
         hash: EntityHash,
-        came: &Came<'_>,
+        origins: &[(Origin, ChangeHash)],
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
         let Some(numbers) = self.pending.get(&hash) else { return Ok(()) };
@@ -151,10 +171,10 @@ impl Replica {
             .collect();
         let device = self.config.device;
         let headers = self.loaded(hash)?.entity.headers();
-        let mut remake = Remake { here: edits_of(came.edits, hash), ..Remake::default() };
+        let mut remake = Remake::default();
         for (origin, own, sent) in pending {
             remake.new_incarnation |= sent;
-            let twin = came.origins.iter().find(|(other, twin)| *other == origin && *twin != own);
+            let twin = origins.iter().find(|(other, twin)| *other == origin && *twin != own);
             let Some((_, twin)) = twin else { continue };
             // Nobody else has a say in what this device meant.
             if headers.by_hash(twin).is_none_or(|header| headers.device(header) != device) {
@@ -175,15 +195,14 @@ impl Replica {
         Ok(())
     }
 
-    /// Takes `roots` out of an entity, where other changes have come; `edits` came with them. What of the roots is
-    /// this device's to send is written again.
+    /// Takes `roots` out of an entity, in whose places others have come. What of them is this device's to send is
+    /// written again.
     fn displace(
         &mut self,
         batch: &mut Batch,
         now: Now,
         hash: EntityHash,
         roots: BTreeSet<ChangeHash>,
-        edits: &Edits,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
         if roots.is_empty() {
@@ -205,7 +224,7 @@ impl Replica {
                 false => (RefusalCode::Transaction, "the relay has another change in the place of a member"),
             };
             let again = if entity == hash { std::mem::take(&mut again) } else { BTreeSet::new() };
-            let remake = Remake { again, here: edits_of(edits, entity), ..Remake::without(gone, code, why) };
+            let remake = Remake { again, ..Remake::without(gone, code, why) };
             self.take_out(batch, now, entity, &remake, touched)?;
         }
         Ok(())
@@ -253,6 +272,7 @@ impl Replica {
         batch: &mut Batch,
         now: Now,
         beside: BTreeMap<EntityHash, BTreeSet<ChangeHash>>,
+        answer: &Answer,
         touched: &mut BTreeMap<EntityHash, Touched>,
     ) -> Result<(), StoreError> {
         for (entity, mut gone) in beside {
@@ -265,7 +285,14 @@ impl Replica {
                     "what is left of a refused transaction is taken out"
                 );
                 let why = "another member of its transaction was refused";
-                let remake = Remake::without(gone, RefusalCode::Transaction, why);
+                let mut remake = Remake::without(gone, RefusalCode::Transaction, why);
+                remake.here = answer.here.get(&entity).cloned().unwrap_or_default();
+                // Of what is refused for itself the user reads why.
+                for (change, reason) in &mut remake.reasons {
+                    if let Some(own) = answer.reasons.get(change) {
+                        *reason = own.clone();
+                    }
+                }
                 self.take_out(batch, now, entity, &remake, touched)?;
             }
         }
@@ -351,8 +378,4 @@ impl Replica {
             }
         }
     }
-}
-
-fn edits_of(edits: &Edits, entity: EntityHash) -> BTreeSet<Origin> {
-    edits.get(&entity).cloned().unwrap_or_default()
 }

@@ -133,6 +133,14 @@ struct Loaded {
     used: u64,
 }
 
+/// What the user is told of.
+enum Told {
+    /// A pending edit was refused, which meant this.
+    Refused(Vec<Intent>),
+    /// An edit is lost that the relay had: what it meant was forgotten then.
+    Lost(Origin),
+}
+
 /// One pending change, in memory.
 #[derive(Clone, Debug)]
 struct PendingRef {
@@ -171,6 +179,10 @@ pub struct Replica {
     pending: BTreeMap<EntityHash, BTreeSet<u64>>,
     /// Entities with refused changes, and how many.
     refused: BTreeMap<EntityKey, u64>,
+    /// Which of them are of edits that the relay had and lost.
+    lost: BTreeMap<u64, (EntityKey, Origin)>,
+    /// How often what was pending was dated by a clock that had been measured.
+    datings: u64,
     /// Transactions of which a pending member is gone and the others are still there.
     broken: BTreeSet<[u8; 16]>,
     conflicts: u64,
@@ -228,6 +240,8 @@ impl Replica {
             unwritten: BTreeMap::new(),
             pending: BTreeMap::new(),
             refused: BTreeMap::new(),
+            lost: BTreeMap::new(),
+            datings: 0,
             conflicts: 0,
             sent: 0,
             received: 0,
@@ -244,6 +258,9 @@ impl Replica {
         };
         replica.recovering =
             replica.store.get(View::Latest, Keyspace::META, &replica.keys.recovering())?.is_some();
+        let datings = replica.store.get(View::Latest, Keyspace::META, &replica.keys.datings())?;
+        let datings = datings.and_then(|bytes| bytes.first_chunk().copied());
+        replica.datings = datings.map_or(0, u64::from_be_bytes);
         let schemas = replica.store.get(View::Latest, Keyspace::META, &replica.keys.schemas())?;
         replica.schemas = schemas.unwrap_or_default().as_chunks().0.to_vec();
         replica.load_queues()?;
@@ -341,10 +358,12 @@ impl Replica {
             self.track(number, pending);
             Ok(())
         })?;
-        for_each(&*store, Keyspace::REFUSED, &prefix, |_, head| {
+        for_each(&*store, Keyspace::REFUSED, &prefix, |key, head| {
             let bytes = self.keys.whole(&*store, View::Latest, head)?;
             let record: RefusedRecord = from_json(&bytes, "a refused change")?;
+            let Some(number) = key.last_chunk::<8>().map(|n| u64::from_be_bytes(*n)) else { return Ok(()) };
             if let Ok(entity) = EntityKey::new(record.type_name, record.id) {
+                self.lost.extend(record.edit.map(|edit| (number, (entity.clone(), Origin(edit)))));
                 *self.refused.entry(entity).or_default() += 1;
             }
             Ok(())
@@ -903,8 +922,12 @@ impl Replica {
         now: Now,
         key: &EntityKey,
         (code, message): (String, String),
-        intents: Vec<Intent>,
+        what: Told,
     ) -> Result<(), StoreError> {
+        let (intents, edit) = match what {
+            Told::Refused(intents) => (intents, None),
+            Told::Lost(edit) => (Vec::new(), Some(edit)),
+        };
         let record = RefusedRecord {
             type_name: key.type_name().to_owned(),
             id: key.id().to_owned(),
@@ -912,6 +935,7 @@ impl Replica {
             message,
             intents,
             time_ms: self.corrected(now).0,
+            edit: edit.map(|edit| edit.0),
         };
         let store = Arc::clone(&self.store);
         let number = self.state.refused_next;
@@ -921,6 +945,35 @@ impl Replica {
         self.keys.put(&*store, batch, &mut spills, Keyspace::REFUSED, place, &to_json(&record))?;
         self.state.spills = spills;
         *self.refused.entry(key.clone()).or_default() += 1;
+        self.lost.extend(edit.map(|edit| (number, (key.clone(), edit))));
+        Ok(())
+    }
+
+    /// Takes back what was told of lost edits of this device that have come back, by whatever names.
+    fn withdraw_refused(
+        &mut self,
+        batch: &mut Batch,
+        key: &EntityKey,
+        edits: &BTreeSet<Origin>,
+    ) -> Result<(), StoreError> {
+        let back = self.lost.iter().filter(|(_, (of, edit))| of == key && edits.contains(edit));
+        let numbers: Vec<u64> = back.map(|(number, _)| *number).collect();
+        for number in numbers {
+            self.delete_refused(batch, number, key)?;
+        }
+        Ok(())
+    }
+
+    fn delete_refused(&mut self, batch: &mut Batch, number: u64, key: &EntityKey) -> Result<(), StoreError> {
+        let store = Arc::clone(&self.store);
+        self.keys.delete(&*store, batch, Keyspace::REFUSED, self.keys.number(number))?;
+        self.lost.remove(&number);
+        if let Some(count) = self.refused.get_mut(key) {
+            *count -= 1;
+            if *count == 0 {
+                self.refused.remove(key);
+            }
+        }
         Ok(())
     }
 
@@ -933,14 +986,12 @@ impl Replica {
         };
         let record: RefusedRecord = from_json(&bytes, "a refused change")?;
         let mut batch = Batch::new();
-        self.keys.delete(&*store, &mut batch, Keyspace::REFUSED, place)?;
-        let Ok(key) = EntityKey::new(record.type_name, record.id) else { return Ok(true) };
-        if let Some(count) = self.refused.get_mut(&key) {
-            *count -= 1;
-            if *count == 0 {
-                self.refused.remove(&key);
-            }
-        }
+        let Ok(key) = EntityKey::new(record.type_name, record.id) else {
+            self.keys.delete(&*store, &mut batch, Keyspace::REFUSED, place)?;
+            self.commit(batch)?;
+            return Ok(true);
+        };
+        self.delete_refused(&mut batch, number, &key)?;
         let hash = self.load(&key)?;
         if !self.loaded(hash)?.entity.headers().is_empty() {
             self.materialise(&mut batch, hash)?;

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use automerge::ChangeHash;
 use serde_json::Value as Json;
 
-use super::layout::{RowRecord, from_json};
+use super::layout::{OutboxRecord, RowRecord, from_json};
 use super::{Output, PendingRef, Replica, SKEW_TOLERATED_MS};
 use crate::clock::{MonoMs, Now, WallMs};
 use crate::id::{EntityHash, EntityKey, Incarnation};
@@ -564,7 +564,7 @@ impl Replica {
             if !pending.sent || mutated!(ApplyTwice) {
                 let record = self.read_outbox(*number)?;
                 let off = (correction - record.skew_ms).unsigned_abs() > SKEW_TOLERATED_MS;
-                if (off && !record.dated) || went_back || mutated!(ApplyTwice) {
+                if (off && !self.is_dated(&record)) || went_back || mutated!(ApplyTwice) {
                     entities.insert(pending.entity);
                 }
             }
@@ -573,6 +573,9 @@ impl Replica {
             self.write_again(batch, now, *hash, |sent| !sent || mutated!(ApplyTwice))?;
         }
         entities.extend(self.keep_whole(batch, now)?);
+        // From here on all of it is dated by a clock that was measured.
+        self.datings += 1;
+        batch.put(Keyspace::META, self.keys.datings(), self.datings.to_be_bytes());
         // Each once: what is derived from an entity is written against what the store has of it.
         let mut redated = Vec::with_capacity(entities.len());
         for hash in entities {
@@ -582,6 +585,11 @@ impl Replica {
             }
         }
         Ok(redated)
+    }
+
+    /// Whether the date of a pending change is of a clock that was measured, by then or since.
+    pub(super) fn is_dated(&self, record: &OutboxRecord) -> bool {
+        record.sent || record.unmeasured.is_none_or(|datings| datings < self.datings)
     }
 
     /// Whether something waits that could be sent now.

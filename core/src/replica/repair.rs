@@ -128,8 +128,9 @@ impl Replica {
                 self.channel.stalled.insert(hash);
                 touched.entry(hash).or_default();
             }
-            // This device lost the right to speak for it, and for what goes with it. Others may have it.
-            Some(RefusalCode::ForgedAuthor | RefusalCode::ForgedRole) => {
+            // This device lost the right to speak for it, and for what goes with it, or to write at all. Others
+            // may have it.
+            Some(RefusalCode::ForgedAuthor | RefusalCode::ForgedRole | RefusalCode::Forbidden) => {
                 let beside =
                     self.beside(number).filter(|(_, pending)| pending.again).map(|(number, _)| *number);
                 let gone: BTreeSet<u64> = beside.chain([number]).collect();
@@ -383,7 +384,7 @@ impl Replica {
             tx,
             origin: None,
             skew_ms: self.correction_ms(),
-            dated: false,
+            unmeasured: None,
             // It left the device long ago, and is counted among what was sent.
             sent: true,
             bytes: bytes as u32,

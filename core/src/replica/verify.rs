@@ -9,12 +9,15 @@ use automerge::ChangeHash;
 
 use super::apply::Remake;
 use super::layout::{EntityRecord, RowRecord, from_json};
-use super::{Output, Replica};
+use super::{Output, Replica, Told, for_each};
 use crate::admission::RefusalCode;
+use crate::change::Origin;
 use crate::clock::Now;
+use crate::codec::{self, HeaderRecord};
 use crate::digest::Digest;
 use crate::entity::Entity;
-use crate::id::{EntityHash, EntityKey};
+use crate::header::Header;
+use crate::id::{Author, EntityHash, EntityKey};
 use crate::rows::index_keys;
 use crate::store::{Batch, Keyspace, StoreError, View};
 
@@ -341,6 +344,7 @@ impl Replica {
     ) -> Result<Vec<EntityKey>, StoreError> {
         let hash = self.hash(key);
         let numbers: Vec<u64> = self.pending.get(&hash).into_iter().flatten().copied().collect();
+        let sends = self.to_send(hash);
         let mut siblings: BTreeMap<EntityHash, BTreeSet<ChangeHash>> = BTreeMap::new();
         for number in numbers {
             let pending = self.read_outbox(number)?;
@@ -355,14 +359,18 @@ impl Replica {
                 self.delete_outbox(batch, number)?;
                 continue;
             }
-            let why = "the stored document was damaged before this was sent; send it again";
-            self.put_refused(batch, now, key, ("damaged".into(), why.into()), pending.intents)?;
+            let why = damaged("the stored document was damaged before this was sent; send it again");
+            self.put_refused(batch, now, key, why, Told::Refused(pending.intents))?;
             self.delete_outbox(batch, number)?;
         }
         let touched = self.give_up_siblings(batch, now, siblings)?;
         let place = self.keys.entity(hash);
         let Some(bytes) = self.store.get(View::Latest, Keyspace::ENTITY, &place)? else { return Ok(touched) };
         let mut record = self.read_entity(&bytes)?;
+        for edit in self.own_unadmitted(hash, &record).into_iter().filter(|change| !sends.contains(change)) {
+            let why = damaged("the stored document was damaged before the relay had this again");
+            self.put_refused(batch, now, key, why, Told::Lost(Origin::of(&edit)))?;
+        }
         let heads: Vec<_> = record.admitted_heads.iter().map(|head| automerge::ChangeHash(*head)).collect();
         passed.replace(hash, &heads, &[]);
         // What this device wrote under the present incarnation may be known elsewhere, and its
@@ -371,6 +379,24 @@ impl Replica {
         self.cache.remove(&hash);
         self.remove(batch, hash, key, &record)?;
         Ok(touched)
+    }
+
+    /// What this device wrote of an entity and the relay is not known to have, as far as that can be read.
+    fn own_unadmitted(&self, hash: EntityHash, record: &EntityRecord) -> Vec<ChangeHash> {
+        let device = self.config.device;
+        let current = record.generation == self.repair.generation;
+        let author = |header: &Header| Author::from_bytes(&record.actors.get(header.actor as usize)?.1);
+        let mut found = Vec::new();
+        let read = for_each(&*self.store, Keyspace::HEADER, &self.keys.headers(hash), |_, bytes| {
+            let header = Header::from(codec::decode::<HeaderRecord>(bytes, "a header")?);
+            let own = author(&header).is_some_and(|author| author.device == device);
+            found.extend((own && !(current && header.admitted)).then_some(header.hash));
+            Ok(())
+        });
+        if let Err(error) = read {
+            tracing::warn!(%error, "not all that this device wrote of a damaged document can be told");
+        }
+        found
     }
 
     /// Takes out changes that are nothing without a member of their transaction.
@@ -397,6 +423,10 @@ impl Replica {
         }
         Ok(touched)
     }
+}
+
+fn damaged(message: &str) -> (String, String) {
+    ("damaged".to_owned(), message.to_owned())
 }
 
 /// What mends a fault.

@@ -74,9 +74,6 @@ pub(super) fn authors(changes: &[Change], headers: &HeaderIndex) -> Vec<Option<A
     changes.iter().map(author).collect()
 }
 
-/// Edits, by entity, that this device made.
-pub(super) type Edits = BTreeMap<EntityHash, BTreeSet<Origin>>;
-
 impl Replica {
     /// A unit of the feed without the transactions of which a member builds on what is not here.
     pub(super) fn whole_only(&mut self, unit: Unit) -> Result<Vec<Part>, StoreError> {
@@ -96,16 +93,21 @@ impl Replica {
         Ok(parts)
     }
 
-    /// The edits that came of this device, by whatever names.
-    pub(super) fn own_edits(&mut self, parts: &[Part]) -> Result<Edits, StoreError> {
+    /// The edits of this device that come, by whatever names, and the names of the changes as if they were the
+    /// first for their edits.
+    pub(super) fn own_edits(
+        &mut self,
+        parts: &[Part],
+    ) -> Result<Vec<(EntityKey, BTreeSet<Origin>)>, StoreError> {
         let device = self.config.device;
-        let mut edits = Edits::new();
+        let mut edits = Vec::with_capacity(parts.len());
         for part in parts {
             let hash = self.load(&part.key)?;
             let authors = authors(&part.changes, self.loaded(hash)?.entity.headers());
             let changes = part.changes.iter().zip(authors);
             let own = changes.filter(|(_, author)| author.is_some_and(|author| author.device == device));
-            edits.entry(hash).or_default().extend(own.map(|(change, _)| change.origin()));
+            let own = own.flat_map(|(change, _)| [change.origin(), Origin::of(&change.hash())]);
+            edits.push((part.key.clone(), own.collect()));
         }
         Ok(edits)
     }

@@ -453,7 +453,7 @@ pub struct Device {
     pub author: Author,
     /// Its newest change by entity: hash, seq, counter.
     newest: BTreeMap<EntityKey, (ChangeHash, u64, u64)>,
-    clock: Hlc,
+    pub clock: Hlc,
 }
 
 /// What a change does that is written by hand.

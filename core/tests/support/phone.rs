@@ -29,19 +29,31 @@ impl Phone {
     pub fn new(number: u8, source: &str) -> Self {
         let store = Arc::new(MemoryStore::default());
         let schema = Arc::new(Schema::parse(source, "test.toml").unwrap());
+        let device = Device::new(number);
+        let replica = Self::open(&store, &schema, source, device.id());
+        Self { store, replica, schema, device, conn: ConnId(0) }
+    }
+
+    fn open(store: &Arc<MemoryStore>, schema: &Arc<Schema>, source: &str, device: DeviceId) -> Replica {
         let config = ReplicaConfig {
             workspace: home(),
-            device: DeviceId([number; 32]),
+            device,
             device_name: "phone".into(),
             platform: "test".into(),
             schema: schema.clone(),
             schema_source: source.to_owned(),
             assumed_role: Some(GrantRole::Writer),
             store_life: 0,
-            seed: [number; 32],
+            seed: device.0,
         };
-        let replica = Replica::open(store.clone(), config).unwrap();
-        Self { store, replica, schema, device: Device::new(number), conn: ConnId(0) }
+        Replica::open(store.clone(), config).unwrap()
+    }
+
+    /// Begins anew with what the store holds.
+    // Not every story needs it.
+    #[allow(dead_code)]
+    pub fn restart(&mut self, source: &str) {
+        self.replica = Self::open(&self.store, &self.schema, source, self.device.id());
     }
 
     pub fn join(&mut self, world: &mut World, role: &str) {

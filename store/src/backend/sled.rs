@@ -47,22 +47,24 @@ pub(crate) struct Sled {
 impl Sled {
     pub(crate) fn open(dir: &Path, options: &StoreOptions) -> Result<Sled, StoreError> {
         remove_unfinished(dir).map_err(io_error("remove what an earlier opening left"))?;
+        open_blobs(dir).map_err(io_error("open a file of large values"))?;
         let db = open_db(dir, options)?;
         // sled may have recovered what was written but never synced, and has perhaps just made
         // its files.
         db.flush().map_err(refused("flush"))?;
         let mut files = Files::open(dir).map_err(io_error("open the database file"))?;
-        files.sync_names(dir).map_err(io_error("sync the store's files"))?;
         #[cfg(any(test, feature = "contract"))]
         let through = options.syncs;
         #[cfg(not(any(test, feature = "contract")))]
         let through = true;
+        // First, since sled's own thread may write between this and the sync.
         if through && let Err(e) = files.write_through() {
             tracing::warn!(
                 dir = %dir.display(), error = %e,
                 "this file system has no synchronous files: a power cut may harm sled; redb is safe here"
             );
         }
+        files.sync_names(dir).map_err(io_error("sync the store's files"))?;
         Ok(Sled {
             db,
             files: Mutex::new(files),
@@ -74,13 +76,43 @@ impl Sled {
 
 /// sled writes a snapshot of what it has recovered while it opens, and renames it when it is whole. If
 /// it was stopped before that it takes the half for the newest, and finds it damaged
-/// (spacejam/sled, issue 1527). What the half was made from is still there.
+/// (spacejam/sled, issue 1527). What the half was made from is still there; of a whole one it may be
+/// overwritten, though its new name was lost in a power cut. Half a `conf` is damage to sled too, which
+/// makes it anew where it is missing: it says the same in each store.
 fn remove_unfinished(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        let name = entry.file_name();
-        if name.to_str().is_some_and(|name| name.starts_with("snap.") && name.ends_with(".generating")) {
+        // How much lies between what is summed and the sum.
+        let beside = match entry.file_name().to_str() {
+            Some("conf") => 0,
+            Some(name) if name.starts_with("snap.") && name.ends_with(".generating") => 8,
+            _ => continue,
+        };
+        if !is_whole(&fs::read(entry.path())?, beside) {
             fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file of sled's ends with the checksum of what comes before it and before `beside` bytes.
+fn is_whole(file: &[u8], beside: usize) -> bool {
+    let Some((rest, sum)) = file.split_last_chunk() else { return false };
+    let summed = rest.len().checked_sub(beside).and_then(|end| rest.get(..end));
+    summed.is_some_and(|summed| !summed.is_empty() && crc32fast::hash(summed) == u32::from_le_bytes(*sum))
+}
+
+/// A blob that sled can't open is to it the end of all that was written, and it writes over the rest. That
+/// may pass (a right that is missing), so it is asked first.
+fn open_blobs(dir: &Path) -> io::Result<()> {
+    let blobs = match fs::read_dir(dir.join("blobs")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        blobs => blobs?,
+    };
+    for blob in blobs {
+        let path = blob?.path();
+        if !File::options().read(true).write(true).open(&path)?.metadata()?.is_file() {
+            return Err(io::Error::other(format!("{} is no file", path.display())));
         }
     }
     Ok(())
@@ -279,6 +311,7 @@ impl Files {
     /// Syncs everything, and the names of the files.
     fn sync_names(&mut self, dir: &Path) -> io::Result<()> {
         self.sync()?;
+        self.db.sync_all()?;
         File::options().write(true).open(dir.join("conf"))?.sync_all()?;
         sync_dir(&self.blobs)?;
         sync_dir(dir)?;

@@ -127,8 +127,11 @@ pub fn compact(
     };
     // The directory stays this process's own until the new one is in its place.
     let dir_lock = lock(&store.dir_lock).take();
-    let (backend, encrypted) = (target.backend.unwrap_or(store.backend()), target.encrypted(&store));
+    let was = store.backend();
+    let (backend, encrypted) = (target.backend.unwrap_or(was), target.encrypted(&store));
     store.shut_down()?;
+    // What it still removes, it removes by name.
+    was.wait_released(&places.dir)?;
     places.swap(&mut || progress(CompactStep::MovedAside)).map_err(io_error("swap the directories"))?;
     progress(CompactStep::InPlace);
     places.remove_replaced();

@@ -72,7 +72,13 @@ impl Places {
     /// somebody else's.
     pub(super) fn remove_replaced(&self) {
         match fs::rename(&self.replaced, &self.removing) {
-            Ok(()) => remove(&self.removing),
+            // Else the name could be lost in a power cut, and half of it not.
+            Ok(()) => match self.sync_names() {
+                Ok(()) => remove(&self.removing),
+                Err(error) => {
+                    tracing::warn!(dir = %self.removing.display(), %error, "a directory that is not needed stays until the next opening");
+                }
+            },
             Err(error) => {
                 tracing::warn!(dir = %self.replaced.display(), %error, "a directory that is not needed could not be removed");
             }

@@ -203,19 +203,119 @@ fn an_opening_of_sled_that_was_cut_short_is_done_again() {
     let open = || DiskStore::open(dir.path(), options.clone()).unwrap();
     write(&open(), 0, 10);
     write(&open(), 10, 20);
-    let snapshots = || -> Vec<_> {
-        let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
-        names.filter_map(|name| name.into_string().ok()).filter(|name| name.starts_with("snap.")).collect()
-    };
-    let whole = fs::read(dir.path().join(&snapshots()[0])).unwrap();
-    for cut in [0, 1, whole.len() / 2, whole.len() - 1, whole.len()] {
+    let whole = fs::read(&snapshots(dir.path())[0]).unwrap();
+    for cut in [0, 1, whole.len() / 2, whole.len() - 1] {
         fs::write(dir.path().join("snap.00000000FFFFFFFF.generating"), &whole[..cut]).unwrap();
         let store = open();
         assert_eq!(count(&store), 20, "{cut} of {} bytes", whole.len());
         assert!(!store.rolled_back());
-        assert_eq!(snapshots().len(), 1, "{cut} of {} bytes: leftovers", whole.len());
+        assert_eq!(snapshots(dir.path()).len(), 1, "{cut} of {} bytes: leftovers", whole.len());
         store.shut_down().unwrap();
     }
+}
+
+fn snapshots(dir: &Path) -> Vec<PathBuf> {
+    let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("snap.")).collect()
+}
+
+/// After the renaming sled overwrites what the older snapshot needs. A power cut can undo the first and keep
+/// the second.
+#[test]
+fn what_sled_recovered_is_needed_though_its_name_was_lost() {
+    let parent = tempfile::tempdir().unwrap();
+    let (dir, cut) = (parent.path().join("store"), parent.path().join("cut"));
+    let open = |dir: &Path| DiskStore::open(dir, StoreOptions::default().backend(BackendKind::Sled)).unwrap();
+    let mut n = 0;
+    let mut put = |store: &DiskStore, batches: u64| {
+        for _ in 0..batches {
+            let mut batch = Batch::new();
+            batch.put(Keyspace::ROW, (n % 3_u64).to_be_bytes(), vec![n as u8; 20_000]);
+            let commit = store.commit(batch).unwrap();
+            store.wait_durable(commit).unwrap();
+            n += 1;
+        }
+    };
+    put(&open(&dir), 7);
+    drop(open(&dir));
+    for round in 0..8 {
+        put(&open(&dir), 30 + 7 * (round % 5));
+        let older = snapshots(&dir).remove(0);
+        let older_bytes = fs::read(&older).unwrap();
+        drop(open(&dir));
+        for older_is_there in [true, false] {
+            copy_dir(&dir, &cut);
+            let newer = snapshots(&cut).remove(0);
+            fs::rename(
+                &newer,
+                newer.with_extension(format!("{}.generating", newer.extension().unwrap().display())),
+            )
+            .unwrap();
+            if older_is_there {
+                fs::write(cut.join(older.file_name().unwrap()), &older_bytes).unwrap();
+            }
+            let store = DiskStore::open(&cut, StoreOptions::default());
+            let store = store.unwrap_or_else(|e| panic!("round {round}, {older_is_there}: {e}"));
+            assert_eq!((count(&store), store.rolled_back()), (3, false), "round {round}, {older_is_there}");
+            store.shut_down().unwrap();
+            fs::remove_dir_all(&cut).unwrap();
+        }
+    }
+}
+
+/// sled writes `conf` in two steps and syncs it never.
+#[test]
+fn a_making_of_sled_that_was_cut_short_is_done_again() {
+    let parent = tempfile::tempdir().unwrap();
+    let options = StoreOptions::default().backend(BackendKind::Sled);
+    let whole = parent.path().join("whole");
+    DiskStore::open(&whole, options.clone()).unwrap().shut_down().unwrap();
+    let conf = fs::read(whole.join("conf")).unwrap();
+    let halves = [0, 1, 8, 9, conf.len() - 4, conf.len() - 1, conf.len()].map(|cut| conf[..cut].to_vec());
+    for (n, conf) in halves.into_iter().chain([vec![0; conf.len()]]).enumerate() {
+        let dir = parent.path().join(format!("store {n}"));
+        fs::create_dir_all(dir.join("blobs")).unwrap();
+        fs::copy(whole.join("FORMAT"), dir.join("FORMAT")).unwrap();
+        fs::write(dir.join("conf"), conf).unwrap();
+        let store = DiskStore::open(&dir, options.clone()).unwrap_or_else(|e| panic!("{n}: {e}"));
+        assert!(!store.rolled_back(), "{n}");
+        write(&store, 0, 10);
+        drop(store);
+        assert_eq!(count(&DiskStore::open(&dir, options.clone()).unwrap()), 10, "{n}");
+    }
+}
+
+/// To sled a large value that it can't read is the end of all that was written.
+#[test]
+fn a_large_value_that_can_not_be_read_now_costs_nothing() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("store");
+    let options = || StoreOptions::default().backend(BackendKind::Sled);
+    let store = DiskStore::open(&dir, options()).unwrap();
+    let mut last = CommitNo(0);
+    for n in 0..20_u64 {
+        let mut batch = Batch::new();
+        (0..3_u64).for_each(|key| batch.put(Keyspace::ROW, key.to_be_bytes(), vec![n as u8; 50_000]));
+        last = store.commit(batch).unwrap();
+    }
+    store.wait_durable(last).unwrap();
+    let kept = parent.path().join("kept");
+    copy_dir(&dir, &kept);
+    store.shut_down().unwrap();
+    let blobs: Vec<PathBuf> =
+        fs::read_dir(kept.join("blobs")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(!blobs.is_empty());
+    for blob in blobs {
+        let bytes = fs::read(&blob).unwrap();
+        fs::remove_file(&blob).unwrap();
+        fs::create_dir(&blob).unwrap();
+        let refused = DiskStore::open(&kept, options()).err().unwrap();
+        assert!(matches!(refused, StoreError::Io { .. }), "{refused}");
+        fs::remove_dir(&blob).unwrap();
+        fs::write(&blob, bytes).unwrap();
+    }
+    let store = DiskStore::open(&kept, options()).unwrap();
+    assert_eq!((count(&store), store.rolled_back(), store.durable().unwrap()), (3, false, last));
 }
 
 #[test]
