@@ -16,6 +16,7 @@ use anabranch_core::change::{Change, Note};
 use anabranch_core::clock::Hlc;
 use anabranch_core::genesis::GenesisKind;
 use anabranch_core::id::Incarnation;
+use anabranch_core::intent::Intent;
 use anabranch_core::relay::{Input, RelayConfig};
 use anabranch_core::replica::{self, Edit, Held};
 use anabranch_core::store::Keyspace;
@@ -754,4 +755,32 @@ fn an_author_is_told_that_the_only_copy_is_damaged() {
     phone.join(&mut world, "writer");
     assert_eq!((phone.row("n1"), phone.replica.status().pending), (None, 0));
     assert_eq!(told(&phone).len(), 1);
+}
+
+/// The store of whoever wrote it went back, and they wrote something else in its place. Who had just deleted the first
+/// is told why that is refused, and can do it again.
+#[test]
+fn a_deletion_of_what_was_replaced_is_refused_with_the_reason() {
+    let mut world = World::with_schema();
+    let mut phone = Phone::new(2, SCHEMA);
+    phone.join(&mut world, "writer");
+    let mut author = Device::new(1);
+    let conn = world.join(&author, "writer");
+    assert_eq!(world.submit(conn, unit([of("n1", &[&author.edit("n1")])])).refused, []);
+    phone.talk(&mut world);
+    lose_all(&mut world, SCHEMA);
+    phone.replica.disconnect();
+    phone.write(&world, &[edit("n1", vec![Intent::Delete])]).unwrap();
+    let mut life = Device::new(1);
+    let conn = world.join(&life, "writer");
+    let other = life.write("n1", Draft { title: "other".into(), ..Draft::default() });
+    assert_eq!(world.submit(conn, unit([of("n1", &[&other])])).refused, []);
+    phone.join(&mut world, "writer");
+    assert_eq!(phone.row("n1").unwrap().fields["title"], json!("other"));
+    let refused = phone.rows().refused().unwrap();
+    assert_eq!(refused.len(), 1);
+    assert!(refused[0].1.message.contains("replaced by another"), "{:?}", refused[0]);
+    phone.replica.retry_refused(world.now, &refused[0].1).unwrap();
+    phone.talk(&mut world);
+    assert!(phone.row("n1").unwrap().deleted);
 }

@@ -352,7 +352,11 @@ impl Cluster {
     }
 
     fn check_promises(&mut self, admitted: &BTreeSet<ChangeHash>, salvages: &[Salvage]) {
-        let displaced = self.displaced(admitted, salvages);
+        let contested = self.contested();
+        let displaced = self.displaced(&contested, admitted, salvages);
+        // What was displaced may have come back since, and what built on it was refused meanwhile.
+        let unsure: BTreeSet<&EntityKey> =
+            contested.iter().filter_map(|change| Some(&self.ledger.sent.get(change)?.0)).collect();
         let tainted = self.tainted(&displaced);
         let mut wrong = Vec::new();
         let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
@@ -385,7 +389,8 @@ impl Cluster {
                     if times > 0 {
                         wrong.push(format!("{told} counts as refused, and was admitted"));
                     }
-                    if promise.meant.checked && !tainted.contains(&(*device, key.clone())) {
+                    let displaced = code == "depends_on_refused" && self.may_differ && unsure.contains(key);
+                    if promise.meant.checked && !displaced && !tainted.contains(&(*device, key.clone())) {
                         wrong.push(format!("{told} was refused without a cause ({code}: {message})"));
                     }
                     let asked = promise.changes.iter().filter_map(|(hash, _)| self.ledger.made.get(hash));
@@ -438,9 +443,30 @@ impl Cluster {
         }
     }
 
+    /// What authors whose stores went back sent in the same place as something else, or of the same edit.
+    fn contested(&self) -> BTreeSet<ChangeHash> {
+        let author =
+            |change: &ChangeHash| Some(self.ledger.promises[self.ledger.made.get(change)?.promise].device);
+        let mut places: BTreeMap<(&EntityKey, Vec<u8>, u64), Vec<ChangeHash>> = BTreeMap::new();
+        let mut edits: BTreeMap<(&EntityKey, Option<usize>, Origin), Vec<ChangeHash>> = BTreeMap::new();
+        for (hash, (key, change)) in &self.ledger.sent {
+            if author(hash).is_some_and(|author| self.ledger.restored.contains(&author)) {
+                let actor = change.actor().to_bytes().to_vec();
+                places.entry((key, actor, change.seq())).or_default().push(*hash);
+                edits.entry((key, author(hash), change.origin())).or_default().push(*hash);
+            }
+        }
+        places.into_values().chain(edits.into_values()).filter(|same| same.len() > 1).flatten().collect()
+    }
+
     /// What nobody holds any more as its author went back, and the relay too, and the author then wrote something
     /// else in its place: with what built on it, and with the rest of its transactions.
-    fn displaced(&self, admitted: &BTreeSet<ChangeHash>, salvages: &[Salvage]) -> BTreeSet<ChangeHash> {
+    fn displaced(
+        &self,
+        contested: &BTreeSet<ChangeHash>,
+        admitted: &BTreeSet<ChangeHash>,
+        salvages: &[Salvage],
+    ) -> BTreeSet<ChangeHash> {
         let held: BTreeSet<ChangeHash> =
             salvages.iter().flat_map(BTreeMap::values).flat_map(Beyond::changes).collect();
         let gone = |hash: &ChangeHash| !admitted.contains(hash) && !held.contains(hash);
@@ -454,29 +480,8 @@ impl Cluster {
         if !self.may_differ {
             return BTreeSet::new();
         }
-        let author =
-            |change: &ChangeHash| Some(self.ledger.promises[self.ledger.made.get(change)?.promise].device);
-        // What else was sent in the same place, or of the same edit.
-        let mut places: BTreeMap<(&EntityKey, Vec<u8>, u64), BTreeSet<ChangeHash>> = BTreeMap::new();
-        let mut edits: BTreeMap<(&EntityKey, Option<usize>, Origin), BTreeSet<ChangeHash>> = BTreeMap::new();
-        let place = |change: &Change| (change.actor().to_bytes().to_vec(), change.seq());
-        for (hash, (key, change)) in &self.ledger.sent {
-            let (actor, seq) = place(change);
-            places.entry((key, actor, seq)).or_default().insert(*hash);
-            edits.entry((key, author(hash), change.origin())).or_default().insert(*hash);
-        }
-        let repeated = |key: &EntityKey, change: &Change| {
-            let (actor, seq) = place(change);
-            places[&(key, actor, seq)].len() > 1
-                || edits[&(key, author(&change.hash()), change.origin())].len() > 1
-        };
-        let went_back = |change: &&&Change| {
-            let key = &self.ledger.sent[&change.hash()].0;
-            author(&change.hash()).is_some_and(|author| self.ledger.restored.contains(&author))
-                && repeated(key, change)
-        };
         let mut displaced: BTreeSet<ChangeHash> =
-            left.iter().filter(went_back).map(|change| change.hash()).collect();
+            left.iter().map(|change| change.hash()).filter(|hash| contested.contains(hash)).collect();
         loop {
             let before = displaced.len();
             let torn: BTreeSet<[u8; 16]> = left

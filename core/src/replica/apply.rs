@@ -778,6 +778,6 @@ fn reason(refusal: &Refused) -> (String, String) {
     (code.to_owned(), refusal.message.clone())
 }
 
-fn depends_on_refused(message: String) -> (String, String) {
+pub(super) fn depends_on_refused(message: String) -> (String, String) {
     (RefusalCode::DependsOnRefused.name().to_owned(), message)
 }

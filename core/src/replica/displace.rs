@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use automerge::ChangeHash;
 
-use super::apply::{Answer, Remake, Touched};
+use super::apply::{Answer, Remake, Touched, depends_on_refused};
 use super::whole::{Part, authors};
 use super::{Replica, for_each};
 use crate::admission::RefusalCode;
@@ -224,7 +224,13 @@ impl Replica {
                 false => (RefusalCode::Transaction, "the relay has another change in the place of a member"),
             };
             let again = if entity == hash { std::mem::take(&mut again) } else { BTreeSet::new() };
-            let remake = Remake { again, ..Remake::without(gone, code, why) };
+            let below = self.loaded(entity)?.entity.headers().descendants(&gone);
+            let mut remake = Remake { again, ..Remake::without(gone, code, why) };
+            for change in below {
+                let replaced =
+                    || depends_on_refused("what it built on was replaced by another change".into());
+                remake.reasons.entry(change).or_insert_with(replaced);
+            }
             self.take_out(batch, now, entity, &remake, touched)?;
         }
         Ok(())
