@@ -15,11 +15,11 @@ use anabranch_core::admission::RefusalCode;
 use anabranch_core::change::{Change, Note};
 use anabranch_core::clock::Hlc;
 use anabranch_core::genesis::GenesisKind;
-use anabranch_core::id::Incarnation;
+use anabranch_core::id::{EntityHash, Incarnation};
 use anabranch_core::intent::Intent;
 use anabranch_core::relay::{Input, RelayConfig};
 use anabranch_core::replica::{self, Edit, Held};
-use anabranch_core::store::Keyspace;
+use anabranch_core::store::{Batch, Keyspace, Store, View};
 use anabranch_core::wire::*;
 use phone::*;
 use serde_json::json;
@@ -467,21 +467,6 @@ fn an_author_is_told_of_what_another_life_of_its_own_took_the_place_of() {
     }
 }
 
-/// The relay has the edit by another name, so nothing was refused that the user meant.
-#[test]
-fn nobody_is_told_of_an_edit_that_the_relay_has_by_another_name() {
-    let mut world = World::with_schema();
-    let mut phone = Phone::new(1, SCHEMA);
-    phone.join(&mut world, "writer");
-    phone.write(&world, &[edit("n1", vec![set("title", json!("x"))])]).unwrap();
-    phone.talk(&mut world);
-    lose_all(&mut world, SCHEMA);
-    sign_in(&mut phone, &mut world, "writer", 0);
-    let changes = asked(&mut phone, &mut world);
-    phone.hear(&world, refusing(&changes, &[("n1", RefusalCode::Superseded)]));
-    assert_eq!((phone.replica.status().pending, phone.rows().refused().unwrap()), (0, vec![]));
-}
-
 /// What is offered again is not made again, so it does not count among what is.
 #[test]
 fn what_can_not_be_offered_again_leaves_a_new_edit_its_tries() {
@@ -706,38 +691,6 @@ fn what_builds_on_the_half_that_came_as_it_was_is_kept() {
     }
 }
 
-/// What was dated by a measured clock and waits keeps its date too, though it has not been sent.
-#[test]
-fn an_edit_that_waits_keeps_its_date_though_the_clock_is_set() {
-    let mut world = World::with_schema();
-    give_schema(&mut world, &newer());
-    let mut phone = Phone::new(1, &newer());
-    sign_in(&mut phone, &mut world, "writer", 0);
-    phone.talk(&mut world);
-    phone.write(&world, &[edit("n1", vec![set("title", json!("base"))])]).unwrap();
-    phone.talk(&mut world);
-    let read = replica::parse_version(&phone.row("n1").unwrap().version).unwrap();
-    lose_all(&mut world, SCHEMA);
-    phone.replica.disconnect();
-    world.pass(1000);
-    phone.write(&world, &[edit("n1", vec![set("title", json!("first"))])]).unwrap();
-    world.pass(1000);
-    // Its clock is right, and nothing is sent.
-    sign_in(&mut phone, &mut world, "writer", 0);
-    phone.talk(&mut world);
-    assert_eq!(phone.replica.held().unwrap(), Some(Held::SchemaLost));
-    world.pass(1000);
-    let second = edit("n1", vec![set("title", json!("second"))]);
-    phone.write(&world, &[Edit { based_on: Some(read), ..second }]).unwrap();
-    phone.store.flush();
-    assert_eq!(phone.row("n1").unwrap().fields["title"], json!("second"));
-    world.pass(10_000);
-    world.now.wall.0 -= 120_000;
-    sign_in(&mut phone, &mut world, "writer", 120_000);
-    phone.talk(&mut world);
-    assert_eq!(phone.row("n1").unwrap().fields["title"], json!("second"));
-}
-
 /// The only copy of what the relay lost is damaged: its author is told.
 #[test]
 fn an_author_is_told_that_the_only_copy_is_damaged() {
@@ -783,4 +736,187 @@ fn a_deletion_of_what_was_replaced_is_refused_with_the_reason() {
     phone.replica.retry_refused(world.now, &refused[0].1).unwrap();
     phone.talk(&mut world);
     assert!(phone.row("n1").unwrap().deleted);
+}
+
+/// Damages the document of one note.
+fn damage_one(phone: &Phone, id: &str) {
+    let hash = EntityHash::of(&home(), &key("note", id)).0;
+    let mut batch = Batch::new();
+    for (place, _) in phone.store.scan(View::Latest, Keyspace::DOC, &[], &[], 1000).unwrap() {
+        if place.windows(hash.len()).any(|part| part == hash) {
+            batch.put(Keyspace::DOC, place, vec![1, 255]);
+        }
+    }
+    phone.store.commit(batch).unwrap();
+    phone.store.flush();
+}
+
+/// An edit of its own that says it is the other's is told by the relay to be there already.
+#[test]
+fn another_writer_can_not_hide_a_loss() {
+    let mut world = World::with_schema();
+    let mut mallory = Device::new(1);
+    let conn = world.join(&mallory, "writer");
+    let mut admin = Phone::new(2, SCHEMA);
+    admin.join(&mut world, "admin");
+    let first = mallory.edit("n1");
+    assert_eq!(world.submit(conn, unit([of("n1", &[&first])])).refused, []);
+    admin.talk(&mut world);
+    admin.write(&world, &[edit("n1", vec![set("title", json!("mine"))])]).unwrap();
+    let changes = asked(&mut admin, &mut world);
+    let mine = change_of(&changes, "n1", 0);
+    world.handle(Input::Received { conn: admin.conn, bytes: Message::from(changes).encode() });
+    admin.talk(&mut world);
+    // A change of its own that says it is the admin's edit.
+    let copy = mallory.write("n1", made_again(&mine));
+    assert_eq!(world.submit(conn, unit([of("n1", &[&copy])])).refused, []);
+    admin.talk(&mut world);
+    assert_eq!(admin.replica.status().pending, 0);
+
+    lose_all(&mut world, SCHEMA);
+    let changes = offers(&mut admin, &mut world, "admin");
+    let mut life = other_life(1, Incarnation::new(7, 0));
+    let conn = world.join(&life, "writer");
+    let again = [&first, &copy].map(|was| life.write("n1", made_again(was)));
+    let again = Changes { channel: 1, unit_id: 1, sent: 0, unit: unit([of("n1", &[&again[0], &again[1]])]) };
+    world.send(conn, again);
+    world.handle(Input::Received { conn: admin.conn, bytes: Message::from(changes).encode() });
+    admin.talk(&mut world);
+    assert_eq!(admin.replica.status().pending, 0);
+    assert_eq!(told(&admin), ["n1"]);
+}
+
+/// Of a transaction that is offered again. The relay would refuse the half for good, whoever has the whole.
+#[test]
+fn a_half_is_not_offered_when_the_other_is_damaged() {
+    for damaged in ["author", "admin"] {
+        let mut world = World::with_schema();
+        let mut author = Phone::new(1, SCHEMA);
+        let mut admin = Phone::new(2, SCHEMA);
+        author.join(&mut world, "writer");
+        admin.join(&mut world, "admin");
+        author.write(&world, &["n1", "n2"].map(|id| edit(id, vec![set("title", json!("both"))]))).unwrap();
+        author.talk(&mut world);
+        admin.talk(&mut world);
+        lose_all(&mut world, SCHEMA);
+        let (broken, role, whole, other) = match damaged {
+            "author" => (&mut author, "writer", &mut admin, "admin"),
+            _ => (&mut admin, "admin", &mut author, "writer"),
+        };
+        offers(broken, &mut world, role);
+        damage_one(broken, "n1");
+        broken.restart(SCHEMA);
+        let verified = broken.replica.verify(world.now, 1000, true).unwrap();
+        assert_eq!(verified.faults.len(), 1, "{verified:?}");
+        broken.join(&mut world, role);
+        whole.join(&mut world, other);
+        broken.talk(&mut world);
+        assert!(whole.row("n1").is_some() && whole.row("n2").is_some(), "{damaged}");
+    }
+}
+
+/// The relay has it, and its answer was lost.
+#[test]
+fn what_was_sent_and_damaged_is_not_told_when_it_comes_back() {
+    let mut world = World::with_schema();
+    let mut phone = Phone::new(1, SCHEMA);
+    phone.join(&mut world, "writer");
+    phone.write(&world, &[edit("n1", vec![set("title", json!("x"))])]).unwrap();
+    let changes = asked(&mut phone, &mut world);
+    // The answer is lost.
+    world.handle(Input::Received { conn: phone.conn, bytes: Message::from(changes).encode() });
+    world.settle(phone.conn);
+    damage_one(&phone, "n1");
+    phone.restart(SCHEMA);
+    assert_eq!(phone.replica.verify(world.now, 1000, true).unwrap().faults.len(), 1);
+    phone.join(&mut world, "writer");
+    assert_eq!(phone.row("n1").unwrap().fields["title"], json!("x"));
+    assert!(told(&phone).is_empty(), "{:?}", phone.rows().refused().unwrap());
+}
+
+/// The relay has the edit by another name, and loses it before the feed brings it.
+#[test]
+fn what_the_relay_has_by_another_name_stays_until_that_comes() {
+    let mut world = World::with_schema();
+    let mut phone = Phone::new(1, SCHEMA);
+    phone.join(&mut world, "writer");
+    phone.write(&world, &[edit("n1", vec![set("title", json!("x"))])]).unwrap();
+    phone.talk(&mut world);
+    lose_all(&mut world, SCHEMA);
+    let changes = offers(&mut phone, &mut world, "writer");
+    phone.hear(&world, refusing(&changes, &[("n1", RefusalCode::Superseded)]));
+    // Before its feed brings the other change the relay goes back once more.
+    lose_all(&mut world, SCHEMA);
+    phone.join(&mut world, "writer");
+    assert!(phone.row("n1").is_some() || told(&phone) == ["n1"]);
+}
+
+/// There is no row to be made of it.
+#[test]
+fn what_is_told_of_a_damaged_entity_can_be_dismissed() {
+    let mut world = World::with_schema();
+    let mut phone = Phone::new(1, &newer());
+    phone.join(&mut world, "writer");
+    phone.write(&world, &[edit("n1", vec![set("title", json!("x"))])]).unwrap();
+    phone.talk(&mut world);
+    for value in ["1", "2"] {
+        phone.write(&world, &[edit("n1", vec![set("more", json!(value))])]).unwrap();
+        phone.talk(&mut world);
+    }
+    assert_eq!(phone.replica.status().refused, 2);
+    damage_one(&phone, "n1");
+    phone.restart(&newer());
+    let number = phone.rows().refused().unwrap()[0].0;
+    assert!(phone.replica.dismiss(number).unwrap());
+    assert!(!phone.replica.dismiss(number).unwrap(), "it is gone");
+    phone.store.flush();
+    assert_eq!((phone.replica.status().refused, phone.rows().refused().unwrap().len()), (1, 1));
+}
+
+/// The feed overtakes the answer: one half is made again before the other is told to wait.
+#[test]
+fn a_transaction_does_not_wait_for_what_the_feed_has_brought() {
+    let mut world = World::with_schema();
+    let mut phone = Phone::new(1, SCHEMA);
+    phone.join(&mut world, "writer");
+    phone.write(&world, &[edit("n1", vec![set("title", json!("a"))])]).unwrap();
+    phone.write(&world, &["n1", "n2"].map(|id| edit(id, vec![set("title", json!("both"))]))).unwrap();
+    let changes = asked(&mut phone, &mut world);
+    let was = change_of(&changes, "n1", 0);
+    // An admin brings the same edit of another life of the store.
+    let mut life = other_life(1, Incarnation::new(7, 0));
+    let admin = world.join(&Device::new(9), "admin");
+    let again = life.write("n1", made_again(&was));
+    assert_eq!(world.submit(admin, unit([of("n1", &[&again])])).refused, []);
+    world.handle(Input::Received { conn: phone.conn, bytes: Message::from(changes).encode() });
+    for message in world.settle(phone.conn) {
+        phone.hear(&world, message);
+    }
+    phone.talk(&mut world);
+    assert_eq!((phone.replica.status().pending, phone.replica.held().unwrap()), (0, None));
+}
+
+/// Others were to bring it, and nobody else has it.
+#[test]
+fn who_may_write_again_brings_what_it_wrote() {
+    for while_reading in [false, true] {
+        let mut world = World::with_schema();
+        let mut author = Phone::new(1, SCHEMA);
+        author.join(&mut world, "writer");
+        author.write(&world, &[edit("n1", vec![set("title", json!("x"))])]).unwrap();
+        author.talk(&mut world);
+        lose_all(&mut world, SCHEMA);
+        if !while_reading {
+            offers(&mut author, &mut world, "writer");
+        }
+        author.join(&mut world, "reader");
+        assert_eq!(author.replica.status().lacking, 1);
+        author.join(&mut world, "writer");
+        author.join(&mut world, "writer");
+        let mut third = Phone::new(3, SCHEMA);
+        third.join(&mut world, "writer");
+        author.write(&world, &[edit("n1", vec![set("title", json!("y"))])]).unwrap();
+        author.talk(&mut world);
+        assert!(third.row("n1").is_some());
+    }
 }

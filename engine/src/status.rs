@@ -77,7 +77,7 @@ pub struct WorkspaceStatus {
     /// When everything was last in sync, milliseconds since 1970 by the relay's clock.
     pub synced_ms: Option<u64>,
     /// Entities of which the relay lost something, as it went back, that other devices have to bring
-    /// it: nothing is lost as long as they do.
+    /// it, or this one once it may: nothing is lost as long as they do.
     pub lacking: u64,
     /// The role of this device: `reader`, `writer`, `authority` or `admin`.
     pub role: &'static str,

@@ -7,7 +7,7 @@ use automerge::ChangeHash;
 use super::layout::PendingTx;
 use super::outbox::{ChannelState, REMAKES_MAX};
 use super::whole::Part;
-use super::{Output, Replica, Told};
+use super::{Output, Replica};
 use crate::admission::{Judge, RefusalCode};
 use crate::change::{Change, Origin, Role, TxMark};
 use crate::clock::{Now, WallMs};
@@ -36,8 +36,6 @@ pub(super) struct Remake {
     pub(super) late: BTreeSet<ChangeHash>,
     /// Code and message of what is refused.
     pub(super) reasons: BTreeMap<ChangeHash, (String, String)>,
-    /// Edits of this device that the relay has by other names: they are not lost.
-    pub(super) here: BTreeSet<Origin>,
     /// Some of it may have left the device.
     pub(super) new_incarnation: bool,
 }
@@ -56,8 +54,6 @@ impl Remake {
 pub(super) struct Answer {
     /// Transactions that can't be saved.
     condemned: BTreeSet<PendingTx>,
-    /// Edits of this device that the relay has by other names, by entity.
-    pub(super) here: BTreeMap<EntityHash, BTreeSet<Origin>>,
     /// Code and message of what is refused for what it is itself.
     pub(super) reasons: BTreeMap<ChangeHash, (String, String)>,
 }
@@ -314,27 +310,12 @@ impl Replica {
             by_entity.iter().flat_map(|(hash, (_, _, denied))| denied.iter().map(|one| (*hash, one)));
         let condemned = self.condemned(denied);
         let mut answer = Answer { condemned, ..Answer::default() };
-        for (hash, (key, _, denied)) in &by_entity {
-            self.load(key)?;
-            for refusal in denied {
-                let change = ChangeHash(refusal.hash);
-                match RefusalCode::from_u16(refusal.code) {
-                    Some(RefusalCode::Superseded) => {
-                        let edit = self.origin_of(*hash, &change)?;
-                        answer.here.entry(*hash).or_default().extend(edit);
-                    }
-                    // It follows from another.
-                    Some(
-                        RefusalCode::Transaction
-                        | RefusalCode::DependsOnRefused
-                        | RefusalCode::MissingDependency,
-                    ) => {}
-                    _ => {
-                        answer.reasons.insert(change, reason(refusal));
-                    }
-                }
-            }
-        }
+        // Whatever has one of these codes follows from another.
+        let follows =
+            [RefusalCode::Transaction, RefusalCode::DependsOnRefused, RefusalCode::MissingDependency];
+        let denied = by_entity.values().flat_map(|(_, _, denied)| denied);
+        let causes = denied.filter(|refusal| !follows.iter().any(|code| *code as u16 == refusal.code));
+        answer.reasons = causes.map(|refusal| (ChangeHash(refusal.hash), reason(refusal))).collect();
         let mut batch = Batch::new();
         let mut touched = BTreeMap::new();
         for (hash, (key, accepted, denied)) in by_entity {
@@ -481,8 +462,7 @@ impl Replica {
         let remakes = self.channel.remakes.entry(hash).or_default();
         *remakes = if settles { 0 } else { *remakes + u32::from(!denied.iter().all(stalls)) };
         let exhausted = *remakes > REMAKES_MAX;
-        let here = answer.here.get(&hash).cloned().unwrap_or_default();
-        let mut remake = Remake { new_incarnation: true, here, ..Remake::default() };
+        let mut remake = Remake { new_incarnation: true, ..Remake::default() };
         let mut waiting = Vec::new();
         for refusal in denied {
             let change = ChangeHash(refusal.hash);
@@ -495,7 +475,7 @@ impl Replica {
                     continue;
                 }
                 // The other change comes by the feed and takes its place.
-                Some(RefusalCode::Superseded) if curable(self, &refusal) => {
+                Some(RefusalCode::Superseded) => {
                     reached!(AckSuperseded);
                     waiting.push(change);
                     continue;
@@ -522,7 +502,11 @@ impl Replica {
             }
         }
         // What is still what it was.
-        if waiting.iter().any(|change| self.is_pending(hash, change)) {
+        let as_sent = |change: &ChangeHash| {
+            let number = self.pending_number(hash, change);
+            number.is_some_and(|number| self.beside(number).all(|(_, pending)| pending.sent))
+        };
+        if waiting.iter().any(as_sent) {
             self.channel.stalled.insert(hash);
         }
         Ok(())
@@ -562,14 +546,10 @@ impl Replica {
             let mut record = self.read_outbox(*number)?;
             let change = ChangeHash(record.hash);
             let header_wall = self.loaded(hash)?.entity.headers().by_hash(&change).map(|h| h.time.wall());
-            let dated = self.is_dated(&record);
+            let dated = record.sent || record.dated;
             let off = if dated { 0 } else { correction - record.skew_ms };
             let lowered = remake.wall.zip(header_wall).is_some_and(|(wall, written)| written > wall);
-            if remake.late.contains(&change) || (lowered && self.channel.clock_unsure) {
-                record.unmeasured = Some(self.datings);
-            } else if dated {
-                record.unmeasured = None;
-            }
+            record.dated = dated && !remake.late.contains(&change) && !(lowered && self.channel.clock_unsure);
             pending.push(Pending {
                 hash: change,
                 intents: record.intents.clone(),
@@ -632,6 +612,10 @@ impl Replica {
                         // Part of the batch under construction, or of one that is durable.
                         pending.commit = commit;
                     }
+                    // It is answered anew, and what travels with it.
+                    for member in self.members(number).collect::<Vec<_>>() {
+                        self.unstall(member);
+                    }
                 }
                 Rewritten::Gone { .. } if record.again => {
                     self.delete_outbox(batch, number)?;
@@ -641,7 +625,7 @@ impl Replica {
                     let reason = remake.reasons.get(&old).cloned().unwrap_or_else(depends);
                     self.delete_outbox(batch, number)?;
                     self.broke(record.tx);
-                    self.put_refused(batch, now, &key, reason, Told::Refused(record.intents))?;
+                    self.put_refused(batch, now, &key, reason, record.intents, None)?;
                 }
             }
         }
@@ -674,20 +658,13 @@ impl Replica {
         if lost.is_empty() {
             return Ok(());
         }
-        let mut here: BTreeSet<Origin> = wrote(entity, &|_| true).iter().map(Change::origin).collect();
-        here.extend(&remake.here);
+        let here: BTreeSet<Origin> = wrote(entity, &|_| true).iter().map(Change::origin).collect();
         for change in lost.iter().filter(|change| !here.contains(&change.origin())) {
             let depends = || depends_on_refused(String::new());
             let reason = remake.reasons.get(&change.hash()).cloned().unwrap_or_else(depends);
-            self.put_refused(batch, now, before.key(), reason, Told::Lost(change.origin()))?;
+            self.put_refused(batch, now, before.key(), reason, Vec::new(), Some(change.origin()))?;
         }
         Ok(())
-    }
-
-    /// The edit that a change of an entity makes.
-    fn origin_of(&mut self, hash: EntityHash, change: &ChangeHash) -> Result<Option<Origin>, StoreError> {
-        let changes = self.loaded(hash)?.entity.changes(&BTreeSet::from([*change]));
-        Ok(changes.first().map(Change::origin))
     }
 
     pub(super) fn on_caught_up(&mut self, now: Now, caught_up: CaughtUp) -> Result<(), StoreError> {
@@ -751,6 +728,7 @@ impl Replica {
             // to have, pushed from here perhaps and never heard of in the feed.
             self.repair.waits_for_schema = self.repair.schema != [0; 32];
             self.look_at_schema();
+            self.offer_lacking()?;
             if !self.repair.waits_for_schema {
                 self.repair.schema = self.channel.relay_schema.unwrap_or_default();
                 self.note_schema(self.repair.schema);

@@ -292,7 +292,6 @@ impl Replica {
                 );
                 let why = "another member of its transaction was refused";
                 let mut remake = Remake::without(gone, RefusalCode::Transaction, why);
-                remake.here = answer.here.get(&entity).cloned().unwrap_or_default();
                 // Of what is refused for itself the user reads why.
                 for (change, reason) in &mut remake.reasons {
                     if let Some(own) = answer.reasons.get(change) {

@@ -81,10 +81,6 @@ impl Keys {
         self.key(&[b"recovering"])
     }
 
-    pub(crate) fn datings(&self) -> Vec<u8> {
-        self.key(&[b"datings"])
-    }
-
     pub(crate) fn repair(&self) -> Vec<u8> {
         self.key(&[b"repair"])
     }
@@ -479,10 +475,10 @@ pub(crate) struct OutboxRecord {
     pub(crate) skew_ms: i64,
     /// Whether it may have left the device.
     pub(crate) sent: bool,
-    /// Where its date is of a clock that had not been measured: how often what was pending had been [dated
-    /// anew](Replica::redate) by then.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) unmeasured: Option<u64>,
+    /// The edit left the device once, as another change, and keeps the date that it had: what leaves is dated by a
+    /// clock that was measured.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) dated: bool,
     /// What the change [weighs](crate::change::Change::weight), in bytes.
     pub(crate) bytes: u32,
     /// The relay had admitted it and lost it: it goes as it is or not at all.
@@ -521,7 +517,8 @@ pub struct RefusedRecord {
     pub intents: Vec<Intent>,
     /// When it was refused, milliseconds since 1970.
     pub time_ms: u64,
-    /// Which edit it was, where the relay had it and lost it: this goes by itself should the edit come back.
+    /// Which edit it was, or the change that made it, where the relay had it or may have had it: this goes by itself
+    /// should that come back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edit: Option<[u8; 12]>,
 }

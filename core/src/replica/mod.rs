@@ -121,7 +121,7 @@ pub struct ReplicaStatus {
     pub received: u64,
     /// When the last sync completed.
     pub synced: Option<WallMs>,
-    /// Entities of which the relay lost something that other devices have to bring it.
+    /// Entities of which the relay lost something that other devices have to bring it, or this one once it may.
     pub lacking: u64,
 }
 
@@ -131,14 +131,6 @@ struct Loaded {
     entity: Entity,
     record: EntityRecord,
     used: u64,
-}
-
-/// What the user is told of.
-enum Told {
-    /// A pending edit was refused, which meant this.
-    Refused(Vec<Intent>),
-    /// An edit is lost that the relay had: what it meant was forgotten then.
-    Lost(Origin),
 }
 
 /// One pending change, in memory.
@@ -168,7 +160,7 @@ pub struct Replica {
     repair: RepairRecord,
     /// As the store has it.
     repair_stored: RepairRecord,
-    /// Entities of which the relay lacks something that is not this device's to bring.
+    /// Entities of which the relay lacks something that was not this device's to bring.
     lacking: BTreeSet<EntityHash>,
     cache: BTreeMap<EntityHash, Loaded>,
     uses: u64,
@@ -179,10 +171,8 @@ pub struct Replica {
     pending: BTreeMap<EntityHash, BTreeSet<u64>>,
     /// Entities with refused changes, and how many.
     refused: BTreeMap<EntityKey, u64>,
-    /// Which of them are of edits that the relay had and lost.
-    lost: BTreeMap<u64, (EntityKey, Origin)>,
-    /// How often what was pending was dated by a clock that had been measured.
-    datings: u64,
+    /// Which of them go should their edits come back, by number.
+    lost: BTreeMap<EntityKey, BTreeMap<u64, Origin>>,
     /// Transactions of which a pending member is gone and the others are still there.
     broken: BTreeSet<[u8; 16]>,
     conflicts: u64,
@@ -241,7 +231,6 @@ impl Replica {
             pending: BTreeMap::new(),
             refused: BTreeMap::new(),
             lost: BTreeMap::new(),
-            datings: 0,
             conflicts: 0,
             sent: 0,
             received: 0,
@@ -258,9 +247,6 @@ impl Replica {
         };
         replica.recovering =
             replica.store.get(View::Latest, Keyspace::META, &replica.keys.recovering())?.is_some();
-        let datings = replica.store.get(View::Latest, Keyspace::META, &replica.keys.datings())?;
-        let datings = datings.and_then(|bytes| bytes.first_chunk().copied());
-        replica.datings = datings.map_or(0, u64::from_be_bytes);
         let schemas = replica.store.get(View::Latest, Keyspace::META, &replica.keys.schemas())?;
         replica.schemas = schemas.unwrap_or_default().as_chunks().0.to_vec();
         replica.load_queues()?;
@@ -363,8 +349,7 @@ impl Replica {
             let record: RefusedRecord = from_json(&bytes, "a refused change")?;
             let Some(number) = key.last_chunk::<8>().map(|n| u64::from_be_bytes(*n)) else { return Ok(()) };
             if let Ok(entity) = EntityKey::new(record.type_name, record.id) {
-                self.lost.extend(record.edit.map(|edit| (number, (entity.clone(), Origin(edit)))));
-                *self.refused.entry(entity).or_default() += 1;
+                self.track_refused(entity, number, record.edit.map(Origin));
             }
             Ok(())
         })?;
@@ -915,19 +900,17 @@ impl Replica {
         Ok(self.untrack(number))
     }
 
-    /// Tells the user of a refused edit, by its code and message and what it meant.
+    /// Tells the user of a refused edit, by its code and message and what it meant; of none that is lost is that
+    /// known. It is taken back should `edit` come back.
     fn put_refused(
         &mut self,
         batch: &mut Batch,
         now: Now,
         key: &EntityKey,
         (code, message): (String, String),
-        what: Told,
+        intents: Vec<Intent>,
+        edit: Option<Origin>,
     ) -> Result<(), StoreError> {
-        let (intents, edit) = match what {
-            Told::Refused(intents) => (intents, None),
-            Told::Lost(edit) => (Vec::new(), Some(edit)),
-        };
         let record = RefusedRecord {
             type_name: key.type_name().to_owned(),
             id: key.id().to_owned(),
@@ -944,19 +927,26 @@ impl Replica {
         let place = self.keys.number(number);
         self.keys.put(&*store, batch, &mut spills, Keyspace::REFUSED, place, &to_json(&record))?;
         self.state.spills = spills;
-        *self.refused.entry(key.clone()).or_default() += 1;
-        self.lost.extend(edit.map(|edit| (number, (key.clone(), edit))));
+        self.track_refused(key.clone(), number, edit);
         Ok(())
     }
 
-    /// Takes back what was told of lost edits of this device that have come back, by whatever names.
+    fn track_refused(&mut self, key: EntityKey, number: u64, edit: Option<Origin>) {
+        if let Some(edit) = edit {
+            self.lost.entry(key.clone()).or_default().insert(number, edit);
+        }
+        *self.refused.entry(key).or_default() += 1;
+    }
+
+    /// Takes back what was told of edits of this device that have come back, by whatever names.
     fn withdraw_refused(
         &mut self,
         batch: &mut Batch,
         key: &EntityKey,
         edits: &BTreeSet<Origin>,
     ) -> Result<(), StoreError> {
-        let back = self.lost.iter().filter(|(_, (of, edit))| of == key && edits.contains(edit));
+        let Some(lost) = self.lost.get(key) else { return Ok(()) };
+        let back = lost.iter().filter(|(_, edit)| edits.contains(edit));
         let numbers: Vec<u64> = back.map(|(number, _)| *number).collect();
         for number in numbers {
             self.delete_refused(batch, number, key)?;
@@ -967,7 +957,12 @@ impl Replica {
     fn delete_refused(&mut self, batch: &mut Batch, number: u64, key: &EntityKey) -> Result<(), StoreError> {
         let store = Arc::clone(&self.store);
         self.keys.delete(&*store, batch, Keyspace::REFUSED, self.keys.number(number))?;
-        self.lost.remove(&number);
+        if let Some(lost) = self.lost.get_mut(key) {
+            lost.remove(&number);
+            if lost.is_empty() {
+                self.lost.remove(key);
+            }
+        }
         if let Some(count) = self.refused.get_mut(key) {
             *count -= 1;
             if *count == 0 {
@@ -991,9 +986,15 @@ impl Replica {
             self.commit(batch)?;
             return Ok(true);
         };
+        let loaded = match self.load(&key) {
+            // There is no row to be made of it.
+            Err(StoreError::Damaged { .. }) => None,
+            loaded => Some(loaded?),
+        };
         self.delete_refused(&mut batch, number, &key)?;
-        let hash = self.load(&key)?;
-        if !self.loaded(hash)?.entity.headers().is_empty() {
+        if let Some(hash) = loaded
+            && !self.loaded(hash)?.entity.headers().is_empty()
+        {
             self.materialise(&mut batch, hash)?;
         }
         let after = self.commit(batch)?;

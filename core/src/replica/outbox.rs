@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use automerge::ChangeHash;
 use serde_json::Value as Json;
 
-use super::layout::{OutboxRecord, RowRecord, from_json};
+use super::layout::{RowRecord, from_json};
 use super::{Output, PendingRef, Replica, SKEW_TOLERATED_MS};
 use crate::clock::{MonoMs, Now, WallMs};
 use crate::id::{EntityHash, EntityKey, Incarnation};
@@ -124,6 +124,8 @@ pub(super) struct Link {
     /// The clock was set since, or measured long ago: nothing leaves before it is measured again.
     pub(super) clock_unsure: bool,
     pub(super) remakes: BTreeMap<EntityHash, u32>,
+    /// What is lacking was looked at for what this device may bring by now.
+    pub(super) looked: bool,
     /// The digest differed even after everything was fetched again.
     pub(super) diverged: bool,
     /// Entities that the relay can't take now; tried again at the next connect.
@@ -564,7 +566,7 @@ impl Replica {
             if !pending.sent || mutated!(ApplyTwice) {
                 let record = self.read_outbox(*number)?;
                 let off = (correction - record.skew_ms).unsigned_abs() > SKEW_TOLERATED_MS;
-                if (off && !self.is_dated(&record)) || went_back || mutated!(ApplyTwice) {
+                if (off && !record.dated) || went_back || mutated!(ApplyTwice) {
                     entities.insert(pending.entity);
                 }
             }
@@ -573,9 +575,6 @@ impl Replica {
             self.write_again(batch, now, *hash, |sent| !sent || mutated!(ApplyTwice))?;
         }
         entities.extend(self.keep_whole(batch, now)?);
-        // From here on all of it is dated by a clock that was measured.
-        self.datings += 1;
-        batch.put(Keyspace::META, self.keys.datings(), self.datings.to_be_bytes());
         // Each once: what is derived from an entity is written against what the store has of it.
         let mut redated = Vec::with_capacity(entities.len());
         for hash in entities {
@@ -585,11 +584,6 @@ impl Replica {
             }
         }
         Ok(redated)
-    }
-
-    /// Whether the date of a pending change is of a clock that was measured, by then or since.
-    pub(super) fn is_dated(&self, record: &OutboxRecord) -> bool {
-        record.sent || record.unmeasured.is_none_or(|datings| datings < self.datings)
     }
 
     /// Whether something waits that could be sent now.

@@ -105,7 +105,7 @@ impl Replica {
         number.filter(|number| self.is_offered_again(*number))
     }
 
-    fn pending_number(&self, hash: EntityHash, change: &ChangeHash) -> Option<u64> {
+    pub(super) fn pending_number(&self, hash: EntityHash, change: &ChangeHash) -> Option<u64> {
         let is_it = |number: &&u64| self.outbox.get(number).is_some_and(|pending| pending.hash == *change);
         self.pending.get(&hash)?.iter().find(is_it).copied()
     }
@@ -123,8 +123,13 @@ impl Replica {
         let Some(number) = self.number_again(hash, &change) else { return Ok(false) };
         match RefusalCode::from_u16(refusal.code) {
             // Who has what it builds on, or the schema that it was written by, may bring that yet; a clock may be
-            // set right.
-            Some(RefusalCode::MissingDependency | RefusalCode::ClockAhead | RefusalCode::UnknownField) => {
+            // set right; the same edit by another name comes by the feed.
+            Some(
+                RefusalCode::MissingDependency
+                | RefusalCode::ClockAhead
+                | RefusalCode::UnknownField
+                | RefusalCode::Superseded,
+            ) => {
                 self.channel.stalled.insert(hash);
                 touched.entry(hash).or_default();
             }
@@ -191,12 +196,47 @@ impl Replica {
     /// The whole feed was read: what the relay lacks goes into the outbox.
     pub(super) fn offer_again(&mut self) -> Result<(), StoreError> {
         let (missing, lacking) = self.find_missing()?;
-        let parcels = in_order(&missing);
         tracing::warn!(
             changes = missing.len(),
             entities_lacking = lacking.len(),
             "offering the relay what it has lost"
         );
+        let (batch, numbers) = self.offer(missing, lacking)?;
+        self.repair.reading = false;
+        self.look_at_schema();
+        self.commit_again(batch, numbers)
+    }
+
+    /// What others had to bring this device may bring itself by now: once in a session.
+    pub(super) fn offer_lacking(&mut self) -> Result<(), StoreError> {
+        if self.lacking.is_empty()
+            || self.vouches().is_none()
+            || std::mem::replace(&mut self.channel.looked, true)
+        {
+            return Ok(());
+        }
+        let (mut missing, mut lacking) = (Vec::new(), BTreeSet::new());
+        for entity in &self.lacking {
+            let Some(bytes) = self.store.get(View::Latest, Keyspace::ENTITY, &self.keys.entity(*entity))?
+            else {
+                continue;
+            };
+            let record = self.keys.entity_record(&*self.store, &bytes)?;
+            self.find_missing_of(record, &mut missing, &mut lacking)?;
+        }
+        self.leave_torn_transactions(&mut missing, &mut lacking);
+        let (batch, numbers) = self.offer(missing, lacking)?;
+        self.commit_again(batch, numbers)
+    }
+
+    /// Puts into the outbox what the relay lacks, and writes down of what others have to bring it. Returns the last
+    /// batch, with its numbers in the outbox.
+    fn offer(
+        &mut self,
+        missing: Vec<Missing>,
+        lacking: BTreeSet<EntityHash>,
+    ) -> Result<(Batch, Vec<u64>), StoreError> {
+        let parcels = in_order(&missing);
         let sizes = self.sizes(&missing)?;
         let mut batch = Batch::new();
         let mut numbers = Vec::new();
@@ -215,9 +255,7 @@ impl Replica {
             batch.put(Keyspace::META, self.keys.lacking(*come), []);
         }
         self.lacking = lacking;
-        self.repair.reading = false;
-        self.look_at_schema();
-        self.commit_again(batch, numbers)
+        Ok((batch, numbers))
     }
 
     /// Whether the relay lost the schema too. Who may push it does, if it is the one that was lost.
@@ -384,7 +422,7 @@ impl Replica {
             tx,
             origin: None,
             skew_ms: self.correction_ms(),
-            unmeasured: None,
+            dated: false,
             // It left the device long ago, and is counted among what was sent.
             sent: true,
             bytes: bytes as u32,

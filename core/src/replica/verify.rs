@@ -9,7 +9,7 @@ use automerge::ChangeHash;
 
 use super::apply::Remake;
 use super::layout::{EntityRecord, RowRecord, from_json};
-use super::{Output, Replica, Told, for_each};
+use super::{Output, Replica, for_each};
 use crate::admission::RefusalCode;
 use crate::change::Origin;
 use crate::clock::Now;
@@ -334,7 +334,7 @@ impl Replica {
 
     /// Removes an entity whose document can't be read. What was pending of it can't be sent any
     /// more: it goes where refused changes are, so that a person can send it again, and so does the
-    /// rest of its transactions. Returns which other entities those were of.
+    /// rest of its transactions. Of what the relay had once and is not known to have now the user is told too. Returns which other entities those were of.
     fn give_up_document(
         &mut self,
         batch: &mut Batch,
@@ -346,6 +346,7 @@ impl Replica {
         let numbers: Vec<u64> = self.pending.get(&hash).into_iter().flatten().copied().collect();
         let sends = self.to_send(hash);
         let mut siblings: BTreeMap<EntityHash, BTreeSet<ChangeHash>> = BTreeMap::new();
+        let mut halves: BTreeSet<EntityKey> = BTreeSet::new();
         for number in numbers {
             let pending = self.read_outbox(number)?;
             // Of what may be at the relay, the relay says what became of it.
@@ -355,21 +356,43 @@ impl Replica {
                 }
             }
             if pending.again {
-                // No intents are left of it to be sent again.
+                // Nobody takes the others of its transaction without it. Who has all of them brings them.
+                let beside = self.beside(number).filter(|(_, other)| other.again && other.entity != hash);
+                for number in beside.map(|(number, _)| *number).collect::<Vec<_>>() {
+                    let Some(left) = self.delete_outbox(batch, number)? else { continue };
+                    self.lacking.insert(left.entity);
+                    batch.put(Keyspace::META, self.keys.lacking(left.entity), []);
+                    halves.insert(left.key);
+                }
                 self.delete_outbox(batch, number)?;
                 continue;
             }
-            let why = damaged("the stored document was damaged before this was sent; send it again");
-            self.put_refused(batch, now, key, why, Told::Refused(pending.intents))?;
+            let (why, edit) = match pending.sent {
+                true => (
+                    "the stored document was damaged before the relay was heard to have this; send it again",
+                    Some(pending.origin()),
+                ),
+                false => ("the stored document was damaged before this was sent; send it again", None),
+            };
+            self.put_refused(batch, now, key, damaged(why), pending.intents, edit)?;
             self.delete_outbox(batch, number)?;
         }
-        let touched = self.give_up_siblings(batch, now, siblings)?;
+        let mut touched = self.give_up_siblings(batch, now, siblings)?;
+        for half in halves {
+            match self.load(&half) {
+                Ok(hash) => self.materialise(batch, hash)?,
+                // It has its own turn.
+                Err(StoreError::Damaged { .. }) => continue,
+                Err(error) => return Err(error),
+            }
+            touched.push(half);
+        }
         let place = self.keys.entity(hash);
         let Some(bytes) = self.store.get(View::Latest, Keyspace::ENTITY, &place)? else { return Ok(touched) };
         let mut record = self.read_entity(&bytes)?;
         for edit in self.own_unadmitted(hash, &record).into_iter().filter(|change| !sends.contains(change)) {
             let why = damaged("the stored document was damaged before the relay had this again");
-            self.put_refused(batch, now, key, why, Told::Lost(Origin::of(&edit)))?;
+            self.put_refused(batch, now, key, why, Vec::new(), Some(Origin::of(&edit)))?;
         }
         let heads: Vec<_> = record.admitted_heads.iter().map(|head| automerge::ChangeHash(*head)).collect();
         passed.replace(hash, &heads, &[]);

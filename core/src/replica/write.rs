@@ -281,7 +281,7 @@ impl Replica {
             tx: tx.map(|tx| (tx.id, tx.members)),
             origin: None,
             skew_ms: self.correction_ms(),
-            unmeasured: (!self.channel.granted || self.channel.clock_unsure).then_some(self.datings),
+            dated: false,
             // While a session is live the change leaves as soon as it is durable. Marking it in
             // the same commit saves a second one.
             sent: self.channel.is_live() && !self.channel.clock_unsure,
