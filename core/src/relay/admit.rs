@@ -360,8 +360,8 @@ impl<'a> Judging<'a> {
                 Standing::Passes,
             );
         }
-        // These two come before what it builds on is missed: that may never come, and whoever brings this is not to
-        // wait for it in vain.
+        // This, and that it is here already, is said before what it builds on is missed: that may never come, and
+        // whoever brings this is not to wait for it in vain.
         if vouches != Vouches::Anyone && change.note().role == Role::Authority {
             return refuse(
                 RefusalCode::ForgedRole,
