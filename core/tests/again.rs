@@ -920,3 +920,64 @@ fn who_may_write_again_brings_what_it_wrote() {
         assert!(third.row("n1").is_some());
     }
 }
+
+/// The relay's clock was set back by more than this device had measured, which shows only when it is measured anew.
+#[test]
+fn an_edit_that_the_relay_finds_too_late_is_dated_by_the_next_measurement() {
+    const BACK_MS: i64 = 20 * 60 * 1000;
+    let mut world = World::with_schema();
+    let mut phone = Phone::new(1, SCHEMA);
+    sign_in(&mut phone, &mut world, "writer", 0);
+    phone.talk(&mut world);
+    phone.write(&world, &[edit("n1", vec![set("title", json!("x"))])]).unwrap();
+    let mut changes = asked(&mut phone, &mut world);
+    for ahead_ms in [0, -BACK_MS] {
+        sign_in(&mut phone, &mut world, "writer", ahead_ms);
+        changes = asked(&mut phone, &mut world);
+        phone.hear(&world, refusing(&changes, &[("n1", RefusalCode::ClockAhead)]));
+        changes = asked(&mut phone, &mut world);
+    }
+    let dated = change_of(&changes, "n1", 0).time().wall().0 as i64;
+    assert!(dated <= world.now.wall.0 as i64 - BACK_MS, "{}", dated - START.0 as i64);
+}
+
+/// What builds on it, and the other half of that one's transaction, are told to wait, in whatever order.
+#[test]
+fn a_transaction_on_what_is_dated_again_does_not_wait() {
+    for (first, second) in [("n1", "n2"), ("n2", "n1")] {
+        let mut world = World::with_schema();
+        let mut phone = Phone::new(1, SCHEMA);
+        phone.join(&mut world, "writer");
+        phone.write(&world, &[edit(first, vec![set("title", json!("a"))])]).unwrap();
+        let both = [first, second].map(|id| edit(id, vec![set("title", json!("both"))]));
+        phone.write(&world, &both).unwrap();
+        let changes = asked(&mut phone, &mut world);
+        let late = [(first, RefusalCode::ClockAhead), (second, RefusalCode::MissingDependency)];
+        let mut ack = refusing(&changes, &late);
+        let below = change_of(&changes, first, 1).hash().0;
+        let code = RefusalCode::MissingDependency as u16;
+        ack.refused.push(Refused { hash: below, code, ..ack.refused[0].clone() });
+        phone.hear(&world, ack);
+        phone.talk(&mut world);
+        assert_eq!((phone.replica.status().pending, phone.replica.held().unwrap()), (0, None), "{first}");
+    }
+}
+
+/// Of a transaction that is refused for good each member has its own reason, in whatever order they are looked at.
+#[test]
+fn an_author_reads_which_half_of_a_transaction_was_refused_for_itself() {
+    for (wrong, right) in [("n1", "n2"), ("n2", "n1")] {
+        let mut world = World::strict();
+        Phone::new(2, &newer()).join(&mut world, "authority");
+        let mut author = Phone::new(1, &newer());
+        author.join(&mut world, "writer");
+        let both = [edit(wrong, vec![set("more", json!("x"))]), edit(right, vec![set("title", json!("y"))])];
+        author.write(&world, &both).unwrap();
+        author.talk(&mut world);
+        lose_all(&mut world, SCHEMA);
+        author.join(&mut world, "writer");
+        let refused = author.rows().refused().unwrap();
+        let code = |id: &str| &refused.iter().find(|(_, record)| record.id == id).unwrap().1.code;
+        assert_eq!((code(wrong).as_str(), code(right).as_str()), ("unknown_field", "transaction"));
+    }
+}

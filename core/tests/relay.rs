@@ -8,7 +8,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_core::admission::RefusalCode;
-use anabranch_core::change::Change;
+use anabranch_core::change::{Change, Note};
 use anabranch_core::genesis::GenesisKind;
 use anabranch_core::id::{Author, Incarnation, STORE_LIFE_MAX};
 use anabranch_core::relay::{Input, Output, RelayConfig, verify};
@@ -935,15 +935,16 @@ fn authorities_and_admins_bring_what_others_wrote_and_writers_do_not() {
     let (writer, admin, authority) = (Device::new(3), Device::new(4), Device::new(5));
     let by_ada = [ada.edit("n1"), ada.edit("n1")];
     let country = key("country", "ch");
-    let by_backend = backend.write_in(&country, Draft { field: "name", ..as_authority() });
+    let named = || Draft { field: "name", ..as_authority() };
+    let by_backend = [backend.write_in(&country, named()), backend.write_in(&country, named())];
     let notes = || unit([of("n1", &[&by_ada[0], &by_ada[1]])]);
-    let reference = || unit([of_entity(&country, &[&by_backend])]);
+    let reference = || unit([of_entity(&country, &[&by_backend[0], &by_backend[1]])]);
     let conn = world.join(&writer, "writer");
     let commits = world.store.commits();
     assert_eq!(codes(&world.submit(conn, notes())), [RefusalCode::ForgedAuthor; 2]);
-    assert_eq!(codes(&world.submit(conn, reference())), [RefusalCode::ForgedAuthor]);
+    assert_eq!(codes(&world.submit(conn, reference())), [RefusalCode::ForgedAuthor; 2]);
     let conn = world.join(&admin, "admin");
-    assert_eq!(codes(&world.submit(conn, reference())), [RefusalCode::ForgedRole]);
+    assert_eq!(codes(&world.submit(conn, reference())), [RefusalCode::ForgedRole; 2]);
     assert_eq!(world.store.commits(), commits + 1, "none of these refusals lasts");
     // Out of its place, or without what it builds on, nobody's word helps.
     assert_eq!(codes(&world.submit(conn, unit([of("n2", &[&by_ada[0]])]))), [RefusalCode::ForgedActor]);
@@ -956,6 +957,32 @@ fn authorities_and_admins_bring_what_others_wrote_and_writers_do_not() {
     let conn = world.join(&ada, "writer");
     assert_eq!(world.submit(conn, notes()).refused, [], "it is known");
     assert_eq!(world.submit(conn, unit([of("n1", &[&ada.edit("n1")])])).refused, []);
+}
+
+/// Of each change the relay says what is so of that change: a device must be able to tell what is there by another
+/// name, and what waits.
+#[test]
+fn what_is_here_by_another_name_is_said_of_that_alone() {
+    let mut world = World::with_schema();
+    let mut lost = Device::new(1);
+    let first = lost.edit("n1");
+    let second = lost.write("n1", in_tx(7, 2));
+    let beside = lost.write("n2", in_tx(7, 2));
+    let below = lost.edit("n1");
+    let mut life = Device::new(1);
+    life.author.incarnation = Incarnation::new(7, 0);
+    let conn = world.join(&life, "writer");
+    let again = |life: &mut Device, of: &Change| {
+        let note = Note { origin: Some(of.origin()), ..Note::default() };
+        life.write("n1", Draft { note, ..Draft::default() })
+    };
+    let there = [again(&mut life, &first), again(&mut life, &second)];
+    assert_eq!(world.submit(conn, unit([of("n1", &[&there[0], &there[1]])])).refused, []);
+    let ack = world.submit(conn, unit([of("n1", &[&first, &second, &below]), of("n2", &[&beside])]));
+    let mut found = codes(&ack);
+    found.sort();
+    let waits = [RefusalCode::MissingDependency; 2];
+    assert_eq!(found, [&waits[..], &[RefusalCode::Superseded; 2]].concat());
 }
 
 #[test]
