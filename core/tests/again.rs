@@ -981,3 +981,24 @@ fn an_author_reads_which_half_of_a_transaction_was_refused_for_itself() {
         assert_eq!((code(wrong).as_str(), code(right).as_str()), ("unknown_field", "transaction"));
     }
 }
+
+/// It came while nobody knew yet that the relay had gone back, so nothing took the place of the other.
+#[test]
+fn an_edit_that_is_here_twice_is_offered_once() {
+    let mut world = World::with_schema();
+    let mut admin = Phone::new(2, SCHEMA);
+    admin.join(&mut world, "admin");
+    let mut author = Device::new(1);
+    let conn = world.join(&author, "writer");
+    let first = author.edit("n1");
+    assert_eq!(world.submit(conn, unit([of("n1", &[&first])])).refused, []);
+    let seq = world.whole_feed().len() as u64 + 1;
+    admin.talk(&mut world);
+    let again = other_life(1, Incarnation::new(7, 0)).write("n1", made_again(&first));
+    let body = FeedBody::Changes { author: author.id().0, unit: unit([of("n1", &[&again])]) };
+    admin.hear(&world, Feed { channel: 1, entries: vec![FeedEntry { seq, body }], end: seq });
+    lose_all(&mut world, SCHEMA);
+    admin.join(&mut world, "admin");
+    assert_eq!((admin.replica.status().pending, admin.replica.held().unwrap()), (0, None));
+    assert!(told(&admin).is_empty());
+}

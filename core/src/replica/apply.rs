@@ -475,7 +475,7 @@ impl Replica {
                     continue;
                 }
                 // The other change comes by the feed and takes its place.
-                Some(RefusalCode::Superseded) => {
+                Some(RefusalCode::Superseded) if curable(self, &refusal) => {
                     reached!(AckSuperseded);
                     waiting.push(change);
                     continue;
@@ -613,6 +613,7 @@ impl Replica {
                         pending.commit = commit;
                     }
                     // It is answered anew, and what travels with it.
+                    self.unstall(hash);
                     for member in self.members(number).collect::<Vec<_>>() {
                         self.unstall(member);
                     }
@@ -658,8 +659,10 @@ impl Replica {
         if lost.is_empty() {
             return Ok(());
         }
-        let here: BTreeSet<Origin> = wrote(entity, &|_| true).iter().map(Change::origin).collect();
-        for change in lost.iter().filter(|change| !here.contains(&change.origin())) {
+        let mut known: BTreeSet<Origin> = wrote(entity, &|_| true).iter().map(Change::origin).collect();
+        known.extend(self.lost.get(before.key()).into_iter().flatten().map(|(_, edit)| *edit));
+        // Of an edit that was here by two names the user is told once.
+        for change in lost.iter().filter(|change| known.insert(change.origin())) {
             let depends = || depends_on_refused(String::new());
             let reason = remake.reasons.get(&change.hash()).cloned().unwrap_or_else(depends);
             self.put_refused(batch, now, before.key(), reason, Vec::new(), Some(change.origin()))?;

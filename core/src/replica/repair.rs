@@ -21,7 +21,7 @@ use super::apply::Touched;
 use super::layout::{EntityRecord, OutboxRecord};
 use super::{Output, PendingRef, Replica, for_each};
 use crate::admission::{RefusalCode, Vouches};
-use crate::change::{Origin, Role};
+use crate::change::{Change, Origin, Role};
 use crate::clock::Hlc;
 use crate::codec::{self, HeaderRecord};
 use crate::header::Header;
@@ -121,6 +121,9 @@ impl Replica {
     ) -> Result<bool, StoreError> {
         let change = ChangeHash(refusal.hash);
         let Some(number) = self.number_again(hash, &change) else { return Ok(false) };
+        if refusal.code == RefusalCode::Superseded as u16 && self.is_here_again(hash, &change)? {
+            return Ok(false);
+        }
         match RefusalCode::from_u16(refusal.code) {
             // Who has what it builds on, or the schema that it was written by, may bring that yet; a clock may be
             // set right; the same edit by another name comes by the feed.
@@ -150,6 +153,20 @@ impl Replica {
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// Whether the edit of a change is here, admitted, as another one: it came while nobody knew that the relay had
+    /// gone back.
+    fn is_here_again(&mut self, hash: EntityHash, change: &ChangeHash) -> Result<bool, StoreError> {
+        let entity = &self.loaded(hash)?.entity;
+        let headers = entity.headers();
+        let Some(device) = headers.by_hash(change).map(|header| headers.device(header)) else {
+            return Ok(false);
+        };
+        let of_device = headers.headers().iter().filter(|header| headers.device(header) == device);
+        let admitted = of_device.filter(|header| header.admitted).map(|header| header.hash).collect();
+        let edit = entity.changes(&BTreeSet::from([*change])).first().map(Change::origin);
+        Ok(entity.changes(&admitted).iter().any(|other| Some(other.origin()) == edit))
     }
 
     /// The relay has more of an entity: what waited for that is tried again, with what travels
@@ -225,7 +242,10 @@ impl Replica {
             self.find_missing_of(record, &mut missing, &mut lacking)?;
         }
         self.leave_torn_transactions(&mut missing, &mut lacking);
+        let come: BTreeSet<EntityHash> = missing.iter().map(|missing| missing.entity).collect();
         let (batch, numbers) = self.offer(missing, lacking)?;
+        // What builds on that may have been told to wait for it.
+        come.into_iter().for_each(|entity| self.unstall(entity));
         self.commit_again(batch, numbers)
     }
 

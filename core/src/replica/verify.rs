@@ -379,6 +379,9 @@ impl Replica {
         }
         let mut touched = self.give_up_siblings(batch, now, siblings)?;
         for half in halves {
+            if touched.contains(&half) {
+                continue;
+            }
             match self.load(&half) {
                 Ok(hash) => self.materialise(batch, hash)?,
                 // It has its own turn.
