@@ -572,9 +572,8 @@ fn an_author_is_told_of_both_halves_that_go_with_a_superseded_change() {
     }
 }
 
-/// A writer becomes a reader while it brings back what the relay lost. An admin brings it.
-#[test]
-fn a_reader_is_not_told_that_what_it_wrote_is_lost() {
+/// A writer's note that an admin has too, and the relay no more.
+fn lost_by_the_relay() -> (World, Phone, Phone) {
     let mut world = World::with_schema();
     let mut author = Phone::new(1, SCHEMA);
     let mut admin = Phone::new(2, SCHEMA);
@@ -584,6 +583,13 @@ fn a_reader_is_not_told_that_what_it_wrote_is_lost() {
     author.talk(&mut world);
     admin.talk(&mut world);
     lose_all(&mut world, SCHEMA);
+    (world, author, admin)
+}
+
+/// A writer becomes a reader while it brings back what the relay lost. An admin brings it.
+#[test]
+fn a_reader_is_not_told_that_what_it_wrote_is_lost() {
+    let (mut world, mut author, mut admin) = lost_by_the_relay();
     offers(&mut author, &mut world, "writer");
     author.join(&mut world, "reader");
     admin.join(&mut world, "admin");
@@ -595,15 +601,7 @@ fn a_reader_is_not_told_that_what_it_wrote_is_lost() {
 /// Nor does it lose the only copy there is of what others wrote.
 #[test]
 fn a_reader_keeps_what_others_have_to_bring() {
-    let mut world = World::with_schema();
-    let mut author = Phone::new(1, SCHEMA);
-    let mut admin = Phone::new(2, SCHEMA);
-    author.join(&mut world, "writer");
-    admin.join(&mut world, "admin");
-    author.write(&world, &[edit("n1", vec![set("title", json!("x"))])]).unwrap();
-    author.talk(&mut world);
-    admin.talk(&mut world);
-    lose_all(&mut world, SCHEMA);
+    let (mut world, _, mut admin) = lost_by_the_relay();
     offers(&mut admin, &mut world, "admin");
     admin.join(&mut world, "reader");
     assert!(admin.row("n1").is_some());
@@ -702,7 +700,7 @@ fn an_author_is_told_that_the_only_copy_is_damaged() {
     lose_all(&mut world, SCHEMA);
     offers(&mut phone, &mut world, "writer");
     phone.store.damage(Keyspace::DOC);
-    phone.restart(SCHEMA);
+    restart(&mut phone, SCHEMA);
     let verified = phone.replica.verify(world.now, 1000, true).unwrap();
     assert_eq!(verified.faults.len(), 1, "{verified:?}");
     phone.join(&mut world, "writer");
@@ -736,6 +734,11 @@ fn a_deletion_of_what_was_replaced_is_refused_with_the_reason() {
     phone.replica.retry_refused(world.now, &refused[0].1).unwrap();
     phone.talk(&mut world);
     assert!(phone.row("n1").unwrap().deleted);
+}
+
+/// Begins anew with what the store holds.
+fn restart(phone: &mut Phone, source: &str) {
+    phone.replica = Phone::open(&phone.store, &phone.schema, source, phone.device.id());
 }
 
 /// Damages the document of one note.
@@ -805,7 +808,7 @@ fn a_half_is_not_offered_when_the_other_is_damaged() {
         };
         offers(broken, &mut world, role);
         damage_one(broken, "n1");
-        broken.restart(SCHEMA);
+        restart(broken, SCHEMA);
         let verified = broken.replica.verify(world.now, 1000, true).unwrap();
         assert_eq!(verified.faults.len(), 1, "{verified:?}");
         broken.join(&mut world, role);
@@ -827,7 +830,7 @@ fn what_was_sent_and_damaged_is_not_told_when_it_comes_back() {
     world.handle(Input::Received { conn: phone.conn, bytes: Message::from(changes).encode() });
     world.settle(phone.conn);
     damage_one(&phone, "n1");
-    phone.restart(SCHEMA);
+    restart(&mut phone, SCHEMA);
     assert_eq!(phone.replica.verify(world.now, 1000, true).unwrap().faults.len(), 1);
     phone.join(&mut world, "writer");
     assert_eq!(phone.row("n1").unwrap().fields["title"], json!("x"));
@@ -865,7 +868,7 @@ fn what_is_told_of_a_damaged_entity_can_be_dismissed() {
     }
     assert_eq!(phone.replica.status().refused, 2);
     damage_one(&phone, "n1");
-    phone.restart(&newer());
+    restart(&mut phone, &newer());
     let number = phone.rows().refused().unwrap()[0].0;
     assert!(phone.replica.dismiss(number).unwrap());
     assert!(!phone.replica.dismiss(number).unwrap(), "it is gone");

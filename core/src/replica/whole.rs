@@ -94,13 +94,16 @@ impl Replica {
     }
 
     /// The edits of this device that come, by whatever names, and the names of the changes as if they were the
-    /// first for their edits.
+    /// first for their edits. Nothing where nothing was told that they could take back, nor will be by this unit.
     pub(super) fn own_edits(
         &mut self,
         parts: &[Part],
     ) -> Result<Vec<(EntityKey, BTreeSet<Origin>)>, StoreError> {
+        let mut edits = Vec::new();
+        if !self.recovering && self.repair.generation == 0 && self.lost.is_empty() {
+            return Ok(edits);
+        }
         let device = self.config.device;
-        let mut edits = Vec::with_capacity(parts.len());
         for part in parts {
             let hash = self.load(&part.key)?;
             let authors = authors(&part.changes, self.loaded(hash)?.entity.headers());

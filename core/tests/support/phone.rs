@@ -34,7 +34,8 @@ impl Phone {
         Self { store, replica, schema, device, conn: ConnId(0) }
     }
 
-    fn open(store: &Arc<MemoryStore>, schema: &Arc<Schema>, source: &str, device: DeviceId) -> Replica {
+    /// What the store holds, opened as at a start.
+    pub fn open(store: &Arc<MemoryStore>, schema: &Arc<Schema>, source: &str, device: DeviceId) -> Replica {
         let config = ReplicaConfig {
             workspace: home(),
             device,
@@ -47,13 +48,6 @@ impl Phone {
             seed: device.0,
         };
         Replica::open(store.clone(), config).unwrap()
-    }
-
-    /// Begins anew with what the store holds.
-    // Not every story needs it.
-    #[allow(dead_code)]
-    pub fn restart(&mut self, source: &str) {
-        self.replica = Self::open(&self.store, &self.schema, source, self.device.id());
     }
 
     pub fn join(&mut self, world: &mut World, role: &str) {
