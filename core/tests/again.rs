@@ -1005,3 +1005,82 @@ fn an_edit_that_is_here_twice_is_offered_once() {
     assert_eq!((admin.replica.status().pending, admin.replica.held().unwrap()), (0, None));
     assert!(told(&admin).is_empty());
 }
+
+/// It may bring what others wrote now, and more than a unit takes of what it wrote itself waits for that.
+#[test]
+fn what_may_be_brought_now_goes_before_what_builds_on_it() {
+    let mut world = World::with_schema();
+    let mut author = Device::new(1);
+    let conn = world.join(&author, "writer");
+    assert_eq!(world.submit(conn, unit([of("n1", &[&author.edit("n1")])])).refused, []);
+    let mut phone = Phone::new(2, SCHEMA);
+    phone.join(&mut world, "writer");
+    for seed in 0..8u64 {
+        let hash = |block: u64| blake3::hash(&(seed * 10_000 + block).to_be_bytes()).to_string();
+        let title: String = (0..1000).map(hash).collect();
+        phone.write(&world, &[edit("n1", vec![set("title", json!(title))])]).unwrap();
+        phone.talk(&mut world);
+    }
+    lose_all(&mut world, SCHEMA);
+    phone.join(&mut world, "writer");
+    assert!(matches!(phone.replica.held().unwrap(), Some(Held::MissingAtRelay { .. })));
+    phone.join(&mut world, "admin");
+    assert_eq!((phone.replica.status().pending, phone.replica.held().unwrap()), (0, None));
+    assert_eq!(phone.replica.status().lacking, 0);
+}
+
+/// Its right changes while it is connected, and nothing else happens.
+#[test]
+fn who_may_write_from_now_on_brings_what_it_wrote() {
+    let mut world = World::with_schema();
+    let mut author = Phone::new(1, SCHEMA);
+    author.join(&mut world, "writer");
+    author.write(&world, &[edit("n1", vec![set("title", json!("x"))])]).unwrap();
+    author.talk(&mut world);
+    let mut other = Phone::new(2, SCHEMA);
+    other.join(&mut world, "writer");
+    lose_all(&mut world, SCHEMA);
+    author.join(&mut world, "reader");
+    other.join(&mut world, "writer");
+    assert_eq!((author.replica.status().lacking, other.replica.status().lacking), (1, 1));
+    // What both have one of them may bring.
+    other.replica.refresh(token("admin"));
+    other.talk(&mut world);
+    author.talk(&mut world);
+    assert_eq!((author.replica.status().lacking, other.replica.status().lacking), (0, 0));
+    lose_all(&mut world, SCHEMA);
+    author.join(&mut world, "reader");
+    assert_eq!(author.replica.status().lacking, 1);
+    author.replica.refresh(token("writer"));
+    author.talk(&mut world);
+    assert_eq!(author.replica.status().lacking, 0);
+    assert!(world.whole_feed().iter().any(|entry| matches!(entry.body, FeedBody::Changes { .. })));
+}
+
+/// The others are brought, and its transactions wait for who has all of them.
+#[test]
+fn one_damaged_document_does_not_keep_the_others_from_coming_back() {
+    for lacking in [false, true] {
+        let mut world = World::with_schema();
+        let mut phone = Phone::new(1, SCHEMA);
+        phone.join(&mut world, "writer");
+        let title = |id: &str| edit(id, vec![set("title", json!("x"))]);
+        phone.write(&world, &["n1", "n2"].map(title)).unwrap();
+        phone.write(&world, &[title("n3")]).unwrap();
+        phone.talk(&mut world);
+        lose_all(&mut world, SCHEMA);
+        if lacking {
+            phone.join(&mut world, "reader");
+        }
+        damage_one(&phone, "n1");
+        restart(&mut phone, SCHEMA);
+        phone.join(&mut world, "writer");
+        assert_eq!((phone.replica.status().lacking, phone.replica.held().unwrap()), (2, None));
+        let mut third = Phone::new(3, SCHEMA);
+        third.join(&mut world, "writer");
+        assert!(third.row("n3").is_some() && third.row("n2").is_none());
+        assert_eq!(phone.replica.verify(world.now, 1000, true).unwrap().faults.len(), 1);
+        phone.store.flush();
+        assert_eq!((told(&phone), phone.replica.status().lacking), (vec!["n1".to_owned()], 1));
+    }
+}

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anabranch_core::change::Change;
+use anabranch_core::change::{Change, Origin};
 use anabranch_core::id::EntityKey;
 use anabranch_core::intent::Intent;
 use anabranch_core::store::CommitNo;
@@ -67,12 +67,20 @@ pub(crate) struct Meant {
 /// What a device told its user: an edit is lost that had been acknowledged.
 #[derive(Clone, Debug)]
 pub(crate) struct Told {
-    pub(crate) device: usize,
+    pub(crate) promise: PromiseId,
+    device: usize,
     number: u64,
-    pub(crate) key: EntityKey,
     commit: CommitNo,
-    /// It came back.
-    pub(crate) withdrawn: Option<CommitNo>,
+    pub(crate) ended: Option<(Ended, CommitNo)>,
+}
+
+/// How a device stopped telling of a loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The edit came back.
+    Withdrawn,
+    /// The user let go of it: it may come back all the same.
+    Dismissed,
 }
 
 /// A change that some device made.
@@ -150,17 +158,22 @@ impl Ledger {
                 }
                 // It was admitted once, and what it meant was forgotten.
                 Noted::Refused { commit, number, record } if intents(&record).is_empty() => {
-                    match EntityKey::new(text(&record, "type_name"), text(&record, "id")) {
-                        Ok(key) => self.told_lost.push(Told { device, number, key, commit, withdrawn: None }),
-                        Err(_) => self.wrong.push(format!("device {device} tells of a loss in nothing")),
+                    match self.edit(device, &record) {
+                        Some(promise) => {
+                            self.told_lost.push(Told { promise, device, number, commit, ended: None })
+                        }
+                        None => self.wrong.push(format!(
+                            "device {device} tells of the loss of what nobody wrote: {record}"
+                        )),
                     }
                 }
                 Noted::Refused { .. } => {}
                 Noted::Withdrawn { commit, number } => {
                     let mut told = self.told_lost.iter_mut().rev();
-                    let told = told.find(|told| (told.device, told.number) == (device, number));
-                    if let Some(told) = told.filter(|_| self.dismissed != Some((device, number))) {
-                        told.withdrawn = Some(commit);
+                    if let Some(told) = told.find(|told| (told.device, told.number) == (device, number)) {
+                        let dismissed = self.dismissed == Some((device, number));
+                        let how = if dismissed { Ended::Dismissed } else { Ended::Withdrawn };
+                        told.ended = Some((how, commit));
                     }
                 }
                 Noted::Half { commit, found, members } => self.wrong.push(format!(
@@ -169,6 +182,17 @@ impl Ledger {
                 )),
             }
         }
+    }
+
+    /// Which of a device's promises a refused record is about.
+    fn edit(&self, device: usize, record: &Json) -> Option<PromiseId> {
+        let key = EntityKey::new(text(record, "type_name"), text(record, "id")).ok()?;
+        let edit = Origin(serde_json::from_value(record["edit"].clone()).ok()?);
+        let is_it = |promise: &Promise| {
+            let mut names = promise.changes.iter();
+            promise.device == device && promise.key == key && names.any(|(hash, _)| Origin::of(hash) == edit)
+        };
+        self.promises.iter().rposition(is_it)
     }
 
     /// The relay has a change for good, admitted or refused. No actor says two things under one number.
@@ -246,7 +270,7 @@ impl Ledger {
         }
         self.told_lost.retain(|told| told.device != device || told.commit <= durable);
         for told in self.told_lost.iter_mut().filter(|told| told.device == device) {
-            told.withdrawn = told.withdrawn.filter(|commit| *commit <= durable);
+            told.ended = told.ended.filter(|(_, commit)| *commit <= durable);
         }
         self.find(device, outbox);
     }

@@ -25,7 +25,7 @@ use crate::cluster::{Cluster, Event};
 use crate::device::{Device, START_MS};
 use crate::dice::Dice;
 use crate::draft::screen_of;
-use crate::ledger::{Fate, Made, Promise};
+use crate::ledger::{Ended, Fate, Made, Promise, PromiseId};
 use crate::model::{Edit, EditId, Effects, Log, Seen};
 use crate::salvage::{Beyond, Salvage};
 
@@ -360,8 +360,8 @@ impl Cluster {
         let tainted = self.tainted(&displaced);
         let mut wrong = Vec::new();
         let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
-        let mut lost: BTreeMap<(usize, &EntityKey), usize> = BTreeMap::new();
-        for promise in &self.ledger.promises {
+        let mut lost: BTreeSet<PromiseId> = BTreeSet::new();
+        for (id, promise) in self.ledger.promises.iter().enumerate() {
             let Promise { device, key, fate, void, excused, .. } = promise;
             // One that a backup brought back may be written down twice.
             let hashes: BTreeSet<ChangeHash> = promise.changes.iter().map(|(hash, _)| *hash).collect();
@@ -401,40 +401,48 @@ impl Cluster {
                 _ if times > 0 => count("edits kept"),
                 _ if *excused => {
                     count("edits lost with a restored disk");
-                    *lost.entry((*device, key)).or_default() += 1;
+                    lost.insert(id);
                 }
                 Some((Fate::Forgotten, _)) => count("edits forgotten by their author"),
                 _ if self.may_differ && held() => count("edits that wait for what the relay lost"),
                 // Whoever else may bring it would have.
                 Some((Fate::Admitted, _)) if self.may_differ && self.ledger.restored.contains(device) => {
                     count("edits lost by the relay and by their author");
-                    *lost.entry((*device, key)).or_default() += 1;
+                    lost.insert(id);
                 }
                 Some((Fate::Admitted, _)) if !hashes.is_disjoint(&displaced) => {
                     count("edits lost with what they built on");
-                    *lost.entry((*device, key)).or_default() += 1;
+                    lost.insert(id);
                 }
                 Some((Fate::Admitted, _)) => wrong
                     .push(format!("{told} was acknowledged, and is not in the feed: {:?}", promise.changes)),
                 None => wrong.push(format!("{told} is lost: {:?}", promise.changes)),
             }
         }
-        let mut told: BTreeMap<(usize, &EntityKey), usize> = BTreeMap::new();
+        let mut told: BTreeMap<PromiseId, Vec<Option<Ended>>> = BTreeMap::new();
         for one in &self.ledger.told_lost {
+            let ended = one.ended.map(|(how, _)| how);
             *counts.entry("tellings of a loss").or_default() += 1;
-            match one.withdrawn {
-                Some(_) => *counts.entry("tellings of a loss withdrawn").or_default() += 1,
-                None => *told.entry((one.device, &one.key)).or_default() += 1,
+            match ended {
+                Some(Ended::Withdrawn) => *counts.entry("tellings of a loss withdrawn").or_default() += 1,
+                _ => told.entry(one.promise).or_default().push(ended),
             }
         }
-        for place in told.keys() {
-            lost.entry(*place).or_default();
-        }
-        for ((device, key), times) in lost {
-            let told = told.get(&(device, key)).copied().unwrap_or_default();
+        for (id, promise) in self.ledger.promises.iter().enumerate() {
+            let told = told.get(&id).map(Vec::as_slice).unwrap_or_default();
+            let stand = told.iter().filter(|ended| ended.is_none()).count();
+            let edit = || {
+                format!("device {}'s edit of {} at {} ms", promise.device, promise.key, promise.meant.at_ms)
+            };
+            if stand > 1 {
+                wrong.push(format!("{} is told to be lost {stand} times", edit()));
+            }
+            if stand > 0 && !lost.contains(&id) {
+                wrong.push(format!("{} is told to be lost, and is not", edit()));
+            }
             // Who never went back knows of each edit what became of it.
-            if told > times || told < times && !self.ledger.restored.contains(&device) {
-                wrong.push(format!("device {device} lost {times} edits of {key} and told of {told}"));
+            if told.is_empty() && lost.contains(&id) && !self.ledger.restored.contains(&promise.device) {
+                wrong.push(format!("{} is lost, and its user was not told", edit()));
             }
         }
         self.ledger.wrong.extend(wrong);

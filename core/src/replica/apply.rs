@@ -336,6 +336,11 @@ impl Replica {
                 self.refuse(&mut batch, now, hash, settled, &answer, &mut touched)?;
             }
         }
+        for hash in entities {
+            if self.channel.overtaken.remove(&hash) {
+                self.unstall(hash);
+            }
+        }
         self.finish(batch, now, touched)
     }
 

@@ -104,6 +104,8 @@ pub(super) struct Link {
     pub(super) in_flight: BTreeMap<u64, (Vec<u64>, BTreeSet<EntityHash>)>,
     /// Their entities: one unit at a time for each.
     pub(super) busy: BTreeSet<EntityHash>,
+    /// Those of which something was queued since that may go before what is on its way.
+    pub(super) overtaken: BTreeSet<EntityHash>,
     next_unit: u64,
     /// The newest entry of the feed that an answer told of.
     pub(super) answered: u64,
@@ -483,6 +485,7 @@ impl Replica {
             return Ok(());
         }
         reached!(renewed, GrantRenewed, Granted);
+        let role_changed = renewed && self.state.role != granted.grant.role;
         self.state.role = granted.grant.role;
         self.channel.relay_schema = Some(granted.schema);
         let mut batch = Batch::new();
@@ -530,6 +533,13 @@ impl Replica {
         let after = self.commit(batch)?;
         if !redated.is_empty() {
             self.outputs.push_back(Output::Changed { after, entities: redated });
+        }
+        if role_changed {
+            // What others had to bring may be this device's to bring now.
+            self.channel.looked = false;
+            if self.channel.is_live() {
+                self.offer_lacking()?;
+            }
         }
         self.outputs.push_back(Output::Status);
         Ok(())
@@ -676,7 +686,7 @@ impl Replica {
             }
             let Some(group) = self.group(hash, &mut waiting)? else { continue };
             let numbers =
-                self.numbers_of(&group, UNIT_BYTES.saturating_sub(bytes).max(1), ordered.is_empty());
+                self.numbers_of(&group, UNIT_BYTES.saturating_sub(bytes).max(1), ordered.is_empty())?;
             if numbers.is_empty() {
                 break;
             }
@@ -831,11 +841,22 @@ impl Replica {
 
     /// The pending changes of a group in order, cut where they would exceed the bytes left,
     /// but never within a transaction. A first unit takes at least one whole transaction.
-    fn numbers_of(&self, group: &BTreeSet<EntityHash>, bytes_left: usize, first: bool) -> Vec<u64> {
-        let mut numbers: Vec<u64> =
+    fn numbers_of(
+        &self,
+        group: &BTreeSet<EntityHash>,
+        bytes_left: usize,
+        first: bool,
+    ) -> Result<Vec<u64>, StoreError> {
+        let numbers: BTreeSet<u64> =
             group.iter().filter_map(|hash| self.pending.get(hash)).flatten().copied().collect();
         // What was admitted before has no pending change below it, and may be below one.
-        numbers.sort_unstable_by_key(|number| (!self.is_offered_again(*number), *number));
+        let (mut numbers, mut new): (Vec<u64>, Vec<u64>) =
+            numbers.into_iter().partition(|number| self.is_offered_again(*number));
+        let of_all = numbers.iter().filter_map(|number| self.outbox.get(number));
+        if of_all.map(|pending| pending.bytes).sum::<usize>() > bytes_left {
+            numbers = self.again_in_order(&numbers)?;
+        }
+        numbers.append(&mut new);
         let mut taken: Vec<u64> = Vec::new();
         let mut bytes = 0;
         let mut last_tx = None;
@@ -863,7 +884,7 @@ impl Replica {
             last_tx = pending.tx;
             taken.push(number);
         }
-        taken
+        Ok(taken)
     }
 
     fn unit(&mut self, numbers: &[u64]) -> Result<Unit, StoreError> {

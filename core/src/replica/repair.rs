@@ -241,11 +241,7 @@ impl Replica {
             let record = self.keys.entity_record(&*self.store, &bytes)?;
             self.find_missing_of(record, &mut missing, &mut lacking)?;
         }
-        self.leave_torn_transactions(&mut missing, &mut lacking);
-        let come: BTreeSet<EntityHash> = missing.iter().map(|missing| missing.entity).collect();
         let (batch, numbers) = self.offer(missing, lacking)?;
-        // What builds on that may have been told to wait for it.
-        come.into_iter().for_each(|entity| self.unstall(entity));
         self.commit_again(batch, numbers)
     }
 
@@ -253,11 +249,27 @@ impl Replica {
     /// batch, with its numbers in the outbox.
     fn offer(
         &mut self,
-        missing: Vec<Missing>,
-        lacking: BTreeSet<EntityHash>,
+        mut missing: Vec<Missing>,
+        mut lacking: BTreeSet<EntityHash>,
     ) -> Result<(Batch, Vec<u64>), StoreError> {
-        let parcels = in_order(&missing);
         let sizes = self.sizes(&missing)?;
+        // What is of a damaged document is for others to bring.
+        missing.retain(|change| {
+            let readable = sizes.contains_key(&change.entity);
+            if !readable {
+                lacking.insert(change.entity);
+            }
+            readable
+        });
+        self.leave_torn_transactions(&mut missing, &mut lacking);
+        // What builds on that may have been told to wait for it, or be so soon.
+        for entity in missing.iter().map(|missing| missing.entity).collect::<BTreeSet<_>>() {
+            self.unstall(entity);
+            if self.channel.busy.contains(&entity) {
+                self.channel.overtaken.insert(entity);
+            }
+        }
+        let parcels = in_order(&missing);
         let mut batch = Batch::new();
         let mut numbers = Vec::new();
         for parcel in parcels {
@@ -340,7 +352,6 @@ impl Replica {
                 _ => break,
             }
         }
-        self.leave_torn_transactions(&mut missing, &mut lacking);
         Ok((missing, lacking))
     }
 
@@ -402,13 +413,21 @@ impl Replica {
         });
     }
 
+    /// Of those whose documents can be read.
     fn sizes(&mut self, missing: &[Missing]) -> Result<Sizes, StoreError> {
         let mut sizes = Sizes::new();
         // Found entity by entity, as a document writes out many changes as fast as one.
         for stretch in missing.chunk_by(|a, b| a.entity == b.entity) {
             let Some(Missing { entity: hash, .. }) = stretch.first() else { continue };
             let key = self.key_of(*hash)?;
-            self.load(&key)?;
+            match self.load(&key) {
+                Ok(_) => {}
+                Err(StoreError::Damaged { what }) => {
+                    tracing::error!(entity = %key, %what, "it can't be offered to the relay");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
             let wanted = stretch.iter().map(|missing| missing.header.hash).collect();
             let changes = self.loaded(*hash)?.entity.changes(&wanted);
             let bytes = changes.iter().map(|change| (change.hash(), change.weight())).collect();
@@ -416,6 +435,32 @@ impl Replica {
             self.trim_cache();
         }
         Ok(sizes)
+    }
+
+    /// Changes that wait to be offered again, each after what it builds on: what this device might not bring before
+    /// may have a higher number than what builds on that.
+    pub(super) fn again_in_order(&self, numbers: &[u64]) -> Result<Vec<u64>, StoreError> {
+        let mut wanted: BTreeMap<EntityHash, BTreeMap<ChangeHash, u64>> = BTreeMap::new();
+        for (number, pending) in numbers.iter().filter_map(|number| Some((*number, self.outbox.get(number)?)))
+        {
+            wanted.entry(pending.entity).or_default().insert(pending.hash, number);
+        }
+        let (mut missing, mut found) = (Vec::new(), Vec::new());
+        for (entity, changes) in wanted {
+            let mut places = 0..;
+            for_each(&*self.store, Keyspace::HEADER, &self.keys.headers(entity), |_, bytes| {
+                let header = Header::from(codec::decode::<HeaderRecord>(bytes, "a header")?);
+                let place = places.next().unwrap_or_default();
+                if let Some(number) = changes.get(&header.hash) {
+                    let tx = self.outbox.get(number).and_then(|pending| pending.tx);
+                    let device = tx.and_then(|tx| tx.author).map(DeviceId);
+                    missing.push(Missing { entity, place, device, header });
+                    found.push(*number);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(in_order(&missing).into_iter().flatten().filter_map(|place| found.get(place).copied()).collect())
     }
 
     /// Puts a change into the outbox as it is. It is sent once the batch is durable.
