@@ -136,7 +136,7 @@ mod count {
         RelayOtherWorkspace "relay: another workspace on a channel" "",
         RelayChannels "relay: too many channels" "",
         RelayNoWorkspace "relay: no name of a workspace" "",
-        RelayNoLife "relay: more lives than a store can have had" "core/tests/relay.rs",
+        RelayNoLife "relay: more lives than a store can have had" "core/tests/it/relay/sign_in.rs",
         RelayDenied "relay: a token that is refused" "",
         RelayBehind "relay: a store that went back" "",
         RelayGranted "relay: granted" "",

@@ -6,6 +6,7 @@
 
 // Not every helper is needed here.
 #[allow(dead_code)]
+#[path = "it/support/mod.rs"]
 mod support;
 
 use std::io::Write as _;

@@ -1,17 +1,10 @@
 //! What peers do at the edges of what they may, each told as a story: strangers that cost more than they
 //! say, names that are taken before anyone knows whose they are, ids that are copied.
 
-// In a test a panic is the report.
-#![allow(clippy::unwrap_used)]
-
-#[path = "support/phone.rs"]
-mod phone;
-// Not every helper is needed here.
-#[allow(dead_code)]
-mod support;
-
 use std::sync::Arc;
 
+use crate::support::phone::*;
+use crate::support::*;
 use anabranch_core::admission::RefusalCode;
 use anabranch_core::change::Change;
 use anabranch_core::genesis::{Genesis, GenesisKind};
@@ -22,9 +15,7 @@ use anabranch_core::store::{Keyspace, Store, View};
 use anabranch_core::wire::*;
 use automerge::ChangeHash;
 use automerge::legacy::OpId;
-use phone::*;
 use serde_json::json;
-use support::*;
 
 /// A message whose body is zeros: few bytes of the wire.
 fn zeros(kind: u8, length: usize) -> Vec<u8> {

@@ -1,13 +1,7 @@
 //! What a few bytes, or very many, can do to a relay and to those who read from it: each story told at
 //! its bound.
 
-// In a test a panic is the report.
-#![allow(clippy::unwrap_used)]
-
-// Not every helper is needed here.
-#[allow(dead_code)]
-mod support;
-
+use crate::support::*;
 use anabranch_core::admission::{Judge, RefusalCode};
 use anabranch_core::change::{Change, EDIT_OPS_MAX, OP_COUNTER_MAX, Role};
 use anabranch_core::clock::WallMs;
@@ -22,7 +16,6 @@ use anabranch_core::wire::*;
 use automerge::legacy::{Key, ObjectId, Op, OpId, OpType};
 use automerge::{Change as RawChange, ExpandedChange, ScalarValue};
 use serde_json::json;
-use support::*;
 
 const ROOMY: &str = r#"
 [note]

@@ -1,13 +1,7 @@
 //! Peers that mean harm, each told as a story at the relay: it is refused with the reason, what
 //! came beside it is taken, and nothing else happens.
 
-// In a test a panic is the report.
-#![allow(clippy::unwrap_used)]
-
-// Not every helper is needed here.
-#[allow(dead_code)]
-mod support;
-
+use crate::support::*;
 use anabranch_core::admission::{INCREMENT_MAX, Judge, RefusalCode};
 use anabranch_core::change::{Change, OP_COUNTER_MAX};
 use anabranch_core::clock::{Hlc, WallMs};
@@ -19,7 +13,6 @@ use anabranch_core::schema::Schema;
 use anabranch_core::wire::*;
 use automerge::legacy::{ElementId, Key, ObjectId, OpId, OpType};
 use automerge::{ActorId, Change as RawChange, ChangeHash, ExpandedChange, ObjType, ScalarValue};
-use support::*;
 
 /// The next change of a device, with something of it forged and the checksum right again.
 fn forge(device: &Device, id: &str, how: impl FnOnce(&mut ExpandedChange)) -> Vec<u8> {

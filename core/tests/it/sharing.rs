@@ -1,16 +1,9 @@
 //! Many who want much of one relay, each told as a story: everyone gets their share of its work,
 //! and nobody makes it hold more than it says.
 
-// In a test a panic is the report.
-#![allow(clippy::unwrap_used)]
-
-// Not every helper is needed here.
-#[allow(dead_code)]
-mod support;
-
+use crate::support::*;
 use anabranch_core::relay::{ConnId, Input, Output, Rate, RelayConfig, Turn, UNSENT_BYTES_MAX};
 use anabranch_core::wire::*;
-use support::*;
 
 fn lenient() -> RelayConfig {
     let mut config = RelayConfig::default();

@@ -3,6 +3,8 @@
 
 #![allow(unreachable_pub, missing_docs)]
 
+pub mod phone;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -51,8 +53,6 @@ fn apply(map: &mut Map, batch: &Batch) {
 
 impl MemoryStore {
     /// The next commit fails, before anything of it is queued.
-    // Not every story needs it.
-    #[allow(dead_code)]
     pub fn refuse_next(&self, why: StoreError) {
         self.lock().refusal = Some(why);
     }
@@ -513,8 +513,6 @@ impl Device {
     }
 
     /// Goes on after a change of its own that was made elsewhere.
-    // Not every story needs it.
-    #[allow(dead_code)]
     pub fn adopt(&mut self, entity: &EntityKey, change: &Change) {
         self.newest.insert(entity.clone(), (change.hash(), change.seq(), change.max_op()));
         self.clock = self.clock.max(change.time());

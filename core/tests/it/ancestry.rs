@@ -1,15 +1,9 @@
 //! Histories of forms that cost much to look through: long, wide, and with more ends than a change may
 //! name. What they come to is the same as for any other, and nobody is locked out.
 
-// In a test a panic is the report.
-#![allow(clippy::unwrap_used)]
-
-// Not every helper is needed here.
-#[allow(dead_code)]
-mod support;
-
 use std::num::NonZeroU64;
 
+use crate::support::*;
 use anabranch_core::admission::{Judge, RefusalCode};
 use anabranch_core::change::{CHANGE_DEPS_MAX, Change, Note, Role};
 use anabranch_core::clock::{Hlc, WallMs};
@@ -25,7 +19,6 @@ use anabranch_core::wire::*;
 use automerge::legacy::{ElementId, Key, ObjectId, Op, OpId, OpType};
 use automerge::{ActorId, Change as RawChange, ChangeHash, ExpandedChange, ScalarValue};
 use serde_json::json;
-use support::*;
 
 const NOTES: &str = r#"
 [note]
