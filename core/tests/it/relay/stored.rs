@@ -1,9 +1,7 @@
 //! What a look at everything finds.
 
-use anabranch_core::admission::RefusalCode;
 use anabranch_core::relay::verify;
 use anabranch_core::store::{Batch, Keyspace, Store as _, View};
-use anabranch_core::wire::*;
 
 use crate::support::*;
 
