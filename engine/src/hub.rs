@@ -286,13 +286,17 @@ impl Hub {
 
     /// After an error of the store half way through an operation. While the store itself works,
     /// what it refused (for want of space, or because it met a damaged record) ends the link, which
-    /// comes back with growing waits; everything local goes on with what is stored.
+    /// comes back with growing waits; everything local goes on with what is stored. What is damaged is looked for and
+    /// mended at once, as it would end each link.
     fn recover(&mut self, error: StoreError) {
         if let Err(broken) = self.store.durable() {
             tracing::debug!(%broken, "the store answers nothing more");
             return self.fail(error.into());
         }
         tracing::error!(%error, "the store refused: the link is cut, and what is stored is read anew");
+        if matches!(error, StoreError::Damaged { .. }) {
+            self.scrubbing.hurry(self.config.clock.now().mono);
+        }
         self.stale = true;
         self.link_down(Some(error.into()));
     }

@@ -162,7 +162,8 @@ impl EngineBuilder {
     /// How long after one slow look at everything that is stored the next one begins: a day by
     /// default, `None` for never. It compares documents, rows, indexes and the digest, mends what
     /// follows from something else, and has the next sync fetch what is missing; see
-    /// [`WorkspaceStatus::damage`]. [`Workspace::verify`] does the same at once.
+    /// [`WorkspaceStatus::damage`]. [`Workspace::verify`] does the same at once, and so does the engine itself when it
+    /// meets a damaged record, once an hour at most.
     pub fn scrub_every(mut self, every: Option<Duration>) -> Self {
         self.scrub_every = every;
         self

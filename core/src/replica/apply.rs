@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use automerge::ChangeHash;
 
-use super::layout::PendingTx;
+use super::layout::{OutboxRecord, PendingTx};
 use super::outbox::{ChannelState, REMAKES_MAX};
 use super::whole::Part;
 use super::{Output, Replica};
@@ -64,6 +64,12 @@ pub(super) struct Touched {
     changes: Vec<Change>,
     admitted: Vec<u32>,
     pub(super) rewritten: bool,
+}
+
+impl Touched {
+    pub(super) fn has_admitted(&self) -> bool {
+        !self.admitted.is_empty()
+    }
 }
 
 impl Replica {
@@ -155,6 +161,7 @@ impl Replica {
             for hash in schemas {
                 self.schema_in_feed(hash);
             }
+            self.displace_twins_of_admitted(&mut batch, now, &mut touched)?;
             self.finish(batch, now, touched)?;
         }
         if went_back {
@@ -184,7 +191,7 @@ impl Replica {
     }
 
     /// Writes what was touched, in one batch.
-    fn finish(
+    pub(super) fn finish(
         &mut self,
         mut batch: Batch,
         now: Now,
@@ -341,6 +348,7 @@ impl Replica {
                 self.unstall(hash);
             }
         }
+        self.displace_twins_of_admitted(&mut batch, now, &mut touched)?;
         self.finish(batch, now, touched)
     }
 
@@ -578,14 +586,21 @@ impl Replica {
         }
         let record = loaded.record.clone();
         let key = loaded.entity.key().clone();
-        if pending.is_empty() {
-            // No type is needed to take out what others wrote.
-            let left = self.loaded(hash)?.entity.without_all_of(&remake.gone)?;
-            return self.replace_entity(batch, now, hash, left, remake);
-        }
         let author = self.author(&record);
-        let Some(ty) = self.ty(key.type_name()).cloned() else {
-            return Err(StoreError::Damaged { what: format!("{key} has pending changes and no type") });
+        let writes = records.iter().any(|record| !record.again);
+        let Some(ty) = self.ty(key.type_name()).filter(|_| writes).cloned() else {
+            // No type is needed to take something out, and what can't be written again stays as it is.
+            let left = self.loaded(hash)?.entity.without_all_of(&remake.gone)?;
+            self.replace_entity(batch, now, hash, left, remake)?;
+            for (number, record) in numbers.into_iter().zip(records) {
+                let change = ChangeHash(record.hash);
+                if !self.loaded(hash)?.entity.headers().contains(&change) {
+                    let depends = || depends_on_refused(String::new());
+                    let reason = remake.reasons.get(&change).cloned().unwrap_or_else(depends);
+                    self.give_up_pending(batch, now, &key, number, record, reason)?;
+                }
+            }
+            return Ok(());
         };
         let rebuilt =
             self.loaded(hash)?.entity.rebuild(&remake.gone, &remake.again, &pending, &ty, author)?;
@@ -623,19 +638,32 @@ impl Replica {
                         self.unstall(member);
                     }
                 }
-                Rewritten::Gone { .. } if record.again => {
-                    self.delete_outbox(batch, number)?;
-                }
                 Rewritten::Gone { old, why } => {
                     let depends = || depends_on_refused(why.unwrap_or_default());
                     let reason = remake.reasons.get(&old).cloned().unwrap_or_else(depends);
-                    self.delete_outbox(batch, number)?;
-                    self.broke(record.tx);
-                    self.put_refused(batch, now, &key, reason, record.intents, None)?;
+                    self.give_up_pending(batch, now, &key, number, record, reason)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// A pending change is gone. Of one that was offered again [`Replica::replace_entity`] tells.
+    fn give_up_pending(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        key: &EntityKey,
+        number: u64,
+        record: OutboxRecord,
+        reason: (String, String),
+    ) -> Result<(), StoreError> {
+        self.delete_outbox(batch, number)?;
+        if record.again {
+            return Ok(());
+        }
+        self.broke(record.tx);
+        self.put_refused(batch, now, key, reason, record.intents, None)
     }
 
     /// Puts an entity without some of its changes in the place of what it was. The user is told of those that this
@@ -730,7 +758,7 @@ impl Replica {
         }
         if self.repair.reading {
             reached!(CaughtUpRepaired);
-            self.offer_again()?;
+            self.offer_again(now)?;
         } else {
             // A relay may go back to just where this device's cursor is, and to an older schema than it was known
             // to have, pushed from here perhaps and never heard of in the feed.

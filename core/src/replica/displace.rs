@@ -154,6 +154,59 @@ impl Replica {
         self.displace(batch, now, hash, replaced, touched)
     }
 
+    /// The same of whatever was admitted just now, where something is left that others have to bring.
+    pub(super) fn displace_twins_of_admitted(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        touched: &mut BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
+        if self.repair.reading {
+            return Ok(());
+        }
+        let admitted = touched.iter().filter(|(_, what)| what.has_admitted()).map(|(hash, _)| *hash);
+        let admitted: Vec<EntityHash> = admitted.filter(|hash| self.lacking.contains(hash)).collect();
+        for hash in admitted {
+            self.displace_twins(batch, now, hash, touched)?;
+        }
+        Ok(())
+    }
+
+    /// Takes out of an entity that is loaded what waits for others to bring it, though its edit was admitted as
+    /// another change.
+    pub(super) fn displace_twins(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        hash: EntityHash,
+        touched: &mut BTreeMap<EntityHash, Touched>,
+    ) -> Result<(), StoreError> {
+        let pending = self.pending_of(hash);
+        let entity = &self.loaded(hash)?.entity;
+        let headers = entity.headers();
+        let which = |which: &dyn Fn(&Header) -> bool| -> BTreeSet<ChangeHash> {
+            headers.headers().iter().filter(|header| which(header)).map(|header| header.hash).collect()
+        };
+        let left = which(&|header| !header.admitted && !pending.contains(&header.hash));
+        let lacks: BTreeSet<DeviceId> =
+            left.iter().filter_map(|change| Some(headers.device(headers.by_hash(change)?))).collect();
+        let has = which(&|header| header.admitted && lacks.contains(&headers.device(header)));
+        if left.is_empty() || has.is_empty() {
+            return Ok(());
+        }
+        let edits = |changes: &BTreeSet<ChangeHash>| {
+            let edit = |change: Change| {
+                let header = headers.by_hash(&change.hash())?;
+                Some(((headers.device(header), change.origin()), change.hash()))
+            };
+            entity.changes(changes).into_iter().filter_map(edit).collect::<Vec<_>>()
+        };
+        let admitted: BTreeSet<(DeviceId, Origin)> = edits(&has).into_iter().map(|(edit, _)| edit).collect();
+        let twins = edits(&left).into_iter().filter(|(edit, _)| admitted.contains(edit));
+        let twins = twins.map(|(_, change)| change).collect();
+        self.displace(batch, now, hash, twins, touched)
+    }
+
     /// What of that is pending has to be followed by what builds on it.
     fn replace_own_twins(
         &mut self,

@@ -852,8 +852,9 @@ impl Replica {
         // What was admitted before has no pending change below it, and may be below one.
         let (mut numbers, mut new): (Vec<u64>, Vec<u64>) =
             numbers.into_iter().partition(|number| self.is_offered_again(*number));
-        let of_all = numbers.iter().filter_map(|number| self.outbox.get(number));
-        if of_all.map(|pending| pending.bytes).sum::<usize>() > bytes_left {
+        let offered = || numbers.iter().filter_map(|number| self.outbox.get(number));
+        let some_wait = offered().any(|pending| pending.commit > self.channel.durable);
+        if some_wait || offered().map(|pending| pending.bytes).sum::<usize>() > bytes_left {
             numbers = self.again_in_order(&numbers)?;
         }
         numbers.append(&mut new);

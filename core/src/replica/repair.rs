@@ -13,7 +13,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::sync::Arc;
 
 use automerge::ChangeHash;
 
@@ -22,7 +21,7 @@ use super::layout::{EntityRecord, OutboxRecord};
 use super::{Output, PendingRef, Replica, for_each};
 use crate::admission::{RefusalCode, Vouches};
 use crate::change::{Change, Origin, Role};
-use crate::clock::Hlc;
+use crate::clock::{Hlc, Now};
 use crate::codec::{self, HeaderRecord};
 use crate::header::Header;
 use crate::id::{Author, DeviceId, EntityHash, EntityKey};
@@ -54,8 +53,26 @@ impl Missing {
     }
 }
 
-/// The name of an entity and the bytes of those of its changes that are missing.
-type Sizes = BTreeMap<EntityHash, (EntityKey, BTreeMap<ChangeHash, usize>)>;
+/// What a look through the headers finds.
+#[derive(Debug, Default)]
+struct Found {
+    /// What the relay lacks and this device may bring.
+    missing: Vec<Missing>,
+    /// Entities of which it lacks more.
+    lacking: BTreeSet<EntityHash>,
+    /// Entities of which it has some of a device and lacks some: one edit may be among both.
+    mixed: BTreeSet<EntityHash>,
+}
+
+/// What is read of an entity of which the relay lacks something.
+#[derive(Debug)]
+struct Lacked {
+    key: EntityKey,
+    /// Bytes and edit of each change that is missing.
+    changes: BTreeMap<ChangeHash, (usize, Origin)>,
+    /// Edits that wait to be offered again already, by who wrote them.
+    offered: BTreeSet<(Option<DeviceId>, Origin)>,
+}
 
 /// What must be offered together: the members of a transaction, or one change.
 #[derive(Debug, Default)]
@@ -136,6 +153,14 @@ impl Replica {
                 self.channel.stalled.insert(hash);
                 touched.entry(hash).or_default();
             }
+            // Its operations are numbered after some that the relay may not have yet. Those that came beside it
+            // count from now on.
+            Some(RefusalCode::BadSequence) => {
+                self.channel.stalled.insert(hash);
+                if touched.entry(hash).or_default().has_admitted() {
+                    self.channel.overtaken.insert(hash);
+                }
+            }
             // This device lost the right to speak for it, and for what goes with it, or to write at all. Others
             // may have it.
             Some(RefusalCode::ForgedAuthor | RefusalCode::ForgedRole | RefusalCode::Forbidden) => {
@@ -211,14 +236,17 @@ impl Replica {
     }
 
     /// The whole feed was read: what the relay lacks goes into the outbox.
-    pub(super) fn offer_again(&mut self) -> Result<(), StoreError> {
-        let (missing, lacking) = self.find_missing()?;
+    pub(super) fn offer_again(&mut self, now: Now) -> Result<(), StoreError> {
+        let mut found = self.find_missing()?;
+        if self.take_out_twins(now, &found.mixed)? {
+            found = self.find_missing()?;
+        }
         tracing::warn!(
-            changes = missing.len(),
-            entities_lacking = lacking.len(),
+            changes = found.missing.len(),
+            entities_lacking = found.lacking.len(),
             "offering the relay what it has lost"
         );
-        let (batch, numbers) = self.offer(missing, lacking)?;
+        let (batch, numbers) = self.offer(found)?;
         self.repair.reading = false;
         self.look_at_schema();
         self.commit_again(batch, numbers)
@@ -232,35 +260,59 @@ impl Replica {
         {
             return Ok(());
         }
-        let (mut missing, mut lacking) = (Vec::new(), BTreeSet::new());
+        let mut found = Found::default();
         for entity in &self.lacking {
             let Some(bytes) = self.store.get(View::Latest, Keyspace::ENTITY, &self.keys.entity(*entity))?
             else {
                 continue;
             };
             let record = self.keys.entity_record(&*self.store, &bytes)?;
-            self.find_missing_of(record, &mut missing, &mut lacking)?;
+            self.find_missing_of(record, &mut found)?;
         }
-        let (batch, numbers) = self.offer(missing, lacking)?;
+        let (batch, numbers) = self.offer(found)?;
         self.commit_again(batch, numbers)
+    }
+
+    /// Takes out of entities what the relay has as another change. Whether there was any.
+    fn take_out_twins(&mut self, now: Now, entities: &BTreeSet<EntityHash>) -> Result<bool, StoreError> {
+        let mut any = false;
+        for hash in entities {
+            match self.load(&self.key_of(*hash)?) {
+                Ok(_) => {}
+                // Others bring it once it is mended.
+                Err(StoreError::Damaged { .. }) => continue,
+                Err(error) => return Err(error),
+            }
+            let (mut batch, mut touched) = (Batch::new(), BTreeMap::new());
+            self.displace_twins(&mut batch, now, *hash, &mut touched)?;
+            if !touched.is_empty() {
+                any = true;
+                self.finish(batch, now, touched)?;
+            }
+            self.trim_cache();
+        }
+        Ok(any)
     }
 
     /// Puts into the outbox what the relay lacks, and writes down of what others have to bring it. Returns the last
     /// batch, with its numbers in the outbox.
-    fn offer(
-        &mut self,
-        mut missing: Vec<Missing>,
-        mut lacking: BTreeSet<EntityHash>,
-    ) -> Result<(Batch, Vec<u64>), StoreError> {
-        let sizes = self.sizes(&missing)?;
-        // What is of a damaged document is for others to bring.
+    fn offer(&mut self, found: Found) -> Result<(Batch, Vec<u64>), StoreError> {
+        let Found { mut missing, mut lacking, .. } = found;
+        let mut lacked = self.read_lacked(&missing)?;
+        // Of an edit that is here by two names the newer is offered, on which others may have built since. What is
+        // of a damaged document is for others to bring.
+        missing.reverse();
         missing.retain(|change| {
-            let readable = sizes.contains_key(&change.entity);
-            if !readable {
+            let offered = lacked.get_mut(&change.entity).is_some_and(|entity| {
+                let edit = entity.changes.get(&change.header.hash).map(|(_, edit)| (change.device, *edit));
+                edit.is_some_and(|edit| entity.offered.insert(edit))
+            });
+            if !offered {
                 lacking.insert(change.entity);
             }
-            readable
+            offered
         });
+        missing.reverse();
         self.leave_torn_transactions(&mut missing, &mut lacking);
         // What builds on that may have been told to wait for it, or be so soon.
         for entity in missing.iter().map(|missing| missing.entity).collect::<BTreeSet<_>>() {
@@ -274,7 +326,7 @@ impl Replica {
         let mut numbers = Vec::new();
         for parcel in parcels {
             for missing in parcel.iter().filter_map(|place| missing.get(*place)) {
-                numbers.push(self.queue_again(&mut batch, missing, &sizes)?);
+                numbers.push(self.queue_again(&mut batch, missing, &lacked)?);
             }
             if numbers.len() >= BATCH_CHANGES {
                 self.commit_again(std::mem::take(&mut batch), std::mem::take(&mut numbers))?;
@@ -333,10 +385,8 @@ impl Replica {
         self.schemas_changed = true;
     }
 
-    /// What the relay lacks and this device may bring, and the entities of which it lacks more.
-    fn find_missing(&self) -> Result<(Vec<Missing>, BTreeSet<EntityHash>), StoreError> {
-        let mut missing = Vec::new();
-        let mut lacking = BTreeSet::new();
+    fn find_missing(&self) -> Result<Found, StoreError> {
+        let mut found = Found::default();
         let prefix = self.keys.prefix();
         let mut from = Vec::new();
         loop {
@@ -344,39 +394,41 @@ impl Replica {
             for (_, bytes) in &page {
                 let record = self.keys.entity_record(&*self.store, bytes)?;
                 if record.headers > 0 {
-                    self.find_missing_of(record, &mut missing, &mut lacking)?;
+                    self.find_missing_of(record, &mut found)?;
                 }
             }
             match page.last() {
                 Some((key, _)) if page.len() == PAGE => from = [&key[..], &[0]].concat(),
-                _ => break,
+                _ => return Ok(found),
             }
         }
-        Ok((missing, lacking))
     }
 
-    fn find_missing_of(
-        &self,
-        record: EntityRecord,
-        missing: &mut Vec<Missing>,
-        lacking: &mut BTreeSet<EntityHash>,
-    ) -> Result<(), StoreError> {
+    fn find_missing_of(&self, record: EntityRecord, found: &mut Found) -> Result<(), StoreError> {
         let known_type = self.ty(&record.type_name).is_some();
         let Ok(key) = EntityKey::new(record.type_name, record.id) else { return Ok(()) };
         let hash = self.hash(&key);
         let pending = self.pending_of(hash);
         let current = record.generation == self.repair.generation;
         let vouches = self.vouches().filter(|_| known_type);
+        let before = found.missing.len();
+        let (mut has, mut lacks) = (BTreeSet::new(), BTreeSet::new());
         let mut places = 0..;
-        for_each(&*Arc::clone(&self.store), Keyspace::HEADER, &self.keys.headers(hash), |_, bytes| {
+        let read = for_each(&*self.store, Keyspace::HEADER, &self.keys.headers(hash), |_, bytes| {
             let header = Header::from(codec::decode::<HeaderRecord>(bytes, "a header")?);
             let place = places.next().unwrap_or_default();
-            if (current && header.admitted) || pending.contains(&header.hash) {
+            let author = record.actors.get(header.actor as usize);
+            let device =
+                author.and_then(|(_, author)| Author::from_bytes(author)).map(|author| author.device);
+            if current && header.admitted {
+                has.insert(device);
                 return Ok(());
             }
-            let author = record.actors.get(header.actor as usize);
-            let author = author.and_then(|(_, author)| Author::from_bytes(author));
-            let own = author.is_some_and(|author| author.device == self.config.device);
+            if pending.contains(&header.hash) {
+                return Ok(());
+            }
+            lacks.insert(device);
+            let own = device == Some(self.config.device);
             let may = match vouches {
                 None => false,
                 Some(Vouches::Anyone) => true,
@@ -384,17 +436,24 @@ impl Replica {
                 Some(Vouches::Own) => own && header.role == Role::Device,
             };
             if may {
-                missing.push(Missing {
-                    entity: hash,
-                    place,
-                    device: author.map(|author| author.device),
-                    header,
-                });
+                found.missing.push(Missing { entity: hash, place, device, header });
             } else {
-                lacking.insert(hash);
+                found.lacking.insert(hash);
             }
             Ok(())
-        })
+        });
+        if !has.is_disjoint(&lacks) {
+            found.mixed.insert(hash);
+        }
+        match read {
+            Err(StoreError::Damaged { what }) => {
+                tracing::error!(entity = %key, %what, "it can't be offered to the relay");
+                found.missing.truncate(before);
+                found.lacking.insert(hash);
+                Ok(())
+            }
+            read => read,
+        }
     }
 
     /// Leaves out transactions that are not here whole: the relay takes no part of one.
@@ -413,9 +472,9 @@ impl Replica {
         });
     }
 
-    /// Of those whose documents can be read.
-    fn sizes(&mut self, missing: &[Missing]) -> Result<Sizes, StoreError> {
-        let mut sizes = Sizes::new();
+    /// Reads the entities that changes are missing of, as far as their documents can be read.
+    fn read_lacked(&mut self, missing: &[Missing]) -> Result<BTreeMap<EntityHash, Lacked>, StoreError> {
+        let mut lacked = BTreeMap::new();
         // Found entity by entity, as a document writes out many changes as fast as one.
         for stretch in missing.chunk_by(|a, b| a.entity == b.entity) {
             let Some(Missing { entity: hash, .. }) = stretch.first() else { continue };
@@ -428,13 +487,21 @@ impl Replica {
                 }
                 Err(error) => return Err(error),
             }
+            let pending = self.pending_of(*hash);
+            let entity = &self.loaded(*hash)?.entity;
             let wanted = stretch.iter().map(|missing| missing.header.hash).collect();
-            let changes = self.loaded(*hash)?.entity.changes(&wanted);
-            let bytes = changes.iter().map(|change| (change.hash(), change.weight())).collect();
-            sizes.insert(*hash, (key, bytes));
+            let changes = entity.changes(&wanted);
+            let changes =
+                changes.iter().map(|change| (change.hash(), (change.weight(), change.origin()))).collect();
+            let device = |change: &Change| {
+                entity.headers().by_hash(&change.hash()).map(|header| entity.headers().device(header))
+            };
+            let offered = entity.changes(&pending);
+            let offered = offered.iter().map(|change| (device(change), change.origin())).collect();
+            lacked.insert(*hash, Lacked { key, changes, offered });
             self.trim_cache();
         }
-        Ok(sizes)
+        Ok(lacked)
     }
 
     /// Changes that wait to be offered again, each after what it builds on: what this device might not bring before
@@ -468,11 +535,13 @@ impl Replica {
         &mut self,
         batch: &mut Batch,
         missing: &Missing,
-        sizes: &Sizes,
+        lacked: &BTreeMap<EntityHash, Lacked>,
     ) -> Result<u64, StoreError> {
         let Missing { entity: hash, header, .. } = missing;
-        let size = sizes.get(hash).and_then(|(key, bytes)| Some((key.clone(), *bytes.get(&header.hash)?)));
-        let (key, bytes) = size.ok_or_else(|| StoreError::Damaged {
+        let change = lacked
+            .get(hash)
+            .and_then(|entity| Some((entity.key.clone(), entity.changes.get(&header.hash)?.0)));
+        let (key, bytes) = change.ok_or_else(|| StoreError::Damaged {
             what: format!("a document lacks its change {}", header.hash),
         })?;
         let number = self.state.outbox_next;

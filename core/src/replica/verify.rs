@@ -393,9 +393,12 @@ impl Replica {
         let place = self.keys.entity(hash);
         let Some(bytes) = self.store.get(View::Latest, Keyspace::ENTITY, &place)? else { return Ok(touched) };
         let mut record = self.read_entity(&bytes)?;
-        for edit in self.own_unadmitted(hash, &record).into_iter().filter(|change| !sends.contains(change)) {
+        let told: BTreeSet<Origin> =
+            self.lost.get(key).into_iter().flatten().map(|(_, edit)| *edit).collect();
+        let lost = self.own_unadmitted(hash, &record).into_iter().filter(|change| !sends.contains(change));
+        for edit in lost.map(|change| Origin::of(&change)).filter(|edit| !told.contains(edit)) {
             let why = damaged("the stored document was damaged before the relay had this again");
-            self.put_refused(batch, now, key, why, Vec::new(), Some(Origin::of(&edit)))?;
+            self.put_refused(batch, now, key, why, Vec::new(), Some(edit))?;
         }
         let heads: Vec<_> = record.admitted_heads.iter().map(|head| automerge::ChangeHash(*head)).collect();
         passed.replace(hash, &heads, &[]);

@@ -18,6 +18,9 @@ const STEP_PAUSE: Duration = Duration::from_millis(500);
 /// How long after the engine was opened the first look begins: short commands never begin one.
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
 
+/// How long after a look without pauses the next may begin, if a damaged record is met that none of them mends.
+const HURRY_AGAIN: Duration = Duration::from_secs(60 * 60);
+
 /// When the next step is due, and where.
 #[derive(Debug)]
 pub(super) struct Schedule {
@@ -26,11 +29,28 @@ pub(super) struct Schedule {
     due: MonoMs,
     /// The workspace that is being looked at, by its place among the open ones.
     place: usize,
+    /// The look goes on without pauses.
+    hurried: bool,
+    /// The next step is the first of a look.
+    begins: bool,
+    /// When the next look without pauses may begin.
+    may_hurry: MonoMs,
 }
 
 impl Schedule {
     pub(super) fn new(every: Option<Duration>, now: MonoMs) -> Self {
-        Self { every, due: after(now, FIRST_PAUSE), place: 0 }
+        let due = after(now, FIRST_PAUSE);
+        Self { every, due, place: 0, hurried: false, begins: false, may_hurry: now }
+    }
+
+    /// A damaged record was met, which ends the link each time until it is mended: a look at everything begins
+    /// at once and makes no pauses.
+    pub(super) fn hurry(&mut self, now: MonoMs) {
+        if self.every.is_some() && now >= self.may_hurry {
+            tracing::warn!("a damaged record was met: looking at everything that is stored");
+            *self = Self { due: now, hurried: true, begins: true, ..Self::new(self.every, now) };
+            self.may_hurry = after(now, HURRY_AGAIN);
+        }
     }
 
     /// When [`Hub::scrub`] has something to do.
@@ -48,15 +68,24 @@ impl Hub {
     pub(super) fn scrub(&mut self) {
         let now = self.config.clock.now();
         let Some(every) = self.scrubbing.every else { return };
-        if now.mono < self.scrubbing.due || self.failed.is_some() || self.stale {
+        if now.mono < self.scrubbing.due {
             return;
+        }
+        if self.failed.is_some() || self.reopen().is_err() {
+            self.scrubbing.due = after(now.mono, FIRST_PAUSE);
+            return;
+        }
+        if std::mem::take(&mut self.scrubbing.begins) {
+            self.slots.values_mut().for_each(|slot| slot.replica.verify_from_start());
         }
         let Some(workspace) = self.slots.keys().nth(self.scrubbing.place).cloned() else {
             self.scrubbing.place = 0;
+            self.scrubbing.hurried = false;
             self.scrubbing.due = after(now.mono, every);
             return;
         };
-        self.scrubbing.due = after(now.mono, STEP_PAUSE);
+        let pause = if self.scrubbing.hurried { Duration::ZERO } else { STEP_PAUSE };
+        self.scrubbing.due = after(now.mono, pause);
         match self.verify_step(&workspace, STEP_ENTRIES, true) {
             Ok(step) if !step.done => {}
             Ok(_) => self.scrubbing.place += 1,

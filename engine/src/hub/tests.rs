@@ -335,6 +335,43 @@ fn the_slow_look_finds_by_itself_what_is_wrong() {
     assert_eq!(device.disk.scan(View::Latest, Keyspace::ROW, &[], &[], 9).unwrap().len(), 1);
 }
 
+/// What is damaged ends each link that meets it, so it is not left until the slow look gets there.
+#[test]
+fn a_damaged_document_is_mended_as_soon_as_it_is_met() {
+    use anabranch_core::store::{Batch, Keyspace, View};
+    let mut net = Net::new();
+    for id in ["a", "b"] {
+        net.devices[0].write(id).unwrap();
+    }
+    net.run();
+    net.agree();
+    let device = &mut net.devices[1];
+    device.hub.scrubbing = scrub::Schedule::new(Some(Duration::from_secs(86_400)), MonoMs(0));
+    let mut batch = Batch::new();
+    for (place, _) in device.disk.scan(View::Latest, Keyspace::DOC, &[], &[], 9).unwrap() {
+        batch.put(Keyspace::DOC, place, vec![1, 255]);
+    }
+    device.disk.commit(batch).unwrap();
+    // What is in memory goes, as at a start.
+    device.hub.stale = true;
+    assert!(device.hub.sleep() > Duration::from_secs(1));
+    net.devices[0].write("a").unwrap();
+    net.run();
+    let device = &mut net.devices[1];
+    assert!(device.hub.link.is_none());
+    for _ in 0..8 {
+        if device.hub.sleep() < Duration::from_secs(1) {
+            device.hub.scrub();
+        }
+    }
+    device.settle();
+    assert_eq!(device.status().damage, 2);
+    assert!(device.hub.sleep() > Duration::from_secs(1), "it rests");
+    net.connect(1);
+    net.run();
+    net.agree();
+}
+
 /// A relay that takes nothing can't make the device hold more and more for it.
 #[test]
 fn a_link_that_takes_nothing_is_let_go_and_loses_nothing() {

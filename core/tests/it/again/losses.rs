@@ -260,7 +260,7 @@ fn what_was_sent_and_damaged_is_not_told_when_it_comes_back() {
     // The answer is lost.
     world.handle(Input::Received { conn: phone.conn, bytes: Message::from(changes).encode() });
     world.settle(phone.conn);
-    damage_one(&phone, "n1");
+    damage_one(&phone, Keyspace::DOC, "n1");
     restart(&mut phone, SCHEMA);
     assert_eq!(phone.replica.verify(world.now, 1000, true).unwrap().faults.len(), 1);
     phone.join(&mut world, "writer");
@@ -298,7 +298,7 @@ fn what_is_told_of_a_damaged_entity_can_be_dismissed() {
         phone.talk(&mut world);
     }
     assert_eq!(phone.replica.status().refused, 2);
-    damage_one(&phone, "n1");
+    damage_one(&phone, Keyspace::DOC, "n1");
     restart(&mut phone, &newer());
     let number = phone.rows().refused().unwrap()[0].0;
     assert!(phone.replica.dismiss(number).unwrap());

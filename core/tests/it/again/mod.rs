@@ -134,13 +134,13 @@ fn restart(phone: &mut Phone, source: &str) {
     phone.replica = Phone::open(&phone.store, &phone.schema, source, phone.device.id());
 }
 
-/// Damages the document of one note.
-fn damage_one(phone: &Phone, id: &str) {
+/// Damages what is stored of one note.
+fn damage_one(phone: &Phone, what: Keyspace, id: &str) {
     let hash = EntityHash::of(&home(), &key("note", id)).0;
     let mut batch = Batch::new();
-    for (place, _) in phone.store.scan(View::Latest, Keyspace::DOC, &[], &[], 1000).unwrap() {
+    for (place, _) in phone.store.scan(View::Latest, what, &[], &[], 1000).unwrap() {
         if place.windows(hash.len()).any(|part| part == hash) {
-            batch.put(Keyspace::DOC, place, vec![1, 255]);
+            batch.put(what, place, vec![1, 255]);
         }
     }
     phone.store.commit(batch).unwrap();

@@ -4,10 +4,15 @@ use anabranch_core::admission::RefusalCode;
 use anabranch_core::change::Change;
 use anabranch_core::genesis::GenesisKind;
 use anabranch_core::id::Incarnation;
+use anabranch_core::intent::Intent;
 use anabranch_core::relay::Input;
 use anabranch_core::replica::Held;
+use anabranch_core::replica::{self, Edit};
+use anabranch_core::schema::Schema;
+use anabranch_core::store::Keyspace;
 use anabranch_core::wire::*;
 use serde_json::json;
+use std::sync::Arc;
 
 use crate::support::phone::*;
 use crate::support::*;
@@ -152,7 +157,7 @@ fn what_can_not_be_offered_again_leaves_a_new_edit_its_tries() {
     let mut changes = asked(&mut phone, &mut world);
     assert_eq!(changes.unit.entities[0].changes.len(), 5);
     phone.write(&world, &[edit("n1", vec![set("title", json!("new"))])]).unwrap();
-    let mut ack = refusing(&changes, &[("n1", RefusalCode::BadSequence)]);
+    let mut ack = refusing(&changes, &[("n1", RefusalCode::Validation)]);
     for bytes in &changes.unit.entities[0].changes[1..] {
         ack.refused.push(Refused { hash: Change::parse(bytes).unwrap().hash().0, ..ack.refused[0].clone() });
     }
@@ -193,7 +198,7 @@ fn a_half_is_not_offered_when_the_other_is_damaged() {
             _ => (&mut admin, "admin", &mut author, "writer"),
         };
         offers(broken, &mut world, role);
-        damage_one(broken, "n1");
+        damage_one(broken, Keyspace::DOC, "n1");
         restart(broken, SCHEMA);
         let verified = broken.replica.verify(world.now, 1000, true).unwrap();
         assert_eq!(verified.faults.len(), 1, "{verified:?}");
@@ -252,25 +257,67 @@ fn who_may_write_again_brings_what_it_wrote() {
     }
 }
 
-/// It came while nobody knew yet that the relay had gone back, so nothing took the place of the other.
+/// A note, or a transaction, of another device that is here by two names, as it came again while nobody knew yet that the
+/// relay had gone back. With it the other device in its newer life, and what that calls it.
+fn here_twice(role: &str, ids: &[&str]) -> (World, Phone, Device, Vec<EntityChanges>) {
+    let mut world = World::with_schema();
+    let mut phone = Phone::new(2, SCHEMA);
+    phone.join(&mut world, role);
+    let mut author = Device::new(1);
+    let mut life = other_life(1, Incarnation::new(7, 0));
+    let conn = world.join(&author, "writer");
+    let part = |id: &&str, change: &Change| EntityChanges {
+        genesis: vec![("stars".into(), GenesisKind::Counter.code())],
+        ..of(id, &[change])
+    };
+    let tx = || if ids.len() == 1 { Draft::default() } else { in_tx(7, ids.len() as u32) };
+    let stars = |draft| Draft { increments: Some("stars"), ..draft };
+    let firsts: Vec<Change> = ids.iter().map(|id| author.write(id, stars(tx()))).collect();
+    let parts = ids.iter().zip(&firsts).map(|(id, change)| part(id, change)).collect::<Vec<_>>();
+    assert_eq!(world.submit(conn, unit(parts)).refused, []);
+    phone.talk(&mut world);
+    let again = ids.iter().zip(&firsts);
+    let again: Vec<_> =
+        again.map(|(id, first)| part(id, &life.write(id, stars(made_again(first))))).collect();
+    let seq = world.whole_feed().len() as u64;
+    let body = FeedBody::Changes { author: author.id().0, unit: unit(again.clone()) };
+    phone.hear(&world, Feed { channel: 1, entries: vec![FeedEntry { seq, body }], end: seq });
+    (world, phone, life, again)
+}
+
 #[test]
 fn an_edit_that_is_here_twice_is_offered_once() {
-    let mut world = World::with_schema();
-    let mut admin = Phone::new(2, SCHEMA);
-    admin.join(&mut world, "admin");
-    let mut author = Device::new(1);
-    let conn = world.join(&author, "writer");
-    let first = author.edit("n1");
-    assert_eq!(world.submit(conn, unit([of("n1", &[&first])])).refused, []);
-    let seq = world.whole_feed().len() as u64 + 1;
-    admin.talk(&mut world);
-    let again = other_life(1, Incarnation::new(7, 0)).write("n1", made_again(&first));
-    let body = FeedBody::Changes { author: author.id().0, unit: unit([of("n1", &[&again])]) };
-    admin.hear(&world, Feed { channel: 1, entries: vec![FeedEntry { seq, body }], end: seq });
-    lose_all(&mut world, SCHEMA);
-    admin.join(&mut world, "admin");
-    assert_eq!((admin.replica.status().pending, admin.replica.held().unwrap()), (0, None));
-    assert!(told(&admin).is_empty());
+    for ids in [&["n1"][..], &["n1", "n2"]] {
+        let (mut world, mut admin, ..) = here_twice("admin", ids);
+        lose_all(&mut world, SCHEMA);
+        admin.join(&mut world, "admin");
+        assert_eq!((admin.replica.status().pending, admin.replica.held().unwrap()), (0, None));
+        assert_eq!((told(&admin), admin.replica.status().lacking), (vec![], 0));
+        assert_eq!(admin.row("n1").unwrap().fields["stars"], json!(1));
+    }
+}
+
+/// Whoever may bring it or not, and whatever was written since.
+#[test]
+fn an_edit_that_is_here_twice_counts_once_when_it_comes() {
+    for role in ["admin", "writer"] {
+        for writes in [false, true] {
+            let (mut world, mut phone, life, again) = here_twice(role, &["n1", "n2"]);
+            phone.replica.disconnect();
+            if writes {
+                phone.write(&world, &[edit("n1", vec![set("title", json!("mine"))])]).unwrap();
+            }
+            lose_all(&mut world, SCHEMA);
+            let conn = world.join(&life, "writer");
+            assert_eq!(world.submit(conn, unit(again)).refused, []);
+            phone.join(&mut world, role);
+            assert_eq!((phone.replica.status().pending, phone.replica.held().unwrap()), (0, None), "{role}");
+            assert_eq!((told(&phone), phone.replica.status().lacking), (vec![], 0), "{role}");
+            let row = phone.row("n1").unwrap();
+            assert_eq!(row.fields["stars"], json!(1), "{role}");
+            assert_eq!(row.fields["title"] == json!("mine"), writes);
+        }
+    }
 }
 
 /// It may bring what others wrote now, and more than a unit takes of what it wrote itself waits for that.
@@ -292,6 +339,26 @@ fn what_may_be_brought_now_goes_before_what_builds_on_it() {
     phone.join(&mut world, "writer");
     assert!(matches!(phone.replica.held().unwrap(), Some(Held::MissingAtRelay { .. })));
     phone.join(&mut world, "admin");
+    assert_eq!((phone.replica.status().pending, phone.replica.held().unwrap()), (0, None));
+    assert_eq!(phone.replica.status().lacking, 0);
+}
+
+/// Nor does the child leave alone while its parent is not durable.
+#[test]
+fn what_may_be_brought_now_is_waited_for_until_it_is_durable() {
+    let mut world = World::with_schema();
+    let mut author = Device::new(1);
+    let conn = world.join(&author, "writer");
+    assert_eq!(world.submit(conn, unit([of("n1", &[&author.edit("n1")])])).refused, []);
+    let mut phone = Phone::new(2, SCHEMA);
+    phone.join(&mut world, "writer");
+    phone.write(&world, &[edit("n1", vec![set("title", json!("mine"))])]).unwrap();
+    phone.talk(&mut world);
+    lose_all(&mut world, SCHEMA);
+    phone.join(&mut world, "writer");
+    assert!(matches!(phone.replica.held().unwrap(), Some(Held::MissingAtRelay { .. })));
+    phone.replica.refresh(token("admin"));
+    phone.talk(&mut world);
     assert_eq!((phone.replica.status().pending, phone.replica.held().unwrap()), (0, None));
     assert_eq!(phone.replica.status().lacking, 0);
 }
@@ -327,7 +394,9 @@ fn who_may_write_from_now_on_brings_what_it_wrote() {
 /// The others are brought, and its transactions wait for who has all of them.
 #[test]
 fn one_damaged_document_does_not_keep_the_others_from_coming_back() {
-    for lacking in [false, true] {
+    for (lacking, damaged) in
+        [false, true].iter().flat_map(|lacking| [(*lacking, Keyspace::DOC), (*lacking, Keyspace::HEADER)])
+    {
         let mut world = World::with_schema();
         let mut phone = Phone::new(1, SCHEMA);
         phone.join(&mut world, "writer");
@@ -339,7 +408,7 @@ fn one_damaged_document_does_not_keep_the_others_from_coming_back() {
         if lacking {
             phone.join(&mut world, "reader");
         }
-        damage_one(&phone, "n1");
+        damage_one(&phone, damaged, "n1");
         restart(&mut phone, SCHEMA);
         phone.join(&mut world, "writer");
         assert_eq!((phone.replica.status().lacking, phone.replica.held().unwrap()), (2, None));
@@ -348,6 +417,85 @@ fn one_damaged_document_does_not_keep_the_others_from_coming_back() {
         assert!(third.row("n3").is_some() && third.row("n2").is_none());
         assert_eq!(phone.replica.verify(world.now, 1000, true).unwrap().faults.len(), 1);
         phone.store.flush();
-        assert_eq!((told(&phone), phone.replica.status().lacking), (vec!["n1".to_owned()], 1));
+        // Whose changes they were is not to be read any more where the headers are damaged.
+        let lost = Vec::from_iter((damaged == Keyspace::DOC).then_some("n1"));
+        assert_eq!(told(&phone), lost);
+        assert_eq!(phone.replica.status().lacking, 1);
+    }
+}
+
+const TEXT: &str = r#"
+[note]
+version = 1
+[note.fields]
+title = { type = "string" }
+body = { type = "text" }
+"#;
+
+/// It was numbered after a text that comes beside it, and which the relay did not have when it looked.
+#[test]
+fn an_edit_of_an_older_version_comes_back() {
+    for who in ["writer", "admin"] {
+        let mut world = World::strict();
+        give_schema(&mut world, TEXT);
+        let mut author = Phone::new(1, TEXT);
+        let mut admin = Phone::new(2, TEXT);
+        author.join(&mut world, "writer");
+        admin.join(&mut world, "admin");
+        author.write(&world, &[edit("n1", vec![set("title", json!("x"))])]).unwrap();
+        author.talk(&mut world);
+        let read = replica::parse_version(&author.row("n1").unwrap().version).unwrap();
+        let insert = "x".repeat(1500);
+        let long = Intent::Splice { field: "body".into(), at: 0, delete: 0, insert };
+        author.write(&world, &[edit("n1", vec![long])]).unwrap();
+        author.talk(&mut world);
+        let title = edit("n1", vec![set("title", json!("y"))]);
+        author.write(&world, &[Edit { based_on: Some(read), ..title }]).unwrap();
+        author.talk(&mut world);
+        admin.talk(&mut world);
+        lose_all(&mut world, TEXT);
+        let phone = if who == "writer" { &mut author } else { &mut admin };
+        phone.join(&mut world, who);
+        assert_eq!((phone.replica.status().pending, told(phone)), (0, vec![]), "{who}");
+        assert_eq!(phone.row("n1").unwrap().fields["title"], json!("y"), "{who}");
+        let mut third = Phone::new(3, TEXT);
+        third.join(&mut world, "writer");
+        assert_eq!(third.row("n1").unwrap().fields["title"], json!("y"), "{who}");
+    }
+}
+
+/// The app and the relay are of an older schema by now: what waits of a type that neither knows is refused, and keeps
+/// nothing else from being sent.
+#[test]
+fn what_waits_of_a_type_that_is_gone_is_refused() {
+    for once_taken in [false, true] {
+        let both =
+            format!("{SCHEMA}\n[extra]\nversion = 1\n[extra.fields]\ntitle = {{ type = \"string\" }}\n");
+        let mut world = World::strict();
+        give_schema(&mut world, &both);
+        let mut phone = Phone::new(1, &both);
+        phone.join(&mut world, "writer");
+        let title = |id| edit(id, vec![set("title", json!("x"))]);
+        if !once_taken {
+            phone.replica.disconnect();
+        }
+        phone.write(&world, &[Edit { key: key("extra", "e1"), ..title("e1") }]).unwrap();
+        phone.write(&world, &[title("n1")]).unwrap();
+        phone.store.flush();
+        if once_taken {
+            phone.talk(&mut world);
+            lose_all(&mut world, &both);
+            offers(&mut phone, &mut world, "writer");
+        }
+        lose_all(&mut world, SCHEMA);
+        phone.schema = Arc::new(Schema::parse(SCHEMA, "older.toml").unwrap());
+        restart(&mut phone, SCHEMA);
+        phone.join(&mut world, "writer");
+        assert_eq!(
+            (phone.replica.status().pending, told(&phone)),
+            (0, vec!["e1".to_owned()]),
+            "{once_taken}"
+        );
+        assert!(world.whole_feed().iter().any(|entry| matches!(entry.body, FeedBody::Changes { .. })));
     }
 }
