@@ -589,7 +589,10 @@ impl Replica {
         let author = self.author(&record);
         let writes = records.iter().any(|record| !record.again);
         let Some(ty) = self.ty(key.type_name()).filter(|_| writes).cloned() else {
-            // No type is needed to take something out, and what can't be written again stays as it is.
+            if writes && !(remake.again.is_empty() && remake.twins.is_empty()) {
+                return Err(StoreError::Damaged { what: format!("{key} has pending changes and no type") });
+            }
+            // No type is needed to take something out.
             let left = self.loaded(hash)?.entity.without_all_of(&remake.gone)?;
             self.replace_entity(batch, now, hash, left, remake)?;
             for (number, record) in numbers.into_iter().zip(records) {

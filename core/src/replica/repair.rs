@@ -299,9 +299,8 @@ impl Replica {
     fn offer(&mut self, found: Found) -> Result<(Batch, Vec<u64>), StoreError> {
         let Found { mut missing, mut lacking, .. } = found;
         let mut lacked = self.read_lacked(&missing)?;
-        // Of an edit that is here by two names the newer is offered, on which others may have built since. What is
-        // of a damaged document is for others to bring.
-        missing.reverse();
+        // Of an edit that is here by two names the older is offered, on which more may have been built. What is of a
+        // damaged document is for others to bring.
         missing.retain(|change| {
             let offered = lacked.get_mut(&change.entity).is_some_and(|entity| {
                 let edit = entity.changes.get(&change.header.hash).map(|(_, edit)| (change.device, *edit));
@@ -312,7 +311,6 @@ impl Replica {
             }
             offered
         });
-        missing.reverse();
         self.leave_torn_transactions(&mut missing, &mut lacking);
         // What builds on that may have been told to wait for it, or be so soon.
         for entity in missing.iter().map(|missing| missing.entity).collect::<BTreeSet<_>>() {

@@ -297,6 +297,35 @@ fn an_edit_that_is_here_twice_is_offered_once() {
     }
 }
 
+/// What was built on the older of the two comes back with it.
+#[test]
+fn what_was_built_on_an_edit_that_is_here_twice_comes_back() {
+    for builder in [2, 3] {
+        let mut world = World::with_schema();
+        let mut phones = [2, 3].map(|number| Phone::new(number, SCHEMA));
+        phones[0].join(&mut world, "admin");
+        phones[1].join(&mut world, "writer");
+        let mut author = Device::new(1);
+        let conn = world.join(&author, "writer");
+        let first = author.edit("n1");
+        assert_eq!(world.submit(conn, unit([of("n1", &[&first])])).refused, []);
+        phones.iter_mut().for_each(|phone| phone.talk(&mut world));
+        let by = &mut phones[builder - 2];
+        by.write(&world, &[edit("n1", vec![set("title", json!("built"))])]).unwrap();
+        by.talk(&mut world);
+        let [admin, _] = &mut phones;
+        admin.talk(&mut world);
+        let again = other_life(1, Incarnation::new(7, 0)).write("n1", made_again(&first));
+        let seq = world.whole_feed().len() as u64;
+        let body = FeedBody::Changes { author: author.id().0, unit: unit([of("n1", &[&again])]) };
+        admin.hear(&world, Feed { channel: 1, entries: vec![FeedEntry { seq, body }], end: seq });
+        lose_all(&mut world, SCHEMA);
+        admin.join(&mut world, "admin");
+        assert_eq!(admin.row("n1").unwrap().fields["title"], json!("built"));
+        assert_eq!((admin.replica.status().pending, told(admin)), (0, vec![]), "{builder}");
+    }
+}
+
 /// Whoever may bring it or not, and whatever was written since.
 #[test]
 fn an_edit_that_is_here_twice_counts_once_when_it_comes() {
@@ -498,4 +527,42 @@ fn what_waits_of_a_type_that_is_gone_is_refused() {
         );
         assert!(world.whole_feed().iter().any(|entry| matches!(entry.body, FeedBody::Changes { .. })));
     }
+}
+
+/// What the relay has of it by another name can't be put in its place before the type is known again.
+#[test]
+fn what_waits_of_a_type_that_is_gone_does_not_count_twice() {
+    let both = format!(
+        "{SCHEMA}\n[extra]\nversion = 1\n[extra.fields]\nstars = {{ type = \"int\", merge = \"counter\" }}\n"
+    );
+    let extra = key("extra", "e1");
+    let mut world = World::strict();
+    give_schema(&mut world, &both);
+    let mut phone = Phone::new(1, &both);
+    phone.join(&mut world, "writer");
+    let add = Intent::Increment { field: "stars".into(), by: 1 };
+    phone.write(&world, &[Edit { key: extra.clone(), ..edit("e1", vec![add]) }]).unwrap();
+    let was = change_of(&asked(&mut phone, &mut world), "e1", 0);
+    let draft = Draft { increments: Some("stars"), ..made_again(&was) };
+    let again = other_life(1, Incarnation::new(7, 0)).write_in(&extra, draft);
+    let genesis = vec![("stars".into(), GenesisKind::Counter.code())];
+    let part = EntityChanges { genesis, ..of_entity(&extra, &[&again]) };
+    let admin = world.join(&Device::new(9), "admin");
+    assert_eq!(world.submit(admin, unit([part])).refused, []);
+    phone.schema = Arc::new(Schema::parse(SCHEMA, "older.toml").unwrap());
+    restart(&mut phone, SCHEMA);
+    sign_in_anew(&mut phone, &mut world, "writer", 0);
+    while let Some(output) = phone.replica.poll_output() {
+        let replica::Output::Send(bytes) = output else { continue };
+        world.handle(Input::Received { conn: phone.conn, bytes });
+    }
+    let told = world.settle(phone.conn).into_iter().filter(|message| !matches!(message, Message::Welcome(_)));
+    let heard: Result<(), _> =
+        told.into_iter().try_for_each(|message| phone.replica.receive(world.now, message));
+    assert!(heard.unwrap_err().to_string().contains("no type"));
+    phone.schema = Arc::new(Schema::parse(&both, "newer.toml").unwrap());
+    restart(&mut phone, &both);
+    phone.join(&mut world, "writer");
+    assert_eq!((phone.replica.status().pending, phone.replica.held().unwrap()), (0, None));
+    assert_eq!(phone.rows().get(&extra).unwrap().unwrap().fields["stars"], json!(1));
 }
