@@ -12,6 +12,7 @@
 mod apply;
 mod displace;
 pub(crate) mod layout;
+mod offer;
 mod outbox;
 mod repair;
 mod verify;
