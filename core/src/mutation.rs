@@ -38,11 +38,13 @@ mod switch {
         LeaveOutOfDigest,
         /// The outbox keeps less than what was meant.
         ForgetIntent,
+        /// What is made again inserts less than what was meant.
+        LoseInserted,
     }
 
     impl Mutation {
         /// All of them.
-        pub const ALL: [Mutation; 14] = {
+        pub const ALL: [Mutation; 15] = {
             use Mutation::*;
             [
                 SkipFlush,
@@ -59,6 +61,7 @@ mod switch {
                 ReadmitRefused,
                 LeaveOutOfDigest,
                 ForgetIntent,
+                LoseInserted,
             ]
         };
     }

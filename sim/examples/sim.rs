@@ -220,13 +220,13 @@ fn command(seed: u64, options: &Options) -> String {
     }
     if options.faults != Fault::usual() {
         let names: Vec<&str> = options.faults.iter().map(|fault| fault.name()).collect();
-        text += &format!(" --faults {}", names.join(","));
+        text += &format!(" --faults '{}'", names.join(","));
     }
     if !options.absent.is_empty() {
         text += &format!(" --absent {}", list(&options.absent));
     }
     if let Some(only) = &options.only {
-        text += &format!(" --only {}", list(only));
+        text += &format!(" --only '{}'", list(only));
     }
     text
 }

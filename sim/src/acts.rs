@@ -365,10 +365,11 @@ impl Cluster {
                 let this = &mut self.devices[device];
                 let by =
                     *dice.pick(&[YEAR_MS, -YEAR_MS, 3_600_000, -3_600_000, 90_000, -90_000, 400_000, 20_000]);
-                this.offset_ms = if dice.once_in(3) { 0 } else { this.offset_ms.saturating_add(by) };
-                this.offset_ms = this.offset_ms.clamp(-3 * YEAR_MS, 3 * YEAR_MS);
-                this.jumps += 1;
-                true
+                let to = if dice.once_in(3) { 0 } else { this.offset_ms.saturating_add(by) };
+                let from = std::mem::replace(&mut this.offset_ms, to.clamp(-3 * YEAR_MS, 3 * YEAR_MS));
+                let jumped = this.offset_ms != from;
+                this.jumps += u32::from(jumped);
+                jumped
             }
             Fault::Drift => {
                 let time_ms = self.time_ms;

@@ -519,8 +519,12 @@ impl Cluster {
         }
         self.say(conn, changes(1, parts[..1].to_vec()));
         self.say(conn, changes(2, parts.clone()));
-        let (third, _) = self.insider(*dice.pick(&[GrantRole::Writer, GrantRole::Authority]), dice);
-        self.say(third, changes(1, parts));
+        let (third, other) = self.insider(*dice.pick(&[GrantRole::Writer, GrantRole::Authority]), dice);
+        // What is honest beside it is taken, whatever becomes of it.
+        let key = self.own_key(dice);
+        let (hash, bytes) = self.honest(other, &key);
+        parts.push(part(&key, vec![bytes]));
+        self.offer(third, 1, parts, vec![(hash, Expected::Taken)]);
     }
 
     fn huge_message(&mut self, dice: &mut Dice) {

@@ -882,13 +882,34 @@ fn is_sequence(ty: &EntityType, name: &str) -> bool {
     ty.fields.get(name).is_some_and(|field| matches!(field.kind(), FieldKind::Text | FieldKind::List))
 }
 
+/// What a change puts into texts and lists, in no order: a code point or an item each.
+fn inserted<'a>(ty: &EntityType, made: &'a Made) -> Vec<(&'a str, String)> {
+    let mut inserted = Vec::new();
+    for intent in &made.intents {
+        let Some(field) = intent.field().filter(|name| is_sequence(ty, name)) else { continue };
+        match intent {
+            Intent::Splice { insert, .. } => {
+                inserted.extend(insert.chars().map(|char| (field, char.to_string())));
+            }
+            Intent::Insert { items, .. } => {
+                inserted.extend(items.iter().map(|item| (field, item.to_string())));
+            }
+            Intent::Set { value, .. } => inserted.push((field, value.to_string())),
+            _ => {}
+        }
+    }
+    inserted.sort();
+    inserted
+}
+
 /// A change that was made again means what it meant, apart from positions.
 fn same_intents(ty: &EntityType, first: &Made, again: &Made) -> Result<(), String> {
     let plain = |made: &Made| -> Vec<Intent> {
         let is_plain = |intent: &&Intent| !intent.field().is_some_and(|name| is_sequence(ty, name));
         made.intents.iter().filter(is_plain).cloned().collect()
     };
-    if plain(first) != plain(again) || first.authority != again.authority {
+    let differs = plain(first) != plain(again) || inserted(ty, first) != inserted(ty, again);
+    if differs || first.authority != again.authority {
         return Err(format!("{:?} was made again as {:?}", first.intents, again.intents));
     }
     Ok(())

@@ -43,6 +43,7 @@ fn both_tiers_tell_the_same_to_the_byte() {
 #[test]
 fn every_class_of_faults_is_injected() {
     let mut faults = std::collections::BTreeMap::new();
+    let mut answered = [0; 2];
     for fault in Fault::usual() {
         // One class alone, so that a run is about it.
         let options = Options { faults: [fault].into(), ..short() };
@@ -52,6 +53,9 @@ fn every_class_of_faults_is_injected() {
             let known = classes();
             let strange = outcome.report.faults.keys().find(|class| !known.contains(*class));
             assert_eq!(strange, None, "a class that `classes` leaves out");
+            for (told, times) in answered.iter_mut().zip(["taken", "refused"]) {
+                *told += outcome.report.get(&format!("strangers' changes {times}"));
+            }
             *faults.entry(fault).or_insert(0) += match fault {
                 Fault::Hostile => outcome.report.all_faults(),
                 _ => outcome.report.faults.get(fault.name()).copied().unwrap_or_default(),
@@ -59,4 +63,5 @@ fn every_class_of_faults_is_injected() {
         }
     }
     assert!(faults.values().all(|times| *times > 0), "{faults:?}");
+    assert!(answered.iter().all(|times| *times > 0), "strangers are not answered: {answered:?}");
 }

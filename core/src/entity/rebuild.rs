@@ -250,7 +250,9 @@ impl Entity {
                     };
                     // The last first: the positions of the others stay.
                     result.extend(later.iter().rev().map(|(at, count)| splice(*at, *count, String::new())));
-                    result.push(splice(start, first, insert.clone()));
+                    let lost = usize::from(mutated!(LoseInserted));
+                    let insert = insert.chars().skip(lost).collect();
+                    result.push(splice(start, first, insert));
                 }
                 Intent::RemoveItems { field, at, count } => {
                     let (start, runs) = stretch(sequence, *at, *count);
