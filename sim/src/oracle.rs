@@ -354,10 +354,11 @@ impl Cluster {
     fn check_promises(&mut self, admitted: &BTreeSet<ChangeHash>, salvages: &[Salvage]) {
         let contested = self.contested();
         let displaced = self.displaced(&contested, admitted, salvages);
-        // What was displaced may have come back since, and what built on it was refused meanwhile.
-        let unsure: BTreeSet<&EntityKey> =
-            contested.iter().filter_map(|change| Some(&self.ledger.sent.get(change)?.0)).collect();
-        let tainted = self.tainted(&displaced);
+        // What was displaced, or went with that, may have come back since, and what built on it was refused meanwhile.
+        let sent: Vec<&Change> = self.ledger.sent.values().map(|(_, change)| change).collect();
+        let unsure =
+            if self.may_differ { with_what_follows(contested.clone(), &sent) } else { BTreeSet::new() };
+        let tainted = self.tainted(&unsure);
         let mut wrong = Vec::new();
         let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
         let mut lost: BTreeSet<PromiseId> = BTreeSet::new();
@@ -389,8 +390,7 @@ impl Cluster {
                     if times > 0 {
                         wrong.push(format!("{told} counts as refused, and was admitted"));
                     }
-                    let displaced = code == "depends_on_refused" && self.may_differ && unsure.contains(key);
-                    if promise.meant.checked && !displaced && !tainted.contains(&(*device, key.clone())) {
+                    if promise.meant.checked && !tainted.contains(&(*device, key.clone())) {
                         wrong.push(format!("{told} was refused without a cause ({code}: {message})"));
                     }
                     let asked = promise.changes.iter().filter_map(|(hash, _)| self.ledger.made.get(hash));
@@ -488,33 +488,16 @@ impl Cluster {
         if !self.may_differ {
             return BTreeSet::new();
         }
-        let mut displaced: BTreeSet<ChangeHash> =
-            left.iter().map(|change| change.hash()).filter(|hash| contested.contains(hash)).collect();
-        loop {
-            let before = displaced.len();
-            let torn: BTreeSet<[u8; 16]> = left
-                .iter()
-                .filter(|change| displaced.contains(&change.hash()))
-                .filter_map(|change| Some(change.note().tx?.id))
-                .collect();
-            let follows = |change: &&&Change| {
-                change.deps().iter().any(|dep| displaced.contains(dep))
-                    || change.note().tx.is_some_and(|tx| torn.contains(&tx.id))
-            };
-            let more: Vec<ChangeHash> = left.iter().filter(follows).map(|change| change.hash()).collect();
-            displaced.extend(more);
-            if displaced.len() == before {
-                return displaced;
-            }
-        }
+        let displaced = left.iter().map(|change| change.hash()).filter(|hash| contested.contains(hash));
+        with_what_follows(displaced.collect(), &left)
     }
 
     /// Entities of a device in which something may be refused: those that software without
-    /// checks wrote to, or an app with a schema that the relay did not know, those that lost what
-    /// was `displaced`, and what such a refusal takes with it.
-    fn tainted(&self, displaced: &BTreeSet<ChangeHash>) -> BTreeSet<(usize, EntityKey)> {
+    /// checks wrote to, or an app with a schema that the relay did not know, those of which something may
+    /// have been displaced for a while, and what such a refusal takes with it.
+    fn tainted(&self, unsure: &BTreeSet<ChangeHash>) -> BTreeSet<(usize, EntityKey)> {
         let lost: BTreeSet<&EntityKey> =
-            displaced.iter().filter_map(|change| Some(&self.ledger.sent.get(change)?.0)).collect();
+            unsure.iter().filter_map(|change| Some(&self.ledger.sent.get(change)?.0)).collect();
         let mut tainted: BTreeSet<(usize, EntityKey)> = self
             .ledger
             .promises
@@ -863,6 +846,27 @@ impl Cluster {
             if !strays.is_empty() {
                 self.wrong(format!("device {device} shows {strays:?}, which the relay does not have"));
             }
+        }
+    }
+}
+
+/// Changes with what builds on them, and with the rest of the transactions of all of these.
+fn with_what_follows(mut changes: BTreeSet<ChangeHash>, among: &[&Change]) -> BTreeSet<ChangeHash> {
+    loop {
+        let before = changes.len();
+        let torn: BTreeSet<[u8; 16]> = among
+            .iter()
+            .filter(|change| changes.contains(&change.hash()))
+            .filter_map(|change| Some(change.note().tx?.id))
+            .collect();
+        let follows = |change: &&&Change| {
+            change.deps().iter().any(|dep| changes.contains(dep))
+                || change.note().tx.is_some_and(|tx| torn.contains(&tx.id))
+        };
+        let more: Vec<ChangeHash> = among.iter().filter(follows).map(|change| change.hash()).collect();
+        changes.extend(more);
+        if changes.len() == before {
+            return changes;
         }
     }
 }
