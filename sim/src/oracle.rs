@@ -356,9 +356,8 @@ impl Cluster {
         let displaced = self.displaced(&contested, admitted, salvages);
         // What was displaced, or went with that, may have come back since, and what built on it was refused meanwhile.
         let sent: Vec<&Change> = self.ledger.sent.values().map(|(_, change)| change).collect();
-        let unsure =
-            if self.may_differ { with_what_follows(contested.clone(), &sent) } else { BTreeSet::new() };
-        let tainted = self.tainted(&unsure);
+        let unsure = if self.may_differ { with_what_follows(contested, &sent) } else { BTreeSet::new() };
+        let (unsure, tainted) = (self.tainted(&unsure), self.tainted(&displaced));
         let mut wrong = Vec::new();
         let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
         let mut lost: BTreeSet<PromiseId> = BTreeSet::new();
@@ -390,7 +389,9 @@ impl Cluster {
                     if times > 0 {
                         wrong.push(format!("{told} counts as refused, and was admitted"));
                     }
-                    if promise.meant.checked && !tainted.contains(&(*device, key.clone())) {
+                    let follows = ["depends_on_refused", "transaction"].contains(&code.as_str());
+                    let causes = if follows { &unsure } else { &tainted };
+                    if promise.meant.checked && !causes.contains(&(*device, key.clone())) {
                         wrong.push(format!("{told} was refused without a cause ({code}: {message})"));
                     }
                     let asked = promise.changes.iter().filter_map(|(hash, _)| self.ledger.made.get(hash));
@@ -493,11 +494,11 @@ impl Cluster {
     }
 
     /// Entities of a device in which something may be refused: those that software without
-    /// checks wrote to, or an app with a schema that the relay did not know, those of which something may
-    /// have been displaced for a while, and what such a refusal takes with it.
-    fn tainted(&self, unsure: &BTreeSet<ChangeHash>) -> BTreeSet<(usize, EntityKey)> {
+    /// checks wrote to, or an app with a schema that the relay did not know, those that lost what
+    /// was `displaced`, and what such a refusal takes with it.
+    fn tainted(&self, displaced: &BTreeSet<ChangeHash>) -> BTreeSet<(usize, EntityKey)> {
         let lost: BTreeSet<&EntityKey> =
-            unsure.iter().filter_map(|change| Some(&self.ledger.sent.get(change)?.0)).collect();
+            displaced.iter().filter_map(|change| Some(&self.ledger.sent.get(change)?.0)).collect();
         let mut tainted: BTreeSet<(usize, EntityKey)> = self
             .ledger
             .promises

@@ -47,6 +47,12 @@ impl Remake {
         let reasons = gone.iter().map(|change| (*change, reason.clone())).collect();
         Self { gone, reasons, new_incarnation: true, ..Self::default() }
     }
+
+    /// Code and message of a change that is gone: its own, or that of what goes with another.
+    fn reason(&self, change: &ChangeHash, why: Option<String>) -> (String, String) {
+        let own = self.reasons.get(change).cloned();
+        own.unwrap_or_else(|| depends_on_refused(why.unwrap_or_default()))
+    }
 }
 
 /// What an answer says besides what becomes of each change.
@@ -598,8 +604,7 @@ impl Replica {
             for (number, record) in numbers.into_iter().zip(records) {
                 let change = ChangeHash(record.hash);
                 if !self.loaded(hash)?.entity.headers().contains(&change) {
-                    let depends = || depends_on_refused(String::new());
-                    let reason = remake.reasons.get(&change).cloned().unwrap_or_else(depends);
+                    let reason = remake.reason(&change, None);
                     self.give_up_pending(batch, now, &key, number, record, reason)?;
                 }
             }
@@ -642,8 +647,7 @@ impl Replica {
                     }
                 }
                 Rewritten::Gone { old, why } => {
-                    let depends = || depends_on_refused(why.unwrap_or_default());
-                    let reason = remake.reasons.get(&old).cloned().unwrap_or_else(depends);
+                    let reason = remake.reason(&old, why);
                     self.give_up_pending(batch, now, &key, number, record, reason)?;
                 }
             }
@@ -699,8 +703,7 @@ impl Replica {
         known.extend(self.lost.get(before.key()).into_iter().flatten().map(|(_, edit)| *edit));
         // Of an edit that was here by two names the user is told once.
         for change in lost.iter().filter(|change| known.insert(change.origin())) {
-            let depends = || depends_on_refused(String::new());
-            let reason = remake.reasons.get(&change.hash()).cloned().unwrap_or_else(depends);
+            let reason = remake.reason(&change.hash(), None);
             self.put_refused(batch, now, before.key(), reason, Vec::new(), Some(change.origin()))?;
         }
         Ok(())

@@ -349,24 +349,31 @@ fn an_edit_that_is_here_twice_counts_once_when_it_comes() {
     }
 }
 
-/// It may bring what others wrote now, and more than a unit takes of what it wrote itself waits for that.
-#[test]
-fn what_may_be_brought_now_goes_before_what_builds_on_it() {
+/// A writer who has edits like these on what somebody else wrote, and can't bring them back without that.
+fn waits_for_another(titles: impl Iterator<Item = String>) -> (World, Phone) {
     let mut world = World::with_schema();
     let mut author = Device::new(1);
     let conn = world.join(&author, "writer");
     assert_eq!(world.submit(conn, unit([of("n1", &[&author.edit("n1")])])).refused, []);
     let mut phone = Phone::new(2, SCHEMA);
     phone.join(&mut world, "writer");
-    for seed in 0..8u64 {
-        let hash = |block: u64| blake3::hash(&(seed * 10_000 + block).to_be_bytes()).to_string();
-        let title: String = (0..1000).map(hash).collect();
+    for title in titles {
         phone.write(&world, &[edit("n1", vec![set("title", json!(title))])]).unwrap();
         phone.talk(&mut world);
     }
     lose_all(&mut world, SCHEMA);
     phone.join(&mut world, "writer");
     assert!(matches!(phone.replica.held().unwrap(), Some(Held::MissingAtRelay { .. })));
+    (world, phone)
+}
+
+/// It may bring what others wrote now, and more than a unit takes of what it wrote itself waits for that.
+#[test]
+fn what_may_be_brought_now_goes_before_what_builds_on_it() {
+    let title = |seed: u64| -> String {
+        (0..1000).map(|block| blake3::hash(&(seed * 10_000 + block).to_be_bytes()).to_string()).collect()
+    };
+    let (mut world, mut phone) = waits_for_another((0..8).map(title));
     phone.join(&mut world, "admin");
     assert_eq!((phone.replica.status().pending, phone.replica.held().unwrap()), (0, None));
     assert_eq!(phone.replica.status().lacking, 0);
@@ -375,17 +382,7 @@ fn what_may_be_brought_now_goes_before_what_builds_on_it() {
 /// Nor does the child leave alone while its parent is not durable.
 #[test]
 fn what_may_be_brought_now_is_waited_for_until_it_is_durable() {
-    let mut world = World::with_schema();
-    let mut author = Device::new(1);
-    let conn = world.join(&author, "writer");
-    assert_eq!(world.submit(conn, unit([of("n1", &[&author.edit("n1")])])).refused, []);
-    let mut phone = Phone::new(2, SCHEMA);
-    phone.join(&mut world, "writer");
-    phone.write(&world, &[edit("n1", vec![set("title", json!("mine"))])]).unwrap();
-    phone.talk(&mut world);
-    lose_all(&mut world, SCHEMA);
-    phone.join(&mut world, "writer");
-    assert!(matches!(phone.replica.held().unwrap(), Some(Held::MissingAtRelay { .. })));
+    let (mut world, mut phone) = waits_for_another(std::iter::once("mine".to_owned()));
     phone.replica.refresh(token("admin"));
     phone.talk(&mut world);
     assert_eq!((phone.replica.status().pending, phone.replica.held().unwrap()), (0, None));
