@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 
 use crate::id::EntityKey;
 use crate::rows::{RowRecord, Rows, index_value, index_values};
-use crate::schema::{EntityType, Field, FieldType, ScalarType};
+use crate::schema::{EntityType, Field, FieldType, ScalarType, describe};
 use crate::store::StoreError;
 
 /// Most rows of one page; a query without a limit gives this many and a cursor.
@@ -32,6 +32,20 @@ pub enum Op {
     Ge,
     /// A text contains a text; a set, list or JSON array has an element; a map has a key.
     Contains,
+}
+
+impl Op {
+    fn sign(self) -> &'static str {
+        match self {
+            Op::Eq => "=",
+            Op::Ne => "!=",
+            Op::Lt => "<",
+            Op::Le => "<=",
+            Op::Gt => ">",
+            Op::Ge => ">=",
+            Op::Contains => "contains",
+        }
+    }
 }
 
 /// A condition on one field.
@@ -115,50 +129,55 @@ impl Filter {
                 "{text:?} is no condition; write for example 'level = expert' or 'reps >= 5'"
             ));
         };
-        if name == "id" {
-            return Ok(Self {
-                field: "id".into(),
-                op,
-                value: Json::String(value.trim_matches('"').to_owned()),
-            });
-        }
-        let field = lookup(ty, name)?;
-        let value = match (&field.ty, op) {
-            (_, _) if value == "null" => Json::Null,
-            (FieldType::Scalar(ScalarType::Json) | FieldType::Map(_), _) | (FieldType::Text, _) => {
-                serde_json::from_str(value).unwrap_or_else(|_| Json::String(value.to_owned()))
-            }
-            (FieldType::Set(_) | FieldType::List(_), Op::Contains) => {
-                let element: Json =
-                    serde_json::from_str(value).unwrap_or_else(|_| Json::String(value.to_owned()));
-                let checked = field
-                    .check_element(&element)
-                    .or_else(|_| field.check_element(&Json::String(value.into())));
-                checked.map_err(|error| QueryError::Invalid(error.to_string()))?
-            }
-            (FieldType::Scalar(ScalarType::String | ScalarType::Ref(_)), _) => {
-                match serde_json::from_str(value) {
-                    Ok(Json::String(text)) => Json::String(text),
-                    _ => Json::String(value.to_owned()),
-                }
-            }
-            (FieldType::Scalar(ScalarType::Timestamp), _) => {
-                let json = serde_json::from_str(value).unwrap_or_else(|_| Json::String(value.to_owned()));
-                crate::schema::Field {
-                    required: false,
-                    one_of: Vec::new(),
-                    min: None,
-                    max: None,
-                    ..field.clone()
-                }
-                .check(&json)
-                .map_err(|error| QueryError::Invalid(error.to_string()))?
-            }
-            _ => serde_json::from_str(value).map_err(|_| {
-                QueryError::Invalid(format!("{value:?} is no value of {name}; it takes JSON"))
-            })?,
+        let plain = || Json::String(value.to_owned());
+        let quoted = || match serde_json::from_str(value) {
+            Ok(Json::String(text)) => Json::String(text),
+            _ => plain(),
         };
-        Ok(Self { field: name.to_owned(), op, value })
+        let json = || serde_json::from_str(value);
+        let value = match name {
+            "id" => quoted(),
+            _ if value == "null" => Json::Null,
+            _ => match (&lookup(ty, name)?.ty, op) {
+                (FieldType::Scalar(ScalarType::String | ScalarType::Ref(_)) | FieldType::Text, _)
+                | (FieldType::Map(_), Op::Contains) => quoted(),
+                (FieldType::Set(of) | FieldType::List(of), Op::Contains) => match of {
+                    ScalarType::String | ScalarType::Ref(_) => quoted(),
+                    _ => json().unwrap_or_else(|_| plain()),
+                },
+                (FieldType::Scalar(ScalarType::Json | ScalarType::Timestamp), _) => {
+                    json().unwrap_or_else(|_| plain())
+                }
+                _ => json().map_err(|_| {
+                    QueryError::Invalid(format!("{value:?} is no value of {name}; it takes JSON"))
+                })?,
+            },
+        };
+        Self { field: name.to_owned(), op, value }.checked(ty)
+    }
+
+    /// The same with its value as rows hold it.
+    ///
+    /// # Errors
+    /// That no value of the field compares with it.
+    fn checked(&self, ty: &EntityType) -> Result<Self, QueryError> {
+        let Self { field: name, op, value } = self;
+        let (kind, found) = match name.as_str() {
+            "id" => ("string", Some(value).filter(|value| value.is_string()).cloned()),
+            _ => {
+                let field = lookup(ty, name)?;
+                (field.ty.name(), comparable(field, *op, value))
+            }
+        };
+        match found {
+            Some(value) => Ok(Self { field: name.clone(), op: *op, value }),
+            None => invalid(format!(
+                "{}.{name} is of type {kind}; no such value is {} {}",
+                ty.name,
+                op.sign(),
+                describe(value)
+            )),
+        }
     }
 
     fn matches(&self, ty: &EntityType, key: &EntityKey, row: &RowRecord) -> bool {
@@ -183,6 +202,41 @@ impl Filter {
             op => order(field, value, &self.value).is_some_and(|ordering| holds(op, ordering)),
         }
     }
+}
+
+/// The value as rows hold it, if a value of the field can be compared with it at all. The field's bounds
+/// don't matter: whatever lies beyond them is less or greater all the same.
+fn comparable(field: &Field, op: Op, value: &Json) -> Option<Json> {
+    let unbounded = || Field {
+        required: false,
+        one_of: Vec::new(),
+        min: None,
+        max: None,
+        max_bytes: None,
+        ..field.clone()
+    };
+    let equality = matches!(op, Op::Eq | Op::Ne);
+    let possible = match (&field.ty, op) {
+        (FieldType::Scalar(ScalarType::Json), _) => true,
+        (FieldType::Set(_) | FieldType::List(_), Op::Contains) => {
+            return unbounded().check_element(value).ok();
+        }
+        (
+            FieldType::Scalar(ScalarType::String | ScalarType::Ref(_)) | FieldType::Text | FieldType::Map(_),
+            Op::Contains,
+        ) => value.is_string(),
+        (_, Op::Contains) => false,
+        _ if value.is_null() => equality,
+        (FieldType::Scalar(ScalarType::Timestamp), _) => return unbounded().check(value).ok(),
+        (FieldType::Scalar(ScalarType::Int | ScalarType::Float), _) => value.is_number(),
+        (FieldType::Scalar(ScalarType::Bool), _) => value.is_boolean(),
+        (FieldType::Scalar(ScalarType::String | ScalarType::Ref(_)) | FieldType::Text, _) => {
+            value.is_string()
+        }
+        (FieldType::Set(_) | FieldType::List(_), _) => equality && value.is_array(),
+        (FieldType::Scalar(ScalarType::Blob) | FieldType::Map(_), _) => equality && value.is_object(),
+    };
+    possible.then(|| value.clone())
 }
 
 fn equal(field: &Field, a: &Json, b: &Json) -> bool {
@@ -251,9 +305,8 @@ pub fn run(rows: &Rows, query: &Query) -> Result<Found, QueryError> {
         let known: Vec<&str> = schema.types.keys().map(String::as_str).collect();
         return invalid(format!("the schema has no type {:?}; it has {}", query.type_name, known.join(", ")));
     };
-    for filter in query.filters.iter().filter(|filter| filter.field != "id") {
-        lookup(ty, &filter.field)?;
-    }
+    let filters: Vec<Filter> =
+        query.filters.iter().map(|filter| filter.checked(ty)).collect::<Result<_, _>>()?;
     let (order, descending) = match &query.order_by {
         Some((name, descending)) if name == "id" => (None, *descending),
         Some((name, descending)) => {
@@ -273,9 +326,7 @@ pub fn run(rows: &Rows, query: &Query) -> Result<Found, QueryError> {
     // Without an order of its own the scan gives rows in theirs, and may stop early.
     let in_order = order.is_none() && !descending;
     let mut take = |key: EntityKey, row: RowRecord| -> bool {
-        if (row.deleted && !query.deleted)
-            || !query.filters.iter().all(|filter| filter.matches(ty, &key, &row))
-        {
+        if (row.deleted && !query.deleted) || !filters.iter().all(|filter| filter.matches(ty, &key, &row)) {
             return true;
         }
         let place = place(order, &key, &row);
@@ -296,7 +347,9 @@ pub fn run(rows: &Rows, query: &Query) -> Result<Found, QueryError> {
         }
         true
     };
-    match equal_index(ty, query) {
+    // Deleted rows are in no index.
+    let index = if query.deleted { None } else { equal_index(ty, &filters) };
+    match index {
         Some((index, values)) => {
             let mut from: Option<Vec<u8>> = None;
             loop {
@@ -337,11 +390,7 @@ pub fn run(rows: &Rows, query: &Query) -> Result<Found, QueryError> {
 }
 
 /// An index whose first fields are all bound by equality, with their encoded values.
-fn equal_index(ty: &EntityType, query: &Query) -> Option<(u8, Vec<u8>)> {
-    if query.deleted {
-        // Deleted rows are in no index.
-        return None;
-    }
+fn equal_index(ty: &EntityType, filters: &[Filter]) -> Option<(u8, Vec<u8>)> {
     ty.indexes
         .iter()
         .enumerate()
@@ -349,7 +398,7 @@ fn equal_index(ty: &EntityType, query: &Query) -> Option<(u8, Vec<u8>)> {
             let bound: Vec<(&Field, &Json)> = fields
                 .iter()
                 .map_while(|name| {
-                    let equal = query.filters.iter().find(|f| f.field == *name && f.op == Op::Eq)?;
+                    let equal = filters.iter().find(|f| f.field == *name && f.op == Op::Eq)?;
                     Some((ty.fields.get(name)?, &equal.value))
                 })
                 .collect();

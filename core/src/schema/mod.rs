@@ -21,6 +21,7 @@ pub use model::{
     BlobRule, Bound, EntityType, Field, FieldKind, FieldType, Group, Keep, Policy, ScalarType, Schema, Tie,
 };
 pub use parse::{ERRORS_MAX, FIELDS_MAX, SOURCE_BYTES_MAX, SchemaError, SchemaErrors, TYPES_MAX};
+pub(crate) use value::describe;
 pub use value::{
     JSON_DEPTH_MAX, JsonError, MAP_KEY_BYTES_MAX, VALUE_BYTES_MAX, ValueError, canonical_json, check_json,
     timestamp_from_ms, timestamp_to_ms,

@@ -15,14 +15,16 @@ pub mod admission;
 mod change;
 pub mod chunk;
 mod draw;
+mod engine;
 mod files;
 mod frame;
 mod link;
-mod model;
 mod query;
 mod relay;
+mod replica;
 mod schema;
 mod store;
+mod things;
 mod tokens;
 mod values;
 mod wire;
@@ -124,10 +126,16 @@ pub const TARGETS: &[Target] = &[
         seeds: admission::seeds,
     },
     Target {
-        name: "engine_model",
+        name: "replica_model",
         promise: "a device shows what was written, through errors, crashes and restarts",
-        run: model::run,
-        seeds: model::seeds,
+        run: replica::run,
+        seeds: replica::seeds,
+    },
+    Target {
+        name: "engine_model",
+        promise: "an app is shown what it wrote, by every call, after every opening and restoring",
+        run: engine::run,
+        seeds: engine::seeds,
     },
 ];
 

@@ -48,6 +48,7 @@ pub(crate) fn run(data: &[u8]) {
     for condition in conditions.split(';').take(4) {
         query.filters.extend(Filter::parse(world::ty(), condition).ok());
     }
+    query::run(rows(), &query).expect("a condition that was read can be asked");
     if !order.is_empty() {
         let (field, descending) = order.strip_prefix('-').map_or((order, false), |field| (field, true));
         query.order_by = Some((field.to_owned(), descending));

@@ -81,6 +81,7 @@ targets! {
     relay,
     link,
     admission,
+    replica_model,
     engine_model,
 }
 

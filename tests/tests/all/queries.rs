@@ -94,6 +94,51 @@ fn an_index_changes_no_answer() {
     assert_eq!(found[0][1], ["c"]);
 }
 
+#[test]
+fn what_no_value_can_be_compared_with_is_an_error() {
+    let fields = "n = { type = \"int\", max = 9 }\nt = { type = \"timestamp\" }\ns = { type = \"set\", of = \"int\" }\n\
+        name = { type = \"string\" }\nm = { type = \"map\", of = \"int\" }\nb = { type = \"text\" }\n";
+    let store = Arc::new(MemoryStore::new());
+    let config = alone(&format!("[thing]\nversion = 1\n[thing.fields]\n{fields}"));
+    let mut replica = Replica::open(store.clone(), config.clone()).unwrap();
+    let intents = [set("n", json!(5)), set("t", json!("2026-01-01T00:00:00Z")), set("s", json!([7]))];
+    replica.write(START, &[edit("a", &intents)], true).unwrap();
+    let rows = Rows::new(store, config.schema.clone(), &config.workspace);
+    let ms = anabranch_core::schema::timestamp_to_ms("2026-01-01T00:00:00Z").unwrap();
+    for (field, op, value) in [
+        ("n", Op::Lt, json!(5.5)),
+        ("n", Op::Lt, json!(100)),
+        ("n", Op::Ne, json!(null)),
+        ("name", Op::Eq, json!(null)),
+        // Values are compared in whatever form a field takes them.
+        ("t", Op::Eq, json!(ms)),
+        ("t", Op::Lt, json!(ms + 1)),
+        ("t", Op::Eq, json!("2026-01-01T01:00:00+01:00")),
+        ("s", Op::Contains, json!(7)),
+    ] {
+        assert_eq!(ids(&rows, field, op, value.clone()), ["a"], "{field} {op:?} {value}");
+    }
+    let wrong = [
+        ("n", Op::Lt, json!("abc"), "thing.n is of type int; no such value is < \"abc\""),
+        ("n", Op::Eq, json!(true), "of type int"),
+        ("n", Op::Ge, json!(null), "no value (null)"),
+        ("n", Op::Contains, json!(5), "contains 5"),
+        ("t", Op::Eq, json!("yesterday"), "timestamp"),
+        ("s", Op::Contains, json!("x"), "set"),
+        ("s", Op::Lt, json!([7]), "set"),
+        ("name", Op::Contains, json!(1), "string"),
+        ("m", Op::Contains, json!(1), "map"),
+        ("b", Op::Eq, json!(["x"]), "text"),
+        ("id", Op::Eq, json!(1), "thing.id is of type string"),
+    ];
+    for (field, op, value, message) in wrong {
+        let filters = vec![Filter { field: field.into(), op, value: value.clone() }];
+        let query = Query { type_name: "thing".into(), filters, ..Query::default() };
+        let error = query::run(&rows, &query).expect_err(&format!("{field} {op:?} {value}")).to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
 /// Longer than any key, in a type with as many of them in one index as there are fields: what is
 /// received must be stored, and found by its whole value.
 #[test]

@@ -1,49 +1,75 @@
-//! A device held to a map: what was written and made durable is shown, nothing else is. It drives
-//! core's [`Replica`] through the calls that the engine makes, without the engine's threads.
-//!
-//! The first byte says whether edits also name the version that the user saw: the present one, or one of
-//! before, by which the device's own edits meet as if two had made them.
+//! What the users of one device mean and should see: a map, computed without documents. Two targets
+//! hold a device to it, one at core's [`Replica`](anabranch_core::replica::Replica), one at the engine.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
-use anabranch_core::entity::EditError;
 use anabranch_core::id::EntityKey;
 use anabranch_core::intent::Intent;
-use anabranch_core::query::{self, Filter, Op, Query};
-use anabranch_core::replica::{Edit, Expect, Replica, WriteError, parse_version};
-use anabranch_core::rows::Rows;
-use anabranch_core::store::{CommitNo, Store as _};
-use anabranch_store::MemoryStore;
+use anabranch_core::query::{Filter, Op, Query};
+use anabranch_core::replica::{Edit, Expect, parse_version};
 use automerge::ChangeHash;
 use serde_json::{Value as Json, json};
 
-use crate::{Draw, link, noise_seeds, world};
+use crate::{Draw, world};
 
-const STEPS_MAX: usize = 400;
 /// Versions of one entity that are remembered.
 const VERSIONS_MAX: usize = 6;
 
+/// The ids that users write to.
+pub(crate) const IDS: [&str; 4] = ["a", "b", "c", "d"];
+
 /// What one thing shows.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Thing {
-    deleted: bool,
+pub(crate) struct Thing {
+    pub(crate) deleted: bool,
     title: Option<String>,
     level: Option<i64>,
     best: Option<i64>,
-    count: i64,
+    pub(crate) count: i64,
     /// Each with the edits that added it: who removes it removes those that it saw.
     tags: BTreeMap<String, BTreeSet<u32>>,
     log: Vec<String>,
     days: BTreeMap<String, i64>,
     body: Vec<char>,
     /// Values that no other replaced, the newest last. If they differ, a person has to settle it.
-    mine: Vec<(u32, String)>,
+    pub(crate) mine: Vec<(u32, String)>,
 }
 
 impl Thing {
-    fn in_conflict(&self) -> bool {
+    /// Whether a person has to settle something.
+    pub(crate) fn in_conflict(&self) -> bool {
+        !self.deleted && self.disputed()
+    }
+
+    fn disputed(&self) -> bool {
         self.mine.iter().any(|(_, value)| *value != self.mine[0].1)
+    }
+
+    /// Whether that is what is shown; else what differs.
+    pub(crate) fn check(&self, deleted: bool, fields: &BTreeMap<String, Json>) -> Result<(), String> {
+        if deleted != self.deleted {
+            return Err(format!("deleted is {deleted}"));
+        }
+        let text: String = self.body.iter().collect();
+        let mut tags: Vec<&str> =
+            fields["tags"].as_array().unwrap().iter().filter_map(Json::as_str).collect();
+        tags.sort_unstable();
+        for (field, shown, meant) in [
+            ("tags", &json!(tags), json!(self.tags.keys().collect::<Vec<_>>())),
+            ("title", &fields["title"], json!(self.title)),
+            ("level", &fields["level"], json!(self.level)),
+            ("best", &fields["best"], json!(self.best)),
+            ("count", &fields["count"], json!(self.count)),
+            ("log", &fields["log"], json!(self.log)),
+            ("days", &fields["days"], json!(self.days)),
+            ("body", &fields["body"], json!(text)),
+            ("mine", &fields["mine"], json!(self.mine.last().map(|(_, value)| value))),
+        ] {
+            if *shown != meant {
+                return Err(format!("{field} is {shown}, {meant} was meant"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -51,18 +77,26 @@ impl Thing {
 #[derive(Clone, Debug)]
 struct Version {
     heads: Vec<ChangeHash>,
-    commit: CommitNo,
+    /// When: what its driver counts.
+    at: u64,
     thing: Thing,
 }
 
-type Things = BTreeMap<EntityKey, Thing>;
+pub(crate) type Things = BTreeMap<EntityKey, Thing>;
 
-struct World {
-    store: Arc<MemoryStore>,
-    replica: Replica,
-    ms: u64,
-    /// What each commit made of everything, those that are durable gone but for the newest.
-    states: Vec<(CommitNo, Things)>,
+/// What is written as one.
+#[derive(Debug)]
+pub(crate) struct Drawn {
+    pub(crate) edits: Vec<Edit>,
+    /// What that makes of everything.
+    pub(crate) after: Things,
+    /// Whether it can be written.
+    pub(crate) possible: bool,
+}
+
+/// Who writes, and the versions that they have seen.
+#[derive(Default)]
+pub(crate) struct Users {
     unique: u32,
     /// Whether edits name versions.
     versioned: bool,
@@ -70,129 +104,88 @@ struct World {
     versions: BTreeMap<EntityKey, Vec<Version>>,
 }
 
-impl World {
-    fn open(store: MemoryStore, things: Things) -> Self {
-        let store = Arc::new(store);
-        let replica = Replica::open(store.clone(), link::config()).expect("what was written can be opened");
-        let mut world = Self {
-            store,
-            replica,
-            ms: 0,
-            states: Vec::new(),
-            unique: 0,
-            versioned: false,
-            versions: BTreeMap::new(),
-        };
-        world.states.push((world.replica.last_commit(), things));
-        world
+impl Users {
+    pub(crate) fn new(versioned: bool) -> Self {
+        Self { versioned, ..Self::default() }
     }
 
-    fn latest(&self) -> &Things {
-        &self.states.last().unwrap().1
+    pub(crate) fn versioned(&self) -> bool {
+        self.versioned
     }
 
-    fn durable(&self) -> &Things {
-        let durable = self.store.durable().unwrap();
-        &self.states.iter().rev().find(|(commit, _)| *commit <= durable).unwrap_or(&self.states[0]).1
-    }
-
-    fn rows(&self) -> Rows {
-        Rows::new(self.store.clone(), world::schema().clone(), &world::home())
-    }
-
-    /// Some of what is queued becomes durable.
-    fn flush(&mut self, commits: u64) {
-        let upto = CommitNo(self.store.durable().unwrap().0.saturating_add(commits));
-        self.store.make_durable(upto).unwrap();
-        let durable = self.store.durable().unwrap();
-        self.replica.durable(durable).unwrap();
-        while self.replica.poll_output().is_some() {}
-    }
-
-    /// The process dies: what was not durable is gone.
-    fn crash(self) -> Self {
-        let things = self.durable().clone();
-        let durable = self.store.durable().unwrap();
-        let mut world = Self {
-            ms: self.ms,
-            unique: self.unique,
-            versioned: self.versioned,
-            versions: self.versions,
-            ..Self::open(self.store.reopen(), things)
-        };
-        for versions in world.versions.values_mut() {
-            versions.retain(|version| version.commit <= durable);
-        }
-        world
-    }
-
-    fn write(&mut self, draw: &mut Draw<'_>) {
-        let mut after = self.latest().clone();
-        let mut edits: Vec<Edit> = Vec::new();
+    /// Edits of one to three things.
+    pub(crate) fn edits(&mut self, latest: &Things, draw: &mut Draw<'_>) -> Drawn {
         let members = if draw.one_in(4) { 2 + draw.below(2) } else { 1 };
-        let mut valid = true;
+        let mut drawn = Drawn { edits: Vec::new(), after: latest.clone(), possible: true };
         for _ in 0..members {
-            let key = world::thing(["a", "b", "c", "d"][draw.below(4)]);
-            if edits.iter().any(|edit| edit.key == key) {
-                continue;
+            let key = world::thing(IDS[draw.below(IDS.len())]);
+            if drawn.edits.iter().all(|edit| edit.key != key) {
+                self.edit(key, &mut drawn, draw);
             }
-            let known = after.get(&key).cloned();
-            let mut thing = known.clone().unwrap_or_default();
-            let expect = *draw.of(&[Expect::Any, Expect::Any, Expect::Any, Expect::New, Expect::Existing]);
-            // To create what is deleted is to bring it back, which is another edit than drawn here.
-            let deleted = known.as_ref().is_some_and(|thing| thing.deleted);
-            let expect = if deleted { Expect::Any } else { expect };
-            valid &= match expect {
-                Expect::Any => true,
-                Expect::New => known.is_none(),
-                Expect::Existing => known.is_some(),
-            };
-            let (intents, possible, based_on) = match self.versioned {
-                true => self.versioned_intents(&key, &mut thing, known.is_some(), draw),
-                false => {
-                    let (intents, possible) = self.intents(&mut thing, known.is_some(), draw);
-                    (intents, possible, None)
-                }
-            };
-            valid &= possible;
-            after.insert(key.clone(), thing);
-            edits.push(Edit { key, intents, based_on, expect });
         }
-        // Edits of one reading of the clock are told apart too.
-        let passed = draw.byte();
-        self.ms += u64::from(if self.versioned { passed / 128 } else { passed });
-        let before = self.replica.last_commit();
-        match self.replica.write(world::now(self.ms), &edits, true) {
-            Ok(written) => {
-                assert!(valid, "{edits:?} was written");
-                let alone = edits.len() == 1 || written.changed == 1;
-                for (edit, version) in edits.iter().zip(&written.versions) {
-                    let forgotten = version.is_empty();
-                    let deletes = matches!(edit.intents[..], [Intent::Delete]);
-                    // What nobody else has seen is forgotten when it is deleted by itself.
-                    assert!(!forgotten || !self.latest().contains_key(&edit.key) || (deletes && alone));
-                    assert!(!version.is_empty() || parse_version(version).is_none());
-                    if forgotten {
-                        after.remove(&edit.key);
-                    }
-                    self.remember(edit, version, written.commit, after.get(&edit.key));
-                }
-                if written.commit != before {
-                    self.states.push((written.commit, after));
-                } else {
-                    assert_eq!(&after, self.latest(), "{edits:?} was said to change nothing");
-                }
-            }
-            Err(error @ (WriteError::Edit(_) | WriteError::Exists(_))) => {
-                assert!(!matches!(error, WriteError::Edit(EditError::Document(_))), "{error}: {edits:?}");
-                assert!(!valid, "{error}: {edits:?} was not written");
-                assert_eq!(self.replica.last_commit(), before, "a write that failed left something");
-            }
-            Err(error) => panic!("{error}: {edits:?}"),
-        }
+        drawn
     }
 
-    fn remember(&mut self, edit: &Edit, version: &str, commit: CommitNo, thing: Option<&Thing>) {
+    /// One edit of one thing.
+    pub(crate) fn single(&mut self, latest: &Things, draw: &mut Draw<'_>) -> Drawn {
+        let mut drawn = Drawn { edits: Vec::new(), after: latest.clone(), possible: true };
+        self.edit(world::thing(IDS[draw.below(IDS.len())]), &mut drawn, draw);
+        drawn
+    }
+
+    fn edit(&mut self, key: EntityKey, drawn: &mut Drawn, draw: &mut Draw<'_>) {
+        let known = drawn.after.get(&key).cloned();
+        let mut thing = known.clone().unwrap_or_default();
+        let expect = *draw.of(&[Expect::Any, Expect::Any, Expect::Any, Expect::New, Expect::Existing]);
+        // To create what is deleted is to bring it back, which is another edit than drawn here.
+        let deleted = known.as_ref().is_some_and(|thing| thing.deleted);
+        let expect = if deleted { Expect::Any } else { expect };
+        drawn.possible &= match expect {
+            Expect::Any => true,
+            Expect::New => known.is_none(),
+            Expect::Existing => known.is_some(),
+        };
+        let (intents, possible, based_on) = match self.versioned {
+            true => self.versioned_intents(&key, &mut thing, known.is_some(), draw),
+            false => {
+                let (intents, possible) = self.intents(&mut thing, known.is_some(), draw);
+                (intents, possible, None)
+            }
+        };
+        drawn.possible &= possible;
+        drawn.after.insert(key.clone(), thing);
+        drawn.edits.push(Edit { key, intents, based_on, expect });
+    }
+
+    /// It was written, at a time that the driver counts, and each thing has a version; none where it was
+    /// forgotten. What is shown from now on; `alone` says whether nothing else changed with a thing.
+    pub(crate) fn wrote(
+        &mut self,
+        drawn: &Drawn,
+        versions: &[String],
+        alone: bool,
+        at: u64,
+        latest: &Things,
+    ) -> Things {
+        assert!(drawn.possible, "{:?} was written", drawn.edits);
+        assert_eq!(drawn.edits.len(), versions.len(), "each entity has a version");
+        let mut after = drawn.after.clone();
+        for (edit, version) in drawn.edits.iter().zip(versions) {
+            let forgotten = version.is_empty();
+            let deletes = matches!(edit.intents[..], [Intent::Delete]);
+            // What nobody else has seen is forgotten when it is deleted by itself.
+            assert!(!forgotten || !latest.contains_key(&edit.key) || (deletes && alone), "{edit:?}");
+            assert!(forgotten || parse_version(version).is_some(), "{version:?} is none");
+            if forgotten {
+                after.remove(&edit.key);
+            }
+            self.saw(edit, version, at, after.get(&edit.key));
+        }
+        after
+    }
+
+    /// The user sees what an edit made of a thing.
+    pub(crate) fn saw(&mut self, edit: &Edit, version: &str, at: u64, thing: Option<&Thing>) {
         let versions = self.versions.entry(edit.key.clone()).or_default();
         if edit.intents.iter().any(|intent| matches!(intent, Intent::Delete | Intent::Revive)) {
             versions.clear();
@@ -200,10 +193,23 @@ impl World {
         let (Some(thing), Some(heads)) = (thing, parse_version(version)) else { return versions.clear() };
         let known = versions.last().is_some_and(|last| last.heads == heads);
         if !thing.deleted && !known {
-            versions.push(Version { heads, commit, thing: thing.clone() });
+            versions.push(Version { heads, at, thing: thing.clone() });
         }
         let surplus = versions.len().saturating_sub(VERSIONS_MAX);
         versions.drain(..surplus);
+    }
+
+    /// What came after that time is not there any more.
+    pub(crate) fn went_back(&mut self, at: u64) {
+        for versions in self.versions.values_mut() {
+            versions.retain(|version| version.at <= at);
+        }
+    }
+
+    /// Another value of what a person settles.
+    pub(crate) fn settled(&mut self, thing: &mut Thing, value: &str) {
+        self.unique += 1;
+        thing.mine = vec![(self.unique, value.to_owned())];
     }
 
     /// Intents, whether they can be carried out, and on which version.
@@ -234,11 +240,7 @@ impl World {
                 // At the far end is the thing before it was created.
                 let at = draw.below(versions.len() + 1);
                 let base = versions.get(at).cloned();
-                let base = base.unwrap_or(Version {
-                    heads: Vec::new(),
-                    commit: CommitNo(0),
-                    thing: Thing::default(),
-                });
+                let base = base.unwrap_or(Version { heads: Vec::new(), at: 0, thing: Thing::default() });
                 let intents = self.late_intents(thing, &base.thing, draw);
                 (intents, true, Some(base.heads))
             }
@@ -254,7 +256,7 @@ impl World {
         self.unique += 1;
         let value = (*draw.of(&["x", "y", "z"])).to_owned();
         let resolves = draw.one_in(2);
-        let open = thing.in_conflict();
+        let open = thing.disputed();
         let possible = resolves || !open;
         let same = !open && thing.mine.last().is_some_and(|(_, shown)| *shown == value);
         if possible && !same {
@@ -326,7 +328,7 @@ impl World {
                 "mine" => {
                     let value = (*draw.of(&["x", "y", "z"])).to_owned();
                     let shown = base.mine.last().map(|(_, shown)| shown);
-                    if base.in_conflict() || shown != Some(&value) {
+                    if base.disputed() || shown != Some(&value) {
                         thing.mine.retain(|held| !base.mine.contains(held));
                         thing.mine.push((unique, value.clone()));
                     }
@@ -459,95 +461,28 @@ impl World {
         };
         (intent, true)
     }
+}
 
-    /// What is shown is what the model says is durable.
-    fn compare(&self) {
-        let expected = self.durable();
-        let rows = self.rows();
-        let conflicts = rows.conflicts().expect("conflicts can be read");
-        for id in ["a", "b", "c", "d"] {
-            let key = world::thing(id);
-            let row = rows.get(&key).expect("rows can be read");
-            assert_eq!(row.is_some(), expected.contains_key(&key), "{key} is there, or is not");
-            let (Some(row), Some(thing)) = (row, expected.get(&key)) else { continue };
-            assert_eq!(row.deleted, thing.deleted, "{key}");
-            let text: String = thing.body.iter().collect();
-            let mut tags: Vec<&str> =
-                row.fields["tags"].as_array().unwrap().iter().filter_map(Json::as_str).collect();
-            tags.sort_unstable();
-            assert_eq!(tags, thing.tags.keys().map(String::as_str).collect::<Vec<_>>(), "{key}");
-            let open =
-                conflicts.iter().filter(|(of, conflict)| *of == key && conflict.field == "mine").count();
-            assert_eq!(open > 0, thing.in_conflict() && !thing.deleted, "{key}: {:?}", thing.mine);
-            for (field, value) in [
-                ("title", json!(thing.title)),
-                ("level", json!(thing.level)),
-                ("best", json!(thing.best)),
-                ("count", json!(thing.count)),
-                ("log", json!(thing.log)),
-                ("days", json!(thing.days)),
-                ("body", json!(text)),
-                ("mine", json!(thing.mine.last().map(|(_, value)| value))),
-            ] {
-                assert_eq!(row.fields[field], value, "{key}.{field}");
-            }
-        }
-    }
-
-    fn ask(&self, draw: &mut Draw<'_>) {
-        let bound = i64::from(draw.byte()) - 100;
-        let op = *draw.of(&[Op::Lt, Op::Ge, Op::Eq, Op::Ne]);
-        let query = Query {
-            type_name: "thing".into(),
-            filters: vec![Filter { field: "level".into(), op, value: json!(bound) }],
-            order_by: draw.one_in(2).then(|| ("level".to_owned(), draw.one_in(2))),
-            ..Query::default()
-        };
-        let found = query::run(&self.rows(), &query).expect("a query is answered");
-        let found: BTreeSet<EntityKey> = found.rows.into_iter().map(|(key, _)| key).collect();
-        let holds = |level: Option<i64>| match (op, level) {
-            (Op::Ne, level) => level != Some(bound),
-            (Op::Lt, Some(level)) => level < bound,
-            (Op::Ge, Some(level)) => level >= bound,
-            (_, level) => level == Some(bound),
-        };
-        let alive = self.durable().iter().filter(|(_, thing)| !thing.deleted && holds(thing.level));
-        assert_eq!(found, alive.map(|(key, _)| key.clone()).collect(), "{query:?}");
+/// A question about levels.
+pub(crate) fn question(draw: &mut Draw<'_>) -> Query {
+    let bound = i64::from(draw.byte()) - 100;
+    let op = *draw.of(&[Op::Lt, Op::Ge, Op::Eq, Op::Ne]);
+    Query {
+        type_name: "thing".into(),
+        filters: vec![Filter { field: "level".into(), op, value: json!(bound) }],
+        order_by: draw.one_in(2).then(|| ("level".to_owned(), draw.one_in(2))),
+        ..Query::default()
     }
 }
 
-pub(crate) fn run(data: &[u8]) {
-    let mut draw = Draw::new(data);
-    let mut world = World::open(MemoryStore::manual(), Things::new());
-    world.versioned = draw.one_in(2);
-    world.flush(u64::MAX);
-    for _ in 0..STEPS_MAX {
-        if draw.is_empty() {
-            break;
-        }
-        match draw.below(16) {
-            0 => {
-                world = world.crash();
-                world.compare();
-            }
-            1 => world.flush(1 + u64::from(draw.byte() % 4)),
-            2 | 3 => {
-                world.flush(u64::MAX);
-                world.compare();
-            }
-            4 => world.ask(&mut draw),
-            _ => world.write(&mut draw),
-        }
-    }
-    world.flush(u64::MAX);
-    world.compare();
-    let world = world.crash();
-    world.compare();
-}
-
-pub(crate) fn seeds() -> Vec<Vec<u8>> {
-    let lengths = [0, 20, 40, 80, 160, 300, 300, 600];
-    let seeds = noise_seeds(&lengths).into_iter();
-    // Of each, one that names versions.
-    seeds.flat_map(|seed| [[&[0], &seed[..]].concat(), [&[1], &seed[..]].concat()]).collect()
+/// Whether a thing is in the answer to a [`question`].
+pub(crate) fn meets(thing: &Thing, query: &Query) -> bool {
+    let (op, bound) = (query.filters[0].op, query.filters[0].value.as_i64().unwrap());
+    let holds = match (op, thing.level) {
+        (Op::Ne, level) => level != Some(bound),
+        (Op::Lt, Some(level)) => level < bound,
+        (Op::Ge, Some(level)) => level >= bound,
+        (_, level) => level == Some(bound),
+    };
+    !thing.deleted && holds
 }

@@ -1,0 +1,2 @@
+#![no_main]
+anabranch_fuzz::target!(replica_model);
