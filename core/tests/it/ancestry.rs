@@ -601,3 +601,27 @@ fn a_device_takes_no_more_actors_of_an_entity_than_leave_room_for_others() {
     assert!(matches!(&error, EditError::Validation(why) if why.contains("read it again")), "{error}");
     editor.edit(&[set("other", "mine too")]);
 }
+
+/// Each stands for a version of its own to who reads them.
+#[test]
+fn an_entity_takes_no_more_actors_than_are_allowed() {
+    const ENTITY_ACTORS_MAX: u32 = 10_000;
+    let mut world = world();
+    let hand = |number| {
+        let mut hand = Hand::new(number, 0);
+        let change = hand.write(&[], &[], number.into(), |_| vec![put("title", "a", Vec::new())]);
+        (hand, change)
+    };
+    let (_, all): (Vec<Hand>, Vec<Change>) = (0..ENTITY_ACTORS_MAX).map(hand).unzip();
+    let authority = world.join(&Device::new(99), "authority");
+    let ack = world.submit(authority, unit([of("n1", &all.iter().collect::<Vec<_>>())]));
+    assert_eq!(ack.refused, []);
+    let (_, newcomer) = hand(ENTITY_ACTORS_MAX);
+    let ack = submit(&mut world, ENTITY_ACTORS_MAX, &[&newcomer], &[]);
+    assert_eq!(codes(&ack), [RefusalCode::Quota]);
+    assert!(ack.refused[0].message.contains("too many changes or authors"), "{}", ack.refused[0].message);
+    // Those that it has go on.
+    let (mut known, _) = hand(1);
+    let next = known.write(&[], &[], ENTITY_ACTORS_MAX.into(), |_| vec![put("other", "b", Vec::new())]);
+    assert_eq!(submit(&mut world, 1, &[&next], &[]).refused, []);
+}

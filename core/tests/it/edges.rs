@@ -413,6 +413,25 @@ fn a_transaction_is_refused_for_good_with_those_that_only_wait() {
     assert_eq!(world.submit(other, unit([of("e", &[&missing, &waits])])).refused, []);
 }
 
+/// So it is when somebody who vouches for its author brings it.
+#[test]
+fn a_transaction_that_another_brings_is_refused_for_good_with_those_that_only_wait() {
+    let mut world = World::with_schema();
+    let mut device = Device::new(1);
+    let conn = world.join(&Device::new(9), "admin");
+    let first = device.edit("d");
+    assert_eq!(world.submit(conn, unit([of("d", &[&first])])).refused, []);
+    let lost = device.edit("d");
+    // A text in the place of a counter: no schema to come allows that.
+    let unfit = Draft { field: "stars", ..in_tx(7, 2) };
+    let members = [device.write("c", unfit), device.write("d", in_tx(7, 2))];
+    let whole = unit([of("c", &[&members[0]]), of("d", &[&members[1]])]);
+    let both = [RefusalCode::BadShape, RefusalCode::Transaction];
+    assert_eq!(codes(&world.submit(conn, whole.clone())), both);
+    assert_eq!(world.submit(conn, unit([of("d", &[&lost])])).refused, []);
+    assert_eq!(codes(&world.submit(conn, whole)), both, "it stays so");
+}
+
 /// A member that was made again is durable later than the others, and marked as sent later still: the others were
 /// sent without it, and all of them refused.
 #[test]

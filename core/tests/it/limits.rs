@@ -5,7 +5,7 @@ use crate::support::*;
 use anabranch_core::admission::{Judge, RefusalCode};
 use anabranch_core::change::{Change, EDIT_OPS_MAX, OP_COUNTER_MAX, Role};
 use anabranch_core::clock::WallMs;
-use anabranch_core::codec;
+use anabranch_core::codec::{self, HeaderRecord};
 use anabranch_core::entity::{EditContext, EditError, Entity};
 use anabranch_core::genesis::{Genesis, GenesisKind};
 use anabranch_core::intent::Intent;
@@ -227,6 +227,15 @@ fn a_change_of_more_operations_than_an_edit_has_is_refused_for_good() {
     assert_eq!(codes(&world.submit(conn, unit([raw("n1", vec![too_many])]))), [RefusalCode::Quota]);
 }
 
+/// As many as an edit may have are not too many.
+#[test]
+fn a_change_of_as_many_operations_as_an_edit_may_have_is_taken() {
+    let mut world = roomy();
+    let (device, conn) = join(&mut world, 1);
+    let bytes = puts(&device, "n1", &["title"], EDIT_OPS_MAX as u64);
+    assert_eq!(world.submit(conn, unit([raw("n1", vec![bytes])])).refused, []);
+}
+
 #[test]
 fn a_device_makes_no_edit_of_more_operations_than_the_relay_takes() {
     let mut writer = Writer::new(1, "n1");
@@ -335,9 +344,9 @@ fn record(world: &World) -> (Vec<u8>, EntityRecord, u64) {
     (key, record, bytes)
 }
 
-fn rewrite(world: &mut World, key: Vec<u8>, value: Vec<u8>) {
+fn rewrite(world: &mut World, keyspace: Keyspace, key: Vec<u8>, value: Vec<u8>) {
     let mut batch = Batch::new();
-    batch.put(Keyspace::ENTITY, key, value);
+    batch.put(keyspace, key, value);
     world.store.commit(batch).unwrap();
     world.flush();
     world.crash(RelayConfig::default());
@@ -354,7 +363,7 @@ fn an_entity_has_no_more_bytes_than_devices_can_read() {
     assert_eq!(bytes, (one.bytes().len() + two.bytes().len()) as u64);
 
     // A record from before says nothing: what comes from then on is counted.
-    rewrite(&mut world, key.clone(), codec::encode(&parts));
+    rewrite(&mut world, Keyspace::ENTITY, key.clone(), codec::encode(&parts));
     let (_, conn) = join(&mut world, 1);
     let three = device.edit("n1");
     assert_eq!(world.submit(conn, unit([of("n1", &[&three])])).refused, []);
@@ -364,7 +373,7 @@ fn an_entity_has_no_more_bytes_than_devices_can_read() {
     // Room for one more.
     let four = device.edit("n1");
     let nearly = ENTITY_BYTES_MAX as u64 - four.bytes().len() as u64;
-    rewrite(&mut world, key, codec::encode_as(2, &(parts, nearly)));
+    rewrite(&mut world, Keyspace::ENTITY, key, codec::encode_as(2, &(parts, nearly)));
     let (_, conn) = join(&mut world, 1);
     let five = device.edit("n1");
     let ack = world.submit(conn, unit([of("n1", &[&four, &five])]));
@@ -374,6 +383,48 @@ fn an_entity_has_no_more_bytes_than_devices_can_read() {
     assert_eq!(codes(&world.submit(conn, unit([of("n1", &[&five])]))), [RefusalCode::Quota]);
     // Others have room.
     assert_eq!(world.submit(conn, unit([of("n2", &[&device.edit("n2")])])).refused, []);
+}
+
+/// Operations take few bytes, and memory all the same.
+#[test]
+fn an_entity_has_no_more_operations_than_are_allowed() {
+    const ENTITY_OPS_MAX: u32 = 10_000_000;
+    let mut world = roomy();
+    let (mut device, conn) = join(&mut world, 1);
+    assert_eq!(world.submit(conn, unit([of("n1", &[&device.edit("n1")])])).refused, []);
+    // As if that had been all that there may be but for one, in one place each.
+    let mut headers = world.store.scan(View::Latest, Keyspace::HEADER, &[], &[], 10).unwrap();
+    let (key, value) = headers.pop().unwrap();
+    type Targets = (Vec<(u32, u32)>, Vec<u32>);
+    let (header, mut targets): (HeaderRecord, Targets) = codec::decode_as(2, &value, "a header").unwrap();
+    targets.0[0].0 = ENTITY_OPS_MAX - 1;
+    rewrite(&mut world, Keyspace::HEADER, key, codec::encode_as(2, &(header, targets)));
+    let (_, conn) = join(&mut world, 1);
+    let (last, more) = (device.edit("n1"), device.edit("n1"));
+    let ack = world.submit(conn, unit([of("n1", &[&last, &more])]));
+    assert_eq!(codes(&ack), [RefusalCode::Quota]);
+    assert_eq!(ack.refused[0].hash, more.hash().0);
+    assert!(ack.refused[0].message.contains("10000000 are allowed"), "{:?}", ack.refused);
+    assert_eq!(codes(&world.submit(conn, unit([of("n1", &[&more])]))), [RefusalCode::Quota]);
+    // Others have room.
+    assert_eq!(world.submit(conn, unit([of("n2", &[&device.edit("n2")])])).refused, []);
+}
+
+/// What goes beyond is told by its code alone, lest an answer be larger than a message.
+#[test]
+fn an_answer_has_room_for_so_many_messages_and_for_every_code() {
+    const MESSAGES: usize = 512 * 1024 / 64;
+    let mut world = roomy();
+    let (device, conn) = join(&mut world, 1);
+    // Of a type whose name makes a message of 64 bytes.
+    let stranger = key(&"x".repeat(39), "n1");
+    let all: Vec<Change> = (0..=MESSAGES)
+        .map(|n| device.clone().write_in(&stranger, Draft { title: n.to_string(), ..Draft::default() }))
+        .collect();
+    let ack = world.submit(conn, unit([of_entity(&stranger, &all.iter().collect::<Vec<_>>())]));
+    assert_eq!(codes(&ack), vec![RefusalCode::UnknownField; MESSAGES + 1]);
+    let told = ack.refused.iter().map(|refused| refused.message.len());
+    assert!(told.eq([vec![64; MESSAGES], vec![0]].concat()));
 }
 
 /// A device alone stops where the relay would refuse.

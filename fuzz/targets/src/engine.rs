@@ -243,8 +243,7 @@ impl<'a> World<'a> {
             let latest = latest.clone();
             let drawn =
                 if single { self.users.single(&latest, draw) } else { self.users.edits(&latest, draw) };
-            let nothing = |thing: &Thing| thing.deleted || *thing == Thing::default();
-            let unsure = drawn.edits.iter().any(|edit| nothing(&drawn.after[&edit.key]));
+            let unsure = drawn.edits.iter().any(|edit| drawn.after[&edit.key].may_leave_nothing(false));
             all.push(drawn);
             if unsure {
                 break;
@@ -305,8 +304,10 @@ impl<'a> World<'a> {
         };
         let shown = self.shown().await;
         let mut after = drawn.after.clone();
-        // What nobody else has seen is forgotten when it is deleted.
-        after.retain(|key, thing| !thing.deleted || shown.contains_key(key));
+        let known = &self.things;
+        after.retain(|key, thing| {
+            shown.contains_key(key) || !thing.may_leave_nothing(known.contains_key(key))
+        });
         let (before, after) = (marked(self.things.clone()), marked(after));
         self.things = match (differs(&shown, &after), differs(&shown, &before)) {
             (None, _) if drawn.possible => after,

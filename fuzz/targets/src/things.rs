@@ -45,6 +45,11 @@ impl Thing {
         self.mine.iter().any(|(_, value)| *value != self.mine[0].1)
     }
 
+    /// Whether there may be no such thing: nobody else has seen what is deleted, or a first edit said nothing.
+    pub(crate) fn may_leave_nothing(&self, known: bool) -> bool {
+        self.deleted || !known && *self == Self::default()
+    }
+
     /// Whether that is what is shown; else what differs.
     pub(crate) fn check(&self, deleted: bool, fields: &BTreeMap<String, Json>) -> Result<(), String> {
         if deleted != self.deleted {
@@ -405,7 +410,8 @@ impl Users {
             6 => {
                 let element = word(draw);
                 self.unique += 1;
-                thing.tags.entry(element.clone()).or_insert_with(|| BTreeSet::from([self.unique]));
+                // Added again, it survives who removes it and had not seen that.
+                thing.tags.insert(element.clone(), BTreeSet::from([self.unique]));
                 Intent::Add { field: "tags".into(), element: json!(element) }
             }
             7 => {

@@ -389,6 +389,75 @@ fn what_may_be_brought_now_is_waited_for_until_it_is_durable() {
     assert_eq!(phone.replica.status().lacking, 0);
 }
 
+/// However little the store has made durable since the child was.
+#[test]
+fn what_may_be_brought_now_is_waited_for_when_nothing_else_was_written() {
+    let mut world = World::with_schema();
+    let mut author = Device::new(1);
+    let conn = world.join(&author, "writer");
+    assert_eq!(world.submit(conn, unit([of("n1", &[&author.edit("n1")])])).refused, []);
+    let mut phone = Phone::new(2, SCHEMA);
+    phone.join(&mut world, "writer");
+    phone.write(&world, &[edit("n1", vec![set("title", json!("mine"))])]).unwrap();
+    phone.talk(&mut world);
+    lose_all(&mut world, SCHEMA);
+    sign_in_anew(&mut phone, &mut world, "writer", 0);
+    let told = |phone: &mut Phone, world: &mut World| {
+        let mut sent = Vec::new();
+        while let Some(output) = phone.replica.poll_output() {
+            let replica::Output::Send(bytes) = output else { continue };
+            sent.extend(Message::decode(&bytes).unwrap());
+            world.handle(Input::Received { conn: phone.conn, bytes });
+        }
+        for message in world.settle(phone.conn) {
+            if !matches!(message, Message::Welcome(_)) {
+                phone.replica.receive(world.now, message).unwrap();
+            }
+        }
+        sent.iter().any(|message| matches!(message, Message::Changes(_)))
+    };
+    let mut durable = phone.store.flush();
+    for _ in 0..5 {
+        told(&mut phone, &mut world);
+    }
+    assert_eq!((phone.replica.status().pending, phone.replica.status().lacking), (1, 1));
+    // The child leaves when just it is durable, and is told to wait.
+    while !told(&mut phone, &mut world) {
+        durable.0 += 1;
+        assert!(durable <= phone.replica.last_commit(), "it does not leave");
+        phone.replica.durable(durable).unwrap();
+    }
+    phone.replica.refresh(token("admin"));
+    for _ in 0..5 {
+        assert!(!told(&mut phone, &mut world));
+    }
+    assert_eq!(phone.replica.status().lacking, 0, "the parent is to be brought");
+    phone.talk(&mut world);
+    assert_eq!((phone.replica.status().pending, phone.replica.held().unwrap()), (0, None));
+    assert_eq!(phone.replica.status().lacking, 0);
+}
+
+/// What the relay did not take is offered once in a session, however often the grant is renewed.
+#[test]
+fn a_grant_that_is_renewed_as_it_was_brings_nothing_again() {
+    let (mut world, _, mut admin) = lost_by_the_relay();
+    let changes = offers(&mut admin, &mut world, "admin");
+    admin.hear(&world, refusing(&changes, &[("n1", RefusalCode::ForgedAuthor)]));
+    // Once it was found to be lacking, and once as it is looked at what is.
+    admin.replica.confirm();
+    let changes = asked(&mut admin, &mut world);
+    admin.hear(&world, refusing(&changes, &[("n1", RefusalCode::ForgedAuthor)]));
+    admin.talk(&mut world);
+    assert_eq!((admin.replica.status().pending, admin.replica.status().lacking), (0, 1));
+    admin.replica.refresh(token("admin"));
+    admin.talk(&mut world);
+    assert_eq!((admin.replica.status().pending, admin.replica.status().lacking), (0, 1));
+    // With another right there may be more to bring.
+    admin.replica.refresh(token("authority"));
+    admin.talk(&mut world);
+    assert_eq!((admin.replica.status().pending, admin.replica.status().lacking), (0, 0));
+}
+
 /// Its right changes while it is connected, and nothing else happens.
 #[test]
 fn who_may_write_from_now_on_brings_what_it_wrote() {

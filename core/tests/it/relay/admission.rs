@@ -6,6 +6,7 @@ use anabranch_core::genesis::GenesisKind;
 use anabranch_core::id::{Author, Incarnation};
 use anabranch_core::relay::RelayConfig;
 use anabranch_core::wire::*;
+use automerge::Change as RawChange;
 
 use crate::support::*;
 
@@ -349,6 +350,24 @@ fn containers_come_from_the_schema_or_else_from_who_uses_them() {
     assert_eq!(forwarded, Some(vec![("stars".to_owned(), GenesisKind::Counter.code())]));
 }
 
+/// However often it is told.
+#[test]
+fn a_relay_with_a_schema_takes_nobodys_word_for_what_a_field_is() {
+    let mut world = World::with_schema();
+    let mut device = Device::new(1);
+    let conn = world.join(&device, "writer");
+    for _ in 0..2 {
+        let mut named = of("n1", &[&device.edit("n1")]);
+        named.genesis = vec![("title".into(), GenesisKind::Counter.code())];
+        assert_eq!(world.submit(conn, unit([named])).refused, []);
+    }
+    let forwarded = world.whole_feed().into_iter().filter_map(|entry| match entry.body {
+        FeedBody::Changes { unit, .. } => Some(unit.entities[0].genesis.clone()),
+        _ => None,
+    });
+    assert_eq!(forwarded.collect::<Vec<_>>(), [vec![], vec![]]);
+}
+
 #[test]
 fn malformed_changes_are_refused_and_their_neighbours_taken() {
     let mut world = World::with_schema();
@@ -362,6 +381,48 @@ fn malformed_changes_are_refused_and_their_neighbours_taken() {
     let ack = world.submit(conn, unit([part]));
     assert_eq!(codes(&ack), [RefusalCode::Malformed; 3]);
     assert_eq!(digest_of(&world.whole_feed()), world.digest().1);
+}
+
+/// Its author holds it by its hash, and others may have it from a relay that looked less closely.
+#[test]
+fn what_is_a_change_to_the_document_library_alone_is_refused_for_good_by_its_hash() {
+    let mut world = World::with_schema();
+    let mut device = Device::new(1);
+    let honest = device.edit("n1");
+    let below = device.edit("n1");
+    let mut expanded = honest.expand().unwrap();
+    expanded.author = None;
+    expanded.extra_bytes = honest.raw().extra_bytes().to_vec();
+    expanded.hash = None;
+    expanded.message = Some("not one of ours".into());
+    let foreign = RawChange::from(expanded);
+    let attempt = unit([EntityChanges { changes: vec![foreign.raw_bytes().to_vec()], ..of("n1", &[]) }]);
+
+    // Of what a reader sends nothing is kept.
+    let conn = world.join(&device, "reader");
+    let commits = world.store.commits();
+    assert_eq!(codes(&world.submit(conn, attempt.clone())), [RefusalCode::Malformed]);
+    assert_eq!(world.store.commits(), commits);
+
+    let conn = world.join(&device, "writer");
+    let ack = world.submit(conn, attempt.clone());
+    assert_eq!(codes(&ack), [RefusalCode::Malformed]);
+    assert_eq!(ack.refused[0].hash, foreign.hash().0);
+    let told = world.whole_feed().into_iter().filter_map(|entry| match entry.body {
+        FeedBody::Refused(refused) => Some(refused.hash),
+        _ => None,
+    });
+    assert_eq!(told.collect::<Vec<_>>(), [foreign.hash().0]);
+    let commits = world.store.commits();
+    assert_eq!(world.submit(conn, attempt).refused, ack.refused);
+    assert_eq!(world.store.commits(), commits, "it is known");
+    let mut expanded = below.expand().unwrap();
+    expanded.author = None;
+    expanded.hash = None;
+    expanded.deps = vec![foreign.hash()];
+    let below = RawChange::from(expanded).raw_bytes().to_vec();
+    let ack = world.submit(conn, unit([EntityChanges { changes: vec![below], ..of("n1", &[]) }]));
+    assert_eq!(codes(&ack), [RefusalCode::DependsOnRefused]);
 }
 
 /// A refusal is found by the hash, and the hash does not cover the checksum: if damaged bytes
