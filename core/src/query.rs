@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde_json::Value as Json;
+use serde_json::{Number, Value as Json};
 
 use crate::id::EntityKey;
 use crate::rows::{RowRecord, Rows, index_value, index_values};
-use crate::schema::{EntityType, Field, FieldType, ScalarType, describe};
+use crate::schema::{EntityType, Field, FieldType, ScalarType, ValueError, describe};
 use crate::store::StoreError;
 
 /// Most rows of one page; a query without a limit gives this many and a cursor.
@@ -32,20 +32,6 @@ pub enum Op {
     Ge,
     /// A text contains a text; a set, list or JSON array has an element; a map has a key.
     Contains,
-}
-
-impl Op {
-    fn sign(self) -> &'static str {
-        match self {
-            Op::Eq => "=",
-            Op::Ne => "!=",
-            Op::Lt => "<",
-            Op::Le => "<=",
-            Op::Gt => ">",
-            Op::Ge => ">=",
-            Op::Contains => "contains",
-        }
-    }
 }
 
 /// A condition on one field.
@@ -137,7 +123,7 @@ impl Filter {
         let json = || serde_json::from_str(value);
         let value = match name {
             "id" => quoted(),
-            _ if value == "null" => Json::Null,
+            _ if value == "null" && op != Op::Contains => Json::Null,
             _ => match (&lookup(ty, name)?.ty, op) {
                 (FieldType::Scalar(ScalarType::String | ScalarType::Ref(_)) | FieldType::Text, _)
                 | (FieldType::Map(_), Op::Contains) => quoted(),
@@ -159,25 +145,15 @@ impl Filter {
     /// The same with its value as rows hold it.
     ///
     /// # Errors
-    /// That no value of the field compares with it.
+    /// That the field can't be compared with it.
     fn checked(&self, ty: &EntityType) -> Result<Self, QueryError> {
         let Self { field: name, op, value } = self;
-        let (kind, found) = match name.as_str() {
-            "id" => ("string", Some(value).filter(|value| value.is_string()).cloned()),
-            _ => {
-                let field = lookup(ty, name)?;
-                (field.ty.name(), comparable(field, *op, value))
-            }
+        let value = match name.as_str() {
+            "id" if value.is_string() => value.clone(),
+            "id" => return invalid(format!("an id is a string; {} is none", describe(value))),
+            _ => as_held(lookup(ty, name)?, *op, value)?,
         };
-        match found {
-            Some(value) => Ok(Self { field: name.clone(), op: *op, value }),
-            None => invalid(format!(
-                "{}.{name} is of type {kind}; no such value is {} {}",
-                ty.name,
-                op.sign(),
-                describe(value)
-            )),
-        }
+        Ok(Self { field: name.clone(), op: *op, value })
     }
 
     fn matches(&self, ty: &EntityType, key: &EntityKey, row: &RowRecord) -> bool {
@@ -204,39 +180,54 @@ impl Filter {
     }
 }
 
-/// The value as rows hold it, if a value of the field can be compared with it at all. The field's bounds
-/// don't matter: whatever lies beyond them is less or greater all the same.
-fn comparable(field: &Field, op: Op, value: &Json) -> Option<Json> {
-    let unbounded = || Field {
+/// The value as rows hold it. The field's bounds don't matter: what lies beyond them is less or greater
+/// all the same.
+fn as_held(field: &Field, op: Op, value: &Json) -> Result<Json, QueryError> {
+    let any = Field {
         required: false,
         one_of: Vec::new(),
         min: None,
         max: None,
         max_bytes: None,
+        blob: None,
         ..field.clone()
     };
-    let equality = matches!(op, Op::Eq | Op::Ne);
-    let possible = match (&field.ty, op) {
-        (FieldType::Scalar(ScalarType::Json), _) => true,
-        (FieldType::Set(_) | FieldType::List(_), Op::Contains) => {
-            return unbounded().check_element(value).ok();
+    let wrong = |error: ValueError| QueryError::Invalid(error.to_string());
+    let kind = field.ty.name();
+    let ordered = !matches!(op, Op::Eq | Op::Ne | Op::Contains);
+    match &field.ty {
+        FieldType::Scalar(ScalarType::Json) => any.check(value).map_err(wrong),
+        FieldType::Set(_) | FieldType::List(_) if op == Op::Contains => {
+            any.check_element(value).map_err(wrong)
         }
-        (
-            FieldType::Scalar(ScalarType::String | ScalarType::Ref(_)) | FieldType::Text | FieldType::Map(_),
-            Op::Contains,
-        ) => value.is_string(),
-        (_, Op::Contains) => false,
-        _ if value.is_null() => equality,
-        (FieldType::Scalar(ScalarType::Timestamp), _) => return unbounded().check(value).ok(),
-        (FieldType::Scalar(ScalarType::Int | ScalarType::Float), _) => value.is_number(),
-        (FieldType::Scalar(ScalarType::Bool), _) => value.is_boolean(),
-        (FieldType::Scalar(ScalarType::String | ScalarType::Ref(_)) | FieldType::Text, _) => {
-            value.is_string()
+        FieldType::Scalar(ScalarType::String | ScalarType::Ref(_)) | FieldType::Text | FieldType::Map(_)
+            if op == Op::Contains =>
+        {
+            match value {
+                Json::String(_) => Ok(value.clone()),
+                _ => invalid(format!("field {:?} contains strings; {} is none", field.name, describe(value))),
+            }
         }
-        (FieldType::Set(_) | FieldType::List(_), _) => equality && value.is_array(),
-        (FieldType::Scalar(ScalarType::Blob) | FieldType::Map(_), _) => equality && value.is_object(),
-    };
-    possible.then(|| value.clone())
+        _ if op == Op::Contains => invalid(format!(
+            "field {:?} of type {kind} contains nothing; `contains` is for texts, sets, lists, maps and JSON",
+            field.name
+        )),
+        FieldType::Scalar(ScalarType::Blob) | FieldType::Set(_) | FieldType::List(_) | FieldType::Map(_)
+            if ordered =>
+        {
+            invalid(format!("field {:?} of type {kind} has no order; compare it by = or !=", field.name))
+        }
+        _ if ordered && value.is_null() => invalid(format!(
+            "field {:?} is neither less nor greater than null; compare it by = or !=",
+            field.name
+        )),
+        FieldType::Scalar(ScalarType::Int) if value.is_number() => {
+            Ok(any.check(value).unwrap_or_else(|_| value.clone()))
+        }
+        // An empty text is no reference, and less than all.
+        FieldType::Scalar(ScalarType::Ref(_)) if value.is_string() => Ok(value.clone()),
+        _ => any.check(value).map_err(wrong),
+    }
 }
 
 fn equal(field: &Field, a: &Json, b: &Json) -> bool {
@@ -257,9 +248,11 @@ fn holds(op: Op, ordering: Ordering) -> bool {
 /// Order of two values of a field; none where there is none: null, or values of containers.
 fn order(field: &Field, a: &Json, b: &Json) -> Option<Ordering> {
     match (a, b) {
-        (Json::Number(a), Json::Number(b)) => match (a.as_i64(), b.as_i64()) {
+        (Json::Number(a), Json::Number(b)) => match (integer(a), integer(b)) {
             (Some(a), Some(b)) => Some(a.cmp(&b)),
-            _ => a.as_f64()?.partial_cmp(&b.as_f64()?),
+            (Some(a), None) => order_mixed(a, b.as_f64()?),
+            (None, Some(b)) => order_mixed(b, a.as_f64()?).map(Ordering::reverse),
+            (None, None) => a.as_f64()?.partial_cmp(&b.as_f64()?),
         },
         (Json::String(a), Json::String(b)) => match &field.ty {
             FieldType::Scalar(ScalarType::Timestamp) => {
@@ -270,6 +263,16 @@ fn order(field: &Field, a: &Json, b: &Json) -> Option<Ordering> {
         (Json::Bool(a), Json::Bool(b)) => Some(a.cmp(b)),
         _ => None,
     }
+}
+
+fn integer(number: &Number) -> Option<i128> {
+    number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from))
+}
+
+/// Order of an integer of 64 bits and a float, which as an integer of 128 is exact or beyond all of 64.
+fn order_mixed(a: i128, b: f64) -> Option<Ordering> {
+    let whole = a.cmp(&(b as i128));
+    Some(whole.then(0.0.partial_cmp(&b.fract())?))
 }
 
 fn lookup<'a>(ty: &'a EntityType, name: &str) -> Result<&'a Field, QueryError> {

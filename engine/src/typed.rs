@@ -52,7 +52,7 @@ impl<T> FieldName<T> {
     }
 
     fn filter(self, op: Op, value: impl Serialize) -> Filter {
-        // What has no JSON form equals nothing.
+        // What has no JSON form, NaN for one, is null.
         let value = serde_json::to_value(value).unwrap_or(Json::Null);
         Filter { field: self.name.to_owned(), op, value }
     }

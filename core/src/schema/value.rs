@@ -570,7 +570,6 @@ fn compare(scalar: &ScalarType, a: &Json, b: &Json) -> Ordering {
 }
 
 /// A value for an error message: short, so that a message can't be as large as its cause.
-/// A value in an error: short, whatever it is.
 pub(crate) fn describe(value: &Json) -> String {
     match value {
         Json::Null => "no value (null)".to_owned(),

@@ -1,5 +1,6 @@
 //! The built-in mutation loop: `cargo run --release -p anabranch-fuzz-targets --example mutate --
-//! TARGET SECONDS [SEED]`; with a file in place of the seconds it runs that input. It knows nothing of coverage; it is for machines without libFuzzer.
+//! TARGET SECONDS [SEED]`. It knows nothing of coverage; it is for machines without libFuzzer. With a
+//! file in place of the seconds it runs that input alone.
 //!
 //! An input that fails is written to `fuzz/artifacts/TARGET/`, and the program ends with an error.
 
@@ -25,11 +26,10 @@ fn main() {
         eprintln!("no target {name:?}; there are {}", names.join(", "));
         std::process::exit(2);
     };
-    let given = args.next();
-    if let Some(input) = given.as_ref().and_then(|path| std::fs::read(path).ok()) {
-        return (target.run)(&input);
-    }
-    let seconds: u64 = given.and_then(|text| text.parse().ok()).unwrap_or(60);
+    let given = args.next().unwrap_or("60".to_owned());
+    let Ok(seconds) = given.parse::<u64>() else {
+        return (target.run)(&std::fs::read(given).unwrap());
+    };
     let mut noise = Noise::new(args.next().and_then(|text| text.parse().ok()).unwrap_or(1));
     let mut pool = (target.seeds)();
     pool.extend(corpus(target.name));

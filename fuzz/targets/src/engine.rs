@@ -13,19 +13,19 @@ use std::time::Duration;
 use anabranch::store::restore;
 use anabranch::{
     BackendKind, BoxStream, Category, ChangeEvent, ChangeStream, Edit, Engine, EntityKey, Error, Expect,
-    Filter, Intent, Op, Page, Query, Resolution, StoreKey, StoreOptions, Workspace,
+    Filter, Intent, Op, Page, Query, Record, Resolution, StoreKey, StoreOptions, Workspace,
 };
 use futures_util::future::{FutureExt as _, join_all};
 use futures_util::stream::StreamExt as _;
 use serde_json::json;
 
-use crate::things::{Drawn, IDS, Thing, Things, Users, meets, question};
+use crate::things::{Drawn, IDS, Thing, Things, Users, answer, question};
 use crate::{Draw, noise_seeds, world};
 
 const STEPS_MAX: usize = 120;
 /// Writes that wait at once.
 const WRITES_MAX: usize = 6;
-/// How long anything may take before it counts as stuck, on a busy machine.
+/// How long anything may take before it counts as stuck, all of a run too, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The workspace's one thing that only marks a place in the order of what is written.
 const MARK: &str = "mark";
@@ -158,7 +158,7 @@ impl<'a> World<'a> {
         Self { dir, things: backup.things, ..self }.reopen(false).await
     }
 
-    /// Calls that write, then everything that has to tell of it.
+    /// Waits until everything that tells of a write has told.
     async fn told(&mut self, before: &Things) {
         let differs = |key: &&EntityKey| before.get(key) != self.things.get(key);
         let keys: BTreeSet<&EntityKey> = before.keys().chain(self.things.keys()).collect();
@@ -189,7 +189,7 @@ impl<'a> World<'a> {
                     live.page = live.pages.next().await.expect("the query lives").expect("and is answered");
                 }
             };
-            soon(&format!("{things:?} as they answer {:?}", live.query), right).await;
+            soon("the answer to a live query", right).await;
         }
     }
 
@@ -199,9 +199,13 @@ impl<'a> World<'a> {
     }
 
     fn took(&mut self, drawn: &Drawn, versions: &[String]) {
-        let changed =
-            drawn.edits.iter().filter(|edit| self.things.get(&edit.key) != drawn.after.get(&edit.key));
-        let alone = drawn.edits.len() == 1 || changed.count() == 1;
+        let things = &self.things;
+        let changed = |(edit, version): &(&Edit, &String)| {
+            let known = things.get(&edit.key);
+            known != drawn.after.get(&edit.key) && (known.is_some() || !version.is_empty())
+        };
+        let changes = drawn.edits.iter().zip(versions).filter(changed).count();
+        let alone = drawn.edits.len() == 1 || changes == 1;
         let mut after = self.users.wrote(drawn, versions, alone, self.count, &self.things);
         for edit in &drawn.edits {
             match after.remove_entry(&edit.key) {
@@ -298,33 +302,76 @@ impl<'a> World<'a> {
         let intents = vec![Intent::Increment { field: "count".into(), by: 1 }];
         let mark = Edit { key: key.clone(), intents, based_on: None, expect: Expect::Any };
         self.workspace.write(vec![mark]).await.expect("a mark can be written");
-        let marked = |mut things: Things| {
-            things.entry(key.clone()).or_default().count += 1;
-            things
-        };
         let shown = self.shown().await;
-        let mut after = drawn.after.clone();
-        let known = &self.things;
-        after.retain(|key, thing| {
-            shown.contains_key(key) || !thing.may_leave_nothing(known.contains_key(key))
-        });
-        let (before, after) = (marked(self.things.clone()), marked(after));
-        self.things = match (differs(&shown, &after), differs(&shown, &before)) {
-            (None, _) if drawn.possible => after,
-            (_, None) => before,
-            (made, not) => panic!("{:?} was made in part: {made:?}, {not:?}", drawn.edits),
-        };
+        let mut states = self.states(std::slice::from_ref(drawn), &shown);
+        for state in &mut states {
+            state.entry(key.clone()).or_default().count += 1;
+        }
+        self.stands_at(states, &shown);
         for edit in &drawn.edits {
             let version = shown.get(&edit.key).map_or("", |record| &record.version);
             self.users.saw(edit, version, self.count, self.things.get(&edit.key));
         }
     }
 
+    /// What there may be if some of these writes were made, in their order.
+    fn states(&self, all: &[Drawn], shown: &BTreeMap<EntityKey, Record>) -> Vec<Things> {
+        let mut states = vec![self.things.clone()];
+        for drawn in all.iter().filter(|drawn| drawn.possible) {
+            let before = &states[states.len() - 1];
+            let mut after = before.clone();
+            for key in drawn.edits.iter().map(|edit| &edit.key) {
+                let thing = &drawn.after[key];
+                if shown.contains_key(key) || !thing.may_leave_nothing(before.contains_key(key)) {
+                    after.insert(key.clone(), thing.clone());
+                } else {
+                    after.remove(key);
+                }
+            }
+            states.push(after);
+        }
+        states
+    }
+
+    /// Takes what is shown as it is, if it is one of some states: the last that it may be.
+    fn stands_at(&mut self, states: Vec<Things>, shown: &BTreeMap<EntityKey, Record>) {
+        let wrong: Vec<String> = states.iter().filter_map(|state| differs(shown, state)).collect();
+        let state = states.into_iter().rev().find(|state| differs(shown, state).is_none());
+        self.things = state.unwrap_or_else(|| panic!("none of what there may be is shown: {wrong:?}"));
+    }
+
+    /// Writes are under way while the engine ends, or a backup of it is made. Without versions: nobody sees
+    /// any of what these make.
+    async fn write_meanwhile(mut self, draw: &mut Draw<'_>) -> Self {
+        if self.users.versioned() {
+            return self;
+        }
+        self.count += 1;
+        let all = self.several(draw, false);
+        for drawn in &all {
+            // An answer that is there at once changes nothing of what there may be.
+            let _ = self.workspace.write(drawn.edits.clone()).now_or_never();
+        }
+        if draw.one_in(2) {
+            self = self.reopen(draw.one_in(2)).await;
+        } else {
+            self.back_up().await;
+            // It holds some of these writes, which a device restored from it shows.
+            self = self.restore().await;
+        }
+        let shown = self.shown().await;
+        self.stands_at(self.states(&all, &shown), &shown);
+        self
+    }
+
     async fn resolve(&mut self, draw: &mut Draw<'_>) {
         let before = self.things.clone();
         self.quiet();
         self.count += 1;
-        let key = world::thing(IDS[draw.below(IDS.len())]);
+        let disputed: Vec<&EntityKey> =
+            before.iter().filter(|(_, thing)| thing.in_conflict()).map(|(key, _)| key).collect();
+        let any = world::thing(IDS[draw.below(IDS.len())]);
+        let key = if disputed.is_empty() || draw.one_in(4) { any } else { (*draw.of(&disputed)).clone() };
         let choice = match draw.below(4) {
             0 => Resolution::Mine,
             1 => Resolution::Theirs,
@@ -359,7 +406,7 @@ impl<'a> World<'a> {
     }
 
     /// Everything, deleted or not, by a query in small pages.
-    async fn shown(&self) -> BTreeMap<EntityKey, anabranch::Record> {
+    async fn shown(&self) -> BTreeMap<EntityKey, Record> {
         let mut query =
             Query { type_name: "thing".into(), limit: Some(2), deleted: true, ..Query::default() };
         let mut shown = BTreeMap::new();
@@ -404,7 +451,7 @@ impl<'a> World<'a> {
     }
 
     async fn ask(&mut self, draw: &mut Draw<'_>) {
-        let query = question(draw);
+        let query = question(&self.things, draw);
         let found = self.workspace.query(&query).await.expect("a query is answered");
         assert!(shows(&found, &query, &self.things), "{found:?} answers {query:?}");
         if draw.one_in(2) {
@@ -476,14 +523,15 @@ fn sides(thing: &Thing) -> Vec<String> {
 
 /// Whether a page is the answer to a query.
 fn shows(page: &Page, query: &Query, things: &Things) -> bool {
-    let records = page.records.iter().map(|record| (world::thing(&record.id), record.clone()));
-    let meant = things.iter().filter(|(_, thing)| meets(thing, query));
-    let meant = meant.map(|(key, thing)| (key.clone(), thing.clone())).collect();
-    differs(&records.collect(), &meant).is_none()
+    let answer = answer(things, query);
+    let is = |(record, key): (&Record, &EntityKey)| {
+        record.id == key.id() && things[key].check(record.deleted, &record.fields).is_ok()
+    };
+    page.records.len() == answer.len() && page.records.iter().zip(&answer).all(is)
 }
 
 /// What is shown and not meant, or meant and not shown.
-fn differs(shown: &BTreeMap<EntityKey, anabranch::Record>, things: &Things) -> Option<String> {
+fn differs(shown: &BTreeMap<EntityKey, Record>, things: &Things) -> Option<String> {
     if !shown.keys().eq(things.keys()) {
         return Some(format!("{:?} are shown, {:?} were meant", shown.keys(), things.keys()));
     }
@@ -507,7 +555,8 @@ async fn story(scratch: &Path, data: &[u8]) {
             3 => world.verify(&mut draw).await,
             4 | 5 => world.ask(&mut draw).await,
             6 => world.nonsense(&mut draw).await,
-            7 | 8 => world.resolve(&mut draw).await,
+            7 => world.resolve(&mut draw).await,
+            8 => world = world.write_meanwhile(&mut draw).await,
             9 | 10 => world.write_and_leave(&mut draw).await,
             11..=13 => world.write_each(&mut draw).await,
             14..=17 => world.write_at_once(&mut draw).await,
@@ -525,12 +574,13 @@ pub(crate) fn run(data: &[u8]) {
     let memory = Path::new("/dev/shm");
     let scratch = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    runtime.block_on(story(scratch.path(), data));
+    runtime.block_on(soon("the end", story(scratch.path(), data)));
 }
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let lengths = [0, 30, 90, 180, 300];
     let seeds = noise_seeds(&lengths).into_iter();
-    // Of each, one that names versions; on both stores.
-    seeds.flat_map(|seed| [[&[0, 0][..], &seed].concat(), [&[1, 1][..], &seed].concat()]).collect()
+    // Of each, on either store, one that names versions.
+    let ways = [[0, 0], [0, 1], [1, 0], [1, 1]];
+    seeds.flat_map(|seed| ways.map(|way| [&way[..], &seed].concat())).collect()
 }

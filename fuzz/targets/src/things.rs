@@ -178,8 +178,13 @@ impl Users {
         for (edit, version) in drawn.edits.iter().zip(versions) {
             let forgotten = version.is_empty();
             let deletes = matches!(edit.intents[..], [Intent::Delete]);
-            // What nobody else has seen is forgotten when it is deleted by itself.
-            assert!(!forgotten || !latest.contains_key(&edit.key) || (deletes && alone), "{edit:?}");
+            // What nobody else has seen is forgotten when it is deleted by itself, and a first edit that says
+            // nothing makes nothing.
+            let may_be = match latest.contains_key(&edit.key) {
+                true => deletes && alone,
+                false => after[&edit.key].may_leave_nothing(false),
+            };
+            assert!(!forgotten || may_be, "{edit:?} left nothing");
             assert!(forgotten || parse_version(version).is_some(), "{version:?} is none");
             if forgotten {
                 after.remove(&edit.key);
@@ -469,26 +474,40 @@ impl Users {
     }
 }
 
-/// A question about levels.
-pub(crate) fn question(draw: &mut Draw<'_>) -> Query {
-    let bound = i64::from(draw.byte()) - 100;
-    let op = *draw.of(&[Op::Lt, Op::Ge, Op::Eq, Op::Ne]);
+/// A question about levels, as a rule one that some thing is an answer to.
+pub(crate) fn question(things: &Things, draw: &mut Draw<'_>) -> Query {
+    let levels: Vec<Option<i64>> = things.values().map(|thing| thing.level).collect();
+    let (near, far) = (i64::from(draw.byte() % 3) - 1, i64::from(draw.byte()) - 100);
+    let level = if levels.is_empty() || draw.one_in(4) { Some(far) } else { *draw.of(&levels) };
+    let (ops, value) = match level {
+        Some(level) => (&[Op::Eq, Op::Lt, Op::Ge, Op::Ne][..], json!(level + near)),
+        None => (&[Op::Eq, Op::Ne][..], Json::Null),
+    };
     Query {
         type_name: "thing".into(),
-        filters: vec![Filter { field: "level".into(), op, value: json!(bound) }],
+        filters: vec![Filter { field: "level".into(), op: *draw.of(ops), value }],
         order_by: draw.one_in(2).then(|| ("level".to_owned(), draw.one_in(2))),
         ..Query::default()
     }
 }
 
-/// Whether a thing is in the answer to a [`question`].
-pub(crate) fn meets(thing: &Thing, query: &Query) -> bool {
-    let (op, bound) = (query.filters[0].op, query.filters[0].value.as_i64().unwrap());
-    let holds = match (op, thing.level) {
-        (Op::Ne, level) => level != Some(bound),
-        (Op::Lt, Some(level)) => level < bound,
-        (Op::Ge, Some(level)) => level >= bound,
-        (_, level) => level == Some(bound),
+/// The answer to a [`question`], in order.
+pub(crate) fn answer(things: &Things, query: &Query) -> Vec<EntityKey> {
+    let (op, bound) = (query.filters[0].op, query.filters[0].value.as_i64());
+    let meets = |level: Option<i64>| match op {
+        Op::Eq => level == bound,
+        Op::Ne => level != bound,
+        Op::Lt => level.is_some() && level < bound,
+        _ => level.is_some() && level >= bound,
     };
-    !thing.deleted && holds
+    let mut found: Vec<(Option<i64>, &EntityKey)> = things
+        .iter()
+        .filter(|(_, thing)| !thing.deleted && meets(thing.level))
+        .map(|(key, thing)| (thing.level.filter(|_| query.order_by.is_some()), key))
+        .collect();
+    found.sort();
+    if query.order_by.as_ref().is_some_and(|(_, descending)| *descending) {
+        found.reverse();
+    }
+    found.into_iter().map(|(_, key)| key.clone()).collect()
 }

@@ -95,41 +95,78 @@ fn an_index_changes_no_answer() {
 }
 
 #[test]
-fn what_no_value_can_be_compared_with_is_an_error() {
+fn what_a_field_is_compared_with_is_read_as_its_values_are() {
     let fields = "n = { type = \"int\", max = 9 }\nt = { type = \"timestamp\" }\ns = { type = \"set\", of = \"int\" }\n\
-        name = { type = \"string\" }\nm = { type = \"map\", of = \"int\" }\nb = { type = \"text\" }\n";
+        name = { type = \"string\" }\nm = { type = \"map\", of = \"float\" }\nb = { type = \"text\" }\n\
+        big = { type = \"int\" }\nj = { type = \"json\" }\nr = { type = \"ref\", to = \"thing\" }\n\
+        p = { type = \"blob\" }\n";
     let store = Arc::new(MemoryStore::new());
-    let config = alone(&format!("[thing]\nversion = 1\n[thing.fields]\n{fields}"));
+    let config = alone(&format!("[thing]\nversion = 1\nindex = [[\"big\"]]\n[thing.fields]\n{fields}"));
+    let ty = &config.schema.types["thing"];
     let mut replica = Replica::open(store.clone(), config.clone()).unwrap();
-    let intents = [set("n", json!(5)), set("t", json!("2026-01-01T00:00:00Z")), set("s", json!([7]))];
+    let intents = [
+        set("n", json!(5)),
+        set("t", json!("2026-01-01T00:00:00Z")),
+        set("s", json!([7, 3])),
+        set("name", json!("null")),
+        set("m", json!({"42": 1})),
+        set("b", json!("at 42")),
+        set("big", json!(9_007_199_254_740_993i64)),
+        set("j", json!([5.0])),
+    ];
     replica.write(START, &[edit("a", &intents)], true).unwrap();
     let rows = Rows::new(store, config.schema.clone(), &config.workspace);
     let ms = anabranch_core::schema::timestamp_to_ms("2026-01-01T00:00:00Z").unwrap();
     for (field, op, value) in [
         ("n", Op::Lt, json!(5.5)),
+        ("n", Op::Gt, json!(4.5)),
         ("n", Op::Lt, json!(100)),
+        ("n", Op::Lt, json!(u64::MAX)),
         ("n", Op::Ne, json!(null)),
-        ("name", Op::Eq, json!(null)),
-        // Values are compared in whatever form a field takes them.
+        ("name", Op::Ne, json!(null)),
         ("t", Op::Eq, json!(ms)),
         ("t", Op::Lt, json!(ms + 1)),
         ("t", Op::Eq, json!("2026-01-01T01:00:00+01:00")),
-        ("s", Op::Contains, json!(7)),
+        ("s", Op::Contains, json!(7.0)),
+        ("s", Op::Eq, json!([7, 3, 7])),
+        ("m", Op::Eq, json!({"42": 1})),
+        ("big", Op::Eq, json!(9_007_199_254_740_993i64)),
+        ("big", Op::Ne, json!(9_007_199_254_740_992.0)),
+        ("big", Op::Gt, json!(9_007_199_254_740_992.0)),
+        ("j", Op::Eq, json!([5])),
+        ("j", Op::Contains, json!(5.0)),
+        ("r", Op::Eq, json!(null)),
+        ("p", Op::Eq, json!(null)),
     ] {
         assert_eq!(ids(&rows, field, op, value.clone()), ["a"], "{field} {op:?} {value}");
     }
+    assert!(ids(&rows, "big", Op::Eq, json!(9_007_199_254_740_992.0)).is_empty());
+    for text in ["name = null", "r != null", "b = 42"] {
+        let found = Filter::parse(ty, text).map(|filter| ids(&rows, &filter.field, filter.op, filter.value));
+        assert!(found.unwrap().is_empty(), "{text}");
+    }
+    for text in
+        ["name contains null", "b contains 42", "m contains 42", "id = \"a\"", "id = a", "s contains 7"]
+    {
+        let filter = Filter::parse(ty, text).unwrap();
+        assert_eq!(ids(&rows, &filter.field, filter.op, filter.value), ["a"], "{text}");
+    }
+
     let wrong = [
-        ("n", Op::Lt, json!("abc"), "thing.n is of type int; no such value is < \"abc\""),
-        ("n", Op::Eq, json!(true), "of type int"),
-        ("n", Op::Ge, json!(null), "no value (null)"),
-        ("n", Op::Contains, json!(5), "contains 5"),
-        ("t", Op::Eq, json!("yesterday"), "timestamp"),
-        ("s", Op::Contains, json!("x"), "set"),
-        ("s", Op::Lt, json!([7]), "set"),
-        ("name", Op::Contains, json!(1), "string"),
-        ("m", Op::Contains, json!(1), "map"),
-        ("b", Op::Eq, json!(["x"]), "text"),
-        ("id", Op::Eq, json!(1), "thing.id is of type string"),
+        ("n", Op::Lt, json!("abc"), "field \"n\" got \"abc\"; give it an integer of 64 bits"),
+        ("n", Op::Eq, json!(true), "got true"),
+        ("n", Op::Ge, json!(null), "neither less nor greater than null"),
+        ("n", Op::Contains, json!(5), "of type int contains nothing"),
+        ("t", Op::Eq, json!("yesterday"), "give it a time such as"),
+        ("t", Op::Contains, json!("2026"), "of type timestamp contains nothing"),
+        ("s", Op::Contains, json!("x"), "an integer of 64 bits"),
+        ("s", Op::Eq, json!(["x"]), "an integer of 64 bits"),
+        ("s", Op::Lt, json!([7]), "of type set has no order"),
+        ("name", Op::Contains, json!(1), "contains strings; 1 is none"),
+        ("m", Op::Contains, json!(1), "contains strings; 1 is none"),
+        ("b", Op::Eq, json!(["x"]), "give it a string"),
+        ("p", Op::Eq, json!({}), "give it {\"hash\""),
+        ("id", Op::Eq, json!(1), "an id is a string; 1 is none"),
     ];
     for (field, op, value, message) in wrong {
         let filters = vec![Filter { field: field.into(), op, value: value.clone() }];
@@ -137,6 +174,8 @@ fn what_no_value_can_be_compared_with_is_an_error() {
         let error = query::run(&rows, &query).expect_err(&format!("{field} {op:?} {value}")).to_string();
         assert!(error.contains(message), "{error}");
     }
+    let error = Filter::parse(ty, "t < 2026-01-01").unwrap_err().to_string();
+    assert!(error.contains("give it a time such as"), "{error}");
 }
 
 /// Longer than any key, in a type with as many of them in one index as there are fields: what is
