@@ -280,7 +280,7 @@ pub(crate) enum DataCommand {
         #[command(flatten)]
         entity: EntityArgs,
         /// The version that you saw
-        #[arg(long, value_name = "VERSION")]
+        #[arg(long, value_name = "VERSION", allow_hyphen_values = true)]
         if_version: Option<String>,
         /// Leave out this device's own checks, to prove the relay's
         #[arg(long, hide = true)]
@@ -367,7 +367,7 @@ pub(crate) struct SetArgs {
     #[arg(value_name = "ASSIGNMENT")]
     pub(crate) assignments: Vec<String>,
     /// The version that you saw: what came later is not overwritten unseen
-    #[arg(long, value_name = "VERSION")]
+    #[arg(long, value_name = "VERSION", allow_hyphen_values = true)]
     pub(crate) if_version: Option<String>,
     /// Leave out this device's own checks, to prove the relay's
     #[arg(long, hide = true)]
@@ -389,7 +389,7 @@ pub(crate) struct ListArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) limit: Option<u64>,
     /// Go on behind a cursor
-    #[arg(long, value_name = "CURSOR")]
+    #[arg(long, value_name = "CURSOR", allow_hyphen_values = true)]
     pub(crate) after: Option<String>,
     /// Deleted ones too
     #[arg(long)]
@@ -533,6 +533,10 @@ mod tests {
             "anabranch set --data d note n1 reps-=5 body=-x --json",
             "anabranch set --data d -",
             "anabranch list note --order-by -title --where level=1 --where level<3",
+            "anabranch list note --after -AAAAHQwMQ",
+            // One version in 64 begins so.
+            "anabranch set note n1 a=1 --if-version -lzyc_2E3Qe.AhX902Q1pz --json",
+            "anabranch delete note n1 --if-version -lzyc_2E3Qe",
             "anabranch resolve note n1 body --keep 2",
             "anabranch schema check a.toml b.toml",
         ] {

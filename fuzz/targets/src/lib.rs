@@ -133,7 +133,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target {
         name: "engine_model",
-        promise: "an app is shown what it wrote, by every call, after every opening and restoring",
+        promise: "an app is shown what it wrote, at once and after every opening and restoring",
         run: engine::run,
         seeds: engine::seeds,
     },
