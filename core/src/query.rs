@@ -115,29 +115,19 @@ impl Filter {
                 "{text:?} is no condition; write for example 'level = expert' or 'reps >= 5'"
             ));
         };
-        let plain = || Json::String(value.to_owned());
-        let quoted = || match serde_json::from_str(value) {
-            Ok(Json::String(text)) => Json::String(text),
-            _ => plain(),
-        };
-        let json = || serde_json::from_str(value);
-        let value = match name {
-            "id" => quoted(),
-            _ if value == "null" && op != Op::Contains => Json::Null,
+        let held = match name {
+            "id" => FieldType::Text,
             _ => match (&lookup(ty, name)?.ty, op) {
-                (FieldType::Scalar(ScalarType::String | ScalarType::Ref(_)) | FieldType::Text, _)
-                | (FieldType::Map(_), Op::Contains) => quoted(),
-                (FieldType::Set(of) | FieldType::List(of), Op::Contains) => match of {
-                    ScalarType::String | ScalarType::Ref(_) => quoted(),
-                    _ => json().unwrap_or_else(|_| plain()),
-                },
-                (FieldType::Scalar(ScalarType::Json | ScalarType::Timestamp), _) => {
-                    json().unwrap_or_else(|_| plain())
-                }
-                _ => json().map_err(|_| {
-                    QueryError::Invalid(format!("{value:?} is no value of {name}; it takes JSON"))
-                })?,
+                (FieldType::Set(of) | FieldType::List(of), Op::Contains) => FieldType::Scalar(of.clone()),
+                // A map contains keys.
+                (FieldType::Map(_), Op::Contains) => FieldType::Text,
+                (of, _) => of.clone(),
             },
+        };
+        let value = match value {
+            "null" if name != "id" && op != Op::Contains => Json::Null,
+            // What can't be read is refused as what the words are: a string.
+            _ => held.read_text(value).unwrap_or_else(|_| Json::String(value.to_owned())),
         };
         Self { field: name.to_owned(), op, value }.checked(ty)
     }

@@ -179,21 +179,11 @@ impl Field {
     /// # Errors
     /// As [`Field::check`], and for what is not JSON.
     pub fn parse_text(&self, text: &str) -> Result<Json, ValueError> {
-        let json = || serde_json::from_str::<Json>(text);
-        let value = match &self.ty {
-            FieldType::Text | FieldType::Scalar(ScalarType::String | ScalarType::Ref(_)) => match json() {
-                Ok(value @ Json::String(_)) => value,
-                _ => Json::String(text.to_owned()),
-            },
-            FieldType::Scalar(ScalarType::Timestamp) => {
-                json().unwrap_or_else(|_| Json::String(text.trim().to_owned()))
-            }
-            _ => json().map_err(|e| ValueError::Type {
-                field: self.name.clone(),
-                got: format!("{}, which is not JSON ({e})", quote_short(text)),
-                expected: self.expected(),
-            })?,
-        };
+        let value = self.ty.read_text(text).map_err(|e| ValueError::Type {
+            field: self.name.clone(),
+            got: format!("{}, which is not JSON ({e})", quote_short(text)),
+            expected: self.expected(),
+        })?;
         self.check(&value)
     }
 
@@ -360,6 +350,23 @@ impl Field {
             FieldType::Text => Json::String(String::new()),
             FieldType::Set(_) | FieldType::List(_) => Json::Array(Vec::new()),
             FieldType::Map(_) => Json::Object(Map::new()),
+        }
+    }
+}
+
+impl FieldType {
+    /// Reads a value as [`Field::parse_text`] does, without checking it.
+    pub(crate) fn read_text(&self, text: &str) -> serde_json::Result<Json> {
+        let json = || serde_json::from_str::<Json>(text);
+        match self {
+            FieldType::Text | FieldType::Scalar(ScalarType::String | ScalarType::Ref(_)) => match json() {
+                Ok(value @ Json::String(_)) => Ok(value),
+                _ => Ok(Json::String(text.to_owned())),
+            },
+            FieldType::Scalar(ScalarType::Timestamp) => {
+                json().or_else(|_| Ok(Json::String(text.trim().to_owned())))
+            }
+            _ => json(),
         }
     }
 }

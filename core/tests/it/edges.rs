@@ -9,7 +9,7 @@ use anabranch_core::admission::RefusalCode;
 use anabranch_core::change::Change;
 use anabranch_core::genesis::{Genesis, GenesisKind};
 use anabranch_core::intent::Intent;
-use anabranch_core::relay::{Input, Output, RelayConfig};
+use anabranch_core::relay::{ConnId, Input, Output, RelayConfig};
 use anabranch_core::replica::{self, Edit, WriteError};
 use anabranch_core::store::{Keyspace, Store, View};
 use anabranch_core::wire::*;
@@ -382,24 +382,35 @@ fn a_member_that_builds_on_what_is_lost_is_not_the_end_of_the_others() {
 }
 
 /// Those who have it from a feed that the relay lost hear of each member by itself: half of it must not stay.
+/// A transaction of an edit that is refused for good and one that only waits, sent by this connection.
+fn is_refused_whole_for_good(
+    world: &mut World,
+    conn: ConnId,
+    device: &mut Device,
+    unfit: Draft,
+    code: RefusalCode,
+) {
+    let first = device.edit("d");
+    assert_eq!(world.submit(conn, unit([of("d", &[&first])])).refused, []);
+    let lost = device.edit("d");
+    let members = [device.write("c", unfit), device.write("d", in_tx(7, 2))];
+    let whole = unit([of("c", &[&members[0]]), of("d", &[&members[1]])]);
+    let both = [code, RefusalCode::Transaction];
+    assert_eq!(codes(&world.submit(conn, whole.clone())), both);
+    let told = world.whole_feed().into_iter().filter(|entry| matches!(entry.body, FeedBody::Refused(_)));
+    assert_eq!(told.count(), 2);
+    assert_eq!(world.submit(conn, unit([of("d", &[&lost])])).refused, []);
+    assert_eq!(codes(&world.submit(conn, whole)), both, "it stays so");
+}
+
 /// Found by the simulator (seed 3822).
 #[test]
 fn a_transaction_is_refused_for_good_with_those_that_only_wait() {
     let mut world = World::with_schema();
     let mut device = Device::new(1);
     let conn = world.join(&device, "writer");
-    let first = device.edit("d");
-    assert_eq!(world.submit(conn, unit([of("d", &[&first])])).refused, []);
-    let lost = device.edit("d");
     let unfit = Draft { field: "nothing", ..in_tx(7, 2) };
-    let members = [device.write("c", unfit), device.write("d", in_tx(7, 2))];
-    let whole = unit([of("c", &[&members[0]]), of("d", &[&members[1]])]);
-    let both = [RefusalCode::UnknownField, RefusalCode::Transaction];
-    assert_eq!(codes(&world.submit(conn, whole.clone())), both);
-    let told = world.whole_feed().into_iter().filter(|entry| matches!(entry.body, FeedBody::Refused(_)));
-    assert_eq!(told.count(), 2);
-    assert_eq!(world.submit(conn, unit([of("d", &[&lost])])).refused, []);
-    assert_eq!(codes(&world.submit(conn, whole)), both, "it stays so");
+    is_refused_whole_for_good(&mut world, conn, &mut device, unfit, RefusalCode::UnknownField);
 
     // Who knows of a change that waits, and copies the id, does it no harm.
     let mut honest = Device::new(2);
@@ -417,19 +428,10 @@ fn a_transaction_is_refused_for_good_with_those_that_only_wait() {
 #[test]
 fn a_transaction_that_another_brings_is_refused_for_good_with_those_that_only_wait() {
     let mut world = World::with_schema();
-    let mut device = Device::new(1);
     let conn = world.join(&Device::new(9), "admin");
-    let first = device.edit("d");
-    assert_eq!(world.submit(conn, unit([of("d", &[&first])])).refused, []);
-    let lost = device.edit("d");
     // A text in the place of a counter: no schema to come allows that.
     let unfit = Draft { field: "stars", ..in_tx(7, 2) };
-    let members = [device.write("c", unfit), device.write("d", in_tx(7, 2))];
-    let whole = unit([of("c", &[&members[0]]), of("d", &[&members[1]])]);
-    let both = [RefusalCode::BadShape, RefusalCode::Transaction];
-    assert_eq!(codes(&world.submit(conn, whole.clone())), both);
-    assert_eq!(world.submit(conn, unit([of("d", &[&lost])])).refused, []);
-    assert_eq!(codes(&world.submit(conn, whole)), both, "it stays so");
+    is_refused_whole_for_good(&mut world, conn, &mut Device::new(1), unfit, RefusalCode::BadShape);
 }
 
 /// A member that was made again is durable later than the others, and marked as sent later still: the others were

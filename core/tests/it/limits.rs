@@ -374,14 +374,18 @@ fn an_entity_has_no_more_bytes_than_devices_can_read() {
     let four = device.edit("n1");
     let nearly = ENTITY_BYTES_MAX as u64 - four.bytes().len() as u64;
     rewrite(&mut world, Keyspace::ENTITY, key, codec::encode_as(2, &(parts, nearly)));
-    let (_, conn) = join(&mut world, 1);
-    let five = device.edit("n1");
-    let ack = world.submit(conn, unit([of("n1", &[&four, &five])]));
+    is_the_last(&mut world, &mut device, &four, "go on in a new one");
+}
+
+/// After this change of an entity there is room for none of it, and for others.
+fn is_the_last(world: &mut World, device: &mut Device, last: &Change, message: &str) {
+    let (_, conn) = join(world, 1);
+    let more = device.edit("n1");
+    let ack = world.submit(conn, unit([of("n1", &[last, &more])]));
     assert_eq!(codes(&ack), [RefusalCode::Quota]);
-    assert_eq!(ack.refused[0].hash, five.hash().0);
-    assert!(ack.refused[0].message.contains("go on in a new one"), "{:?}", ack.refused);
-    assert_eq!(codes(&world.submit(conn, unit([of("n1", &[&five])]))), [RefusalCode::Quota]);
-    // Others have room.
+    assert_eq!(ack.refused[0].hash, more.hash().0);
+    assert!(ack.refused[0].message.contains(message), "{:?}", ack.refused);
+    assert_eq!(codes(&world.submit(conn, unit([of("n1", &[&more])]))), [RefusalCode::Quota]);
     assert_eq!(world.submit(conn, unit([of("n2", &[&device.edit("n2")])])).refused, []);
 }
 
@@ -399,15 +403,8 @@ fn an_entity_has_no_more_operations_than_are_allowed() {
     let (header, mut targets): (HeaderRecord, Targets) = codec::decode_as(2, &value, "a header").unwrap();
     targets.0[0].0 = ENTITY_OPS_MAX - 1;
     rewrite(&mut world, Keyspace::HEADER, key, codec::encode_as(2, &(header, targets)));
-    let (_, conn) = join(&mut world, 1);
-    let (last, more) = (device.edit("n1"), device.edit("n1"));
-    let ack = world.submit(conn, unit([of("n1", &[&last, &more])]));
-    assert_eq!(codes(&ack), [RefusalCode::Quota]);
-    assert_eq!(ack.refused[0].hash, more.hash().0);
-    assert!(ack.refused[0].message.contains("10000000 are allowed"), "{:?}", ack.refused);
-    assert_eq!(codes(&world.submit(conn, unit([of("n1", &[&more])]))), [RefusalCode::Quota]);
-    // Others have room.
-    assert_eq!(world.submit(conn, unit([of("n2", &[&device.edit("n2")])])).refused, []);
+    let last = device.edit("n1");
+    is_the_last(&mut world, &mut device, &last, "10000000 are allowed");
 }
 
 /// What goes beyond is told by its code alone, lest an answer be larger than a message.

@@ -128,6 +128,7 @@ impl<'a> World<'a> {
                 match setting.open(&dir).await {
                     Ok(engine) => return engine,
                     Err(error) if !waits && error.code() == "in_use" => {
+                        // Of the end of an engine that was dropped nobody is told.
                         tokio::time::sleep(Duration::from_millis(1)).await;
                     }
                     Err(error) => panic!("{error}"),

@@ -174,8 +174,15 @@ fn what_a_field_is_compared_with_is_read_as_its_values_are() {
         let error = query::run(&rows, &query).expect_err(&format!("{field} {op:?} {value}")).to_string();
         assert!(error.contains(message), "{error}");
     }
-    let error = Filter::parse(ty, "t < 2026-01-01").unwrap_err().to_string();
-    assert!(error.contains("give it a time such as"), "{error}");
+    for (text, message) in [
+        ("t < 2026-01-01", "got \"2026-01-01\"; give it a time such as"),
+        ("n < abc", "got \"abc\"; give it an integer"),
+        ("s contains x", "got \"x\"; give it an integer"),
+        ("m = x", "give it an object"),
+    ] {
+        let error = Filter::parse(ty, text).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
 }
 
 /// Longer than any key, in a type with as many of them in one index as there are fields: what is

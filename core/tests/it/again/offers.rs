@@ -349,8 +349,8 @@ fn an_edit_that_is_here_twice_counts_once_when_it_comes() {
     }
 }
 
-/// A writer who has edits like these on what somebody else wrote, and can't bring them back without that.
-fn waits_for_another(titles: impl Iterator<Item = String>) -> (World, Phone) {
+/// A writer who has edits like these on what somebody else wrote, which the relay has lost with all else.
+fn wrote_on_anothers(titles: impl Iterator<Item = String>) -> (World, Phone) {
     let mut world = World::with_schema();
     let mut author = Device::new(1);
     let conn = world.join(&author, "writer");
@@ -362,6 +362,12 @@ fn waits_for_another(titles: impl Iterator<Item = String>) -> (World, Phone) {
         phone.talk(&mut world);
     }
     lose_all(&mut world, SCHEMA);
+    (world, phone)
+}
+
+/// One who has come back, and can't bring them without that.
+fn waits_for_another(titles: impl Iterator<Item = String>) -> (World, Phone) {
+    let (mut world, mut phone) = wrote_on_anothers(titles);
     phone.join(&mut world, "writer");
     assert!(matches!(phone.replica.held().unwrap(), Some(Held::MissingAtRelay { .. })));
     (world, phone)
@@ -389,20 +395,12 @@ fn what_may_be_brought_now_is_waited_for_until_it_is_durable() {
     assert_eq!(phone.replica.status().lacking, 0);
 }
 
-/// However little the store has made durable since the child was.
+/// Nor where the child was the last that the store made durable.
 #[test]
 fn what_may_be_brought_now_is_waited_for_when_nothing_else_was_written() {
-    let mut world = World::with_schema();
-    let mut author = Device::new(1);
-    let conn = world.join(&author, "writer");
-    assert_eq!(world.submit(conn, unit([of("n1", &[&author.edit("n1")])])).refused, []);
-    let mut phone = Phone::new(2, SCHEMA);
-    phone.join(&mut world, "writer");
-    phone.write(&world, &[edit("n1", vec![set("title", json!("mine"))])]).unwrap();
-    phone.talk(&mut world);
-    lose_all(&mut world, SCHEMA);
+    let (mut world, mut phone) = wrote_on_anothers(std::iter::once("mine".to_owned()));
     sign_in_anew(&mut phone, &mut world, "writer", 0);
-    let told = |phone: &mut Phone, world: &mut World| {
+    let sends = |phone: &mut Phone, world: &mut World| {
         let mut sent = Vec::new();
         while let Some(output) = phone.replica.poll_output() {
             let replica::Output::Send(bytes) = output else { continue };
@@ -418,18 +416,18 @@ fn what_may_be_brought_now_is_waited_for_when_nothing_else_was_written() {
     };
     let mut durable = phone.store.flush();
     for _ in 0..5 {
-        told(&mut phone, &mut world);
+        sends(&mut phone, &mut world);
     }
     assert_eq!((phone.replica.status().pending, phone.replica.status().lacking), (1, 1));
     // The child leaves when just it is durable, and is told to wait.
-    while !told(&mut phone, &mut world) {
+    while !sends(&mut phone, &mut world) {
         durable.0 += 1;
         assert!(durable <= phone.replica.last_commit(), "it does not leave");
         phone.replica.durable(durable).unwrap();
     }
     phone.replica.refresh(token("admin"));
     for _ in 0..5 {
-        assert!(!told(&mut phone, &mut world));
+        assert!(!sends(&mut phone, &mut world));
     }
     assert_eq!(phone.replica.status().lacking, 0, "the parent is to be brought");
     phone.talk(&mut world);
